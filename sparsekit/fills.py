@@ -1,0 +1,54 @@
+"""What a query gets that the plan's tokens dropped. A fill speaks of the original problem, never of the compressed one."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from .parameters import check_count
+from .problem import PAD, Problem, to_heads
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """Dropped queries get a zero output (and lse -inf): the papers' choice."""
+
+    def pairs(self, problem: Problem, rows: Tensor | None = None) -> Bool[Tensor, "B H R K"]:
+        return torch.zeros_like(problem.visible(rows))
+
+    def counts(self, problem: Problem) -> Int[Tensor, "B _h Q"]:
+        return torch.zeros_like(problem.q_pos)
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """Dropped queries attend to their own neighbourhood, and to the first tokens."""
+
+    window: int = 128  # nearest keys a dropped query sees, itself among them, in tokens, >= 1; both sides if not causal
+    sinks: int = 0  # first keys of the sequence it sees too, in tokens, >= 0
+
+    def __post_init__(self) -> None:
+        check_count("window", self.window, 1)
+        check_count("sinks", self.sinks, 0)
+
+    def pairs(self, problem: Problem, rows: Tensor | None = None) -> Bool[Tensor, "B H R K"]:
+        H = problem.q.shape[1]
+        q_pos = problem.q_pos if rows is None else problem.q_pos[..., rows]
+        q, k = to_heads(q_pos, H)[..., :, None], to_heads(problem.k_pos, H)[..., None, :]
+        near = (q - k).abs() < self.window
+        return problem.visible(rows) & (near | (k < self.sinks))
+
+    def counts(self, problem: Problem) -> Int[Tensor, "B _h Q"]:
+        """How many keys each query would see: the row sums of `pairs`, without writing them down."""
+        heads = max(problem.q_pos.shape[1], problem.k_pos.shape[1])
+        q, k = to_heads(problem.q_pos, heads), to_heads(problem.k_pos, heads).contiguous()
+        first = q - self.window + 1
+        last = q if problem.causal else q.clamp(max=PAD - self.window) + self.window - 1
+        upto = lambda pos: torch.searchsorted(k, pos.contiguous(), right=True)  # noqa: E731
+        near = upto(last) - upto(first - 1)
+        sinks = upto(torch.minimum(last, first - 1).clamp(max=self.sinks - 1))
+        return (near + sinks).masked_fill(q == PAD, 0)
+
+
+Fill = Zeros | SlidingWindow

@@ -1,0 +1,24 @@
+"""Attention over exactly the pairs of a plan, at full length; dropped queries get zero, lse -inf (no fill)."""
+
+import torch
+
+from ..plan import Plan
+from ..problem import Output, Problem, to_heads
+
+
+def why_not(problem: Problem, plan: Plan) -> str | None:
+    return None
+
+
+def attend(problem: Problem, plan: Plan) -> Output:
+    p, H = plan.compress(problem), problem.q.shape[1]
+    seen = p.visible()
+    if plan.blocks:
+        m, n = plan.blocks.size
+        tiles = to_heads(plan.blocks.mask(), H).repeat_interleave(m, 2).repeat_interleave(n, 3)
+        seen = seen & tiles[:, :, : seen.shape[2], : seen.shape[3]]
+    wide = torch.promote_types(p.q.dtype, torch.float32)
+    scores = (p.q @ to_heads(p.k, H).mT).to(wide).mul(p.scale).masked_fill(~seen, float("-inf"))
+    lse = scores.logsumexp(-1)
+    weights = torch.where(seen, (scores - lse[..., None]).exp(), 0.0)
+    return plan.decompress(Output(weights.to(p.q.dtype) @ to_heads(p.v, H), lse))

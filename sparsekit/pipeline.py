@@ -1,0 +1,279 @@
+"""Stages stacked: decide, compress, attend, decompress.
+
+A Stage looks at a Problem and returns a Plan. A Pipeline chains stages, each on what the one before left, and runs
+the plan; it is a Stage itself. What the user leaves out it completes, and prints the whole.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from . import dispatch
+from .fills import Fill, SlidingWindow, Zeros
+from .parameters import check_choice
+from .plan import Plan
+from .problem import Output, Problem, to_heads
+
+if TYPE_CHECKING:
+    from .report import Report
+
+Clock = Callable[[str], AbstractContextManager]
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """One way to decide what to compute. `chooses`, if it has one, is "tokens" or "blocks"."""
+
+    def __call__(self, problem: Problem, /) -> Plan: ...
+
+
+@dataclass(frozen=True)
+class Compress:
+    """How the kept tokens reach the kernel."""
+
+    mode: str = "auto"  # "gather": copied to contiguous memory; "indexed": read through the indices; "auto": faster
+
+    def __post_init__(self) -> None:
+        check_choice("mode", self.mode, ("auto", "gather", "indexed"))
+
+
+@dataclass(frozen=True)
+class Attend:
+    """Who computes."""
+
+    backend: str = "auto"  # a backend by name runs or raises; "auto" chooses by capability
+
+    def __post_init__(self) -> None:
+        check_choice("backend", self.backend, dispatch.ALLOWED)
+
+
+@dataclass(frozen=True)
+class Decompress:
+    """What queries get that the token stages dropped."""
+
+    fill: Fill = field(default_factory=Zeros)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.fill, Zeros | SlidingWindow):
+            raise ValueError(f"fill: got {self.fill!r}; allowed are Zeros() and SlidingWindow(window, sinks): pass one")
+
+
+def attend(
+    problem: Problem,
+    plan: Plan | None = None,
+    *,
+    compress: str = "auto",
+    backend: str = "auto",
+    clock: Clock = nullcontext,
+) -> Output:
+    """Compute exactly the pairs of a plan (dense if None): compress, attend, decompress.
+
+    `compress` and `backend` are those of `Compress` and `Attend`; `clock(name)` is entered around each step.
+    Raises NoBackendError, with the reasons, if no backend can.
+    """
+    plan, device = plan or Plan(), problem.q.device.type
+    if compress == "indexed" or (plan.queries is None and plan.keys is None):
+        with clock("attend"):
+            out = dispatch.run("attend", device, problem, replace(plan, fill=None), backend=backend)
+    else:
+        with clock("compress"):
+            short = plan.compress(problem)
+        with clock("attend"):
+            out = dispatch.run("attend", device, short, Plan(blocks=plan.blocks), backend=backend)
+        with clock("decompress"):
+            out = plan.decompress(out)
+    if isinstance(plan.fill, SlidingWindow) and plan.queries is not None:
+        with clock("fill"):
+            rows = dispatch.run("sliding_window", device, problem, plan, backend=backend)
+            dropped = to_heads(plan.dropped(problem), problem.q.shape[1])
+            o = torch.where(dropped[..., None], rows.o, out.o)
+            out = Output(o, torch.where(dropped, rows.lse, out.lse))
+    return out
+
+
+class Pipeline:
+    """Stages in the order they decide; calling it attends.
+
+    `stages` may name, after the deciding stages, `Compress`, `Attend` and `Decompress`, each at most once, to set
+    their policy. A Pipeline among the stages counts as its own stages. `Pipeline([])` is dense attention.
+    Raises ValueError for a second policy of a kind, tokens after blocks, or something that is not a stage.
+    """
+
+    def __init__(self, stages: Iterable[Any] = ()) -> None:
+        given = tuple(_flatten(stages))
+        self.compress: Compress = _only(given, Compress)
+        self.attend: Attend = _only(given, Attend)
+        self.decompress: Decompress = _only(given, Decompress)
+        self.stages: tuple[Stage, ...] = tuple(s for s in given if not isinstance(s, _POLICIES))
+        self._named = tuple(type(s) for s in given if isinstance(s, _POLICIES))
+        _check_order(given)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pipeline) and self.normal_form() == other.normal_form()
+
+    def __hash__(self) -> int:
+        return hash(self.normal_form())
+
+    def __repr__(self) -> str:
+        policies = [s for s in (self.compress, self.attend, self.decompress) if type(s) in self._named]
+        return f"Pipeline([{', '.join(map(_brief_call, [*self.stages, *policies]))}])"
+
+    def __str__(self) -> str:
+        return " -> ".join(map(_brief, self.normal_form()))
+
+    def normal_form(self) -> tuple[Any, ...]:
+        """All steps in the order they run, the ones the user left out among them."""
+        tokens = [i for i, s in enumerate(self.stages) if getattr(s, "chooses", None) != "blocks"]
+        after = tokens[-1] + 1 if tokens else 0
+        compress = (self.compress,) if tokens or Compress in self._named else ()
+        decompress = (self.decompress,) if tokens or Decompress in self._named else ()
+        return (*self.stages[:after], *compress, *self.stages[after:], self.attend, *decompress)
+
+    @classmethod
+    def from_spec(cls, spec: str) -> "Pipeline":
+        """A pipeline from text: "token_coverage(tau=0.02) | flex_prefill | decompress(fill=sliding_window(128))".
+
+        Names are the stages' in snake case; "dense" is `Pipeline([])`. Raises ValueError with the position.
+        """
+        from .spec import parse
+
+        return cls(parse(spec))
+
+    def to_spec(self) -> str:
+        """The text that `from_spec` turns into this pipeline."""
+        from .spec import write
+
+        policies = [s for s in (self.compress, self.attend, self.decompress) if type(s) in self._named]
+        return write([*self.stages, *policies])
+
+    def decide(self, problem: Problem, clock: Clock = nullcontext) -> Plan:
+        """The plan for a problem: every stage on what the ones before it left."""
+        plan = Plan()
+        for stage in self.stages:
+            with clock(type(stage).__name__):
+                plan = plan.then(stage(plan.compress(problem)))
+        fill = self.decompress.fill
+        return replace(plan, fill=None if isinstance(fill, Zeros) else fill)
+
+    def plan(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None) -> Plan:
+        """The decision, as data: print, count, draw, store, or pass it to a later call."""
+        return self.decide(Problem.of(q, k, v, causal, scale))
+
+    @overload
+    def __call__(self, q: Problem, /) -> Plan: ...
+
+    @overload
+    def __call__(
+        self,
+        q: Float[Tensor, "B H Q D"],
+        k: Float[Tensor, "B G K D"],
+        v: Float[Tensor, "B G K Dv"],
+        *,
+        causal: bool = True,
+        scale: float | None = None,
+        plan: Plan | None = None,
+    ) -> Float[Tensor, "B H Q Dv"]: ...
+
+    def __call__(self, q, k=None, v=None, *, causal=True, scale=None, plan=None):
+        """Attention of q [B, H, Q, D] over k [B, G, K, D], v [B, G, K, Dv]; `plan` reuses an earlier decision.
+
+        With fewer queries than keys the queries sit at the end. `scale` is 1/sqrt(D) if None. Called with a Problem
+        alone it is a Stage and returns the Plan. Raises ValueError for bad input, NoBackendError if nobody can.
+        """
+        if isinstance(q, Problem):
+            return self.decide(q)
+        return self.output(q, k, v, causal=causal, scale=scale, plan=plan).o
+
+    def output(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = True,
+        scale: float | None = None,
+        plan: Plan | None = None,
+        clock: Clock = nullcontext,
+    ) -> Output:
+        """Like a call, with the log-sum-exp beside the output, to merge with attention over other keys."""
+        problem = Problem.of(q, k, v, causal, scale)
+        plan = self.decide(problem, clock) if plan is None else plan
+        return attend(problem, plan, compress=self.compress.mode, backend=self.attend.backend, clock=clock)
+
+    def explain(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None) -> "Report":
+        """What each stage keeps, what that costs in accuracy, and where the time goes; prints as a table."""
+        from .report import explain
+
+        return explain(self, Problem.of(q, k, v, causal, scale))
+
+
+_POLICIES = (Compress, Attend, Decompress)
+
+
+def _flatten(stages: Iterable[Any]) -> Iterator[Any]:
+    if isinstance(stages, str | Stage) or not isinstance(stages, Iterable):
+        raise ValueError(f"stages: got {stages!r}; allowed is a list of stages, or Pipeline.from_spec(text): pass one")
+    for stage in stages:
+        if isinstance(stage, Pipeline):
+            policies = (stage.compress, stage.attend, stage.decompress)
+            yield from (*stage.stages, *(s for s in policies if type(s) in stage._named))
+        elif isinstance(stage, _POLICIES) or (callable(stage) and not isinstance(stage, type)):
+            yield stage
+        else:
+            raise ValueError(
+                f"stages: got {stage!r}; allowed are stages, that is functions from Problem to Plan, and Compress(), "
+                "Attend(), Decompress(): pass an instance, with parentheses"
+            )
+
+
+def _only(given: tuple, kind: type) -> Any:
+    found = [s for s in given if isinstance(s, kind)]
+    if len(found) > 1:
+        raise ValueError(
+            f"stages: got {len(found)} {kind.__name__} steps; a pipeline allows at most one: keep one of {found}"
+        )
+    return found[0] if found else kind()
+
+
+def _check_order(given: tuple) -> None:
+    rank, reached, before = {"tokens": 0, Compress: 1, "blocks": 2, Attend: 3, Decompress: 4}, 0, None
+    for stage in given:
+        step = rank.get(type(stage), rank.get(getattr(stage, "chooses", None), reached if reached < 3 else 0))
+        if step < reached:
+            raise ValueError(
+                f"stages: got {_brief(stage)} after {_brief(before)}; the order is token stages, Compress, block "
+                f"stages, Attend, Decompress: move {type(stage).__name__} forward"
+            )
+        reached, before = step, stage
+
+
+def _brief(stage: Any) -> str:
+    """The name, and the parameters that are not the default."""
+    call = _brief_call(stage)
+    return call.removesuffix("()")
+
+
+def _brief_call(stage: Any) -> str:
+    if not hasattr(type(stage), "__dataclass_fields__"):
+        return getattr(stage, "__name__", repr(stage))
+    return f"{type(stage).__name__}({', '.join(f'{n}={_brief_value(v)}' for n, v in changed(stage).items())})"
+
+
+def _brief_value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_brief_value, value))}]"
+    return _brief_call(value) if hasattr(type(value), "__dataclass_fields__") else repr(value)
+
+
+def changed(stage: Any) -> dict[str, Any]:
+    """The parameters of a stage that are not the default."""
+    try:
+        plain = type(stage)()
+    except TypeError:  # a parameter without a default: all count
+        return {f.name: getattr(stage, f.name) for f in fields(stage)}
+    return {f.name: v for f in fields(stage) if (v := getattr(stage, f.name)) != getattr(plain, f.name)}

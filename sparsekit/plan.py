@@ -1,0 +1,224 @@
+"""The decision: which tokens take part, and which blocks of what is left are computed.
+
+A Plan is data. Its meaning is `pairs`: the set of (query, key) pairs it computes, in the original coordinates.
+Every backend must compute exactly that set, however it gets there.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from .fills import Fill, Zeros
+from .problem import PAD, Output, Problem, to_heads
+
+
+def ascending(mask: Bool[Tensor, "*r n"]) -> tuple[Int[Tensor, "*r w"], Int[Tensor, "*r"]]:
+    """The indices of the true entries of each row, ascending, padded with n to the fullest row; and how many."""
+    n = mask.shape[-1]
+    counts = mask.sum(-1, dtype=torch.int32)
+    width = max(int(counts.max()), 1)  # the one host synchronisation of a choice
+    slot = torch.where(mask, mask.cumsum(-1) - 1, width)
+    out = torch.full((*mask.shape[:-1], width + 1), n, dtype=torch.int32, device=mask.device)
+    index = torch.arange(n, dtype=torch.int32, device=mask.device).expand(mask.shape)
+    # every false entry lands in the spare last column, which is cut off
+    return out.scatter(-1, slot, index)[..., :width].contiguous(), counts
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A choice of tokens out of n: int32, ascending, no repeats, padded at the end with n."""
+
+    idx: Int[Tensor, "B _h S"]
+    n: int
+
+    @classmethod
+    def of(cls, kept: Bool[Tensor, "B _h n"]) -> "Tokens":
+        """The tokens that are true in a mask."""
+        return cls(ascending(kept)[0], kept.shape[-1])
+
+    def kept(self) -> Bool[Tensor, "B _h n"]:
+        flag = torch.zeros(*self.idx.shape[:2], self.n + 1, dtype=torch.bool, device=self.idx.device)
+        return flag.scatter(-1, self.idx.long(), True)[..., : self.n]
+
+    def gather(self, x: Tensor, pad: float) -> Tensor:
+        """[B, g, n, ...] -> [B, max(g, h), S, ...], `pad` in the padding slots."""
+        heads = max(x.shape[1], self.idx.shape[1])
+        idx, groups = to_heads(self.idx, heads), x.shape[1]
+        row = torch.arange(x.shape[0] * heads, device=x.device).view(x.shape[0], heads, 1)
+        flat = row // (heads // groups) * self.n + idx.clamp(max=self.n - 1)  # heads share a group's rows: no repeat
+        y = x.flatten(0, 2).index_select(0, flat.flatten()).view(*idx.shape, *x.shape[3:])
+        return y.masked_fill_(idx.view(*idx.shape, *[1] * (x.ndim - 3)) == self.n, pad)
+
+    def scatter(self, y: Tensor, fill: float) -> Tensor:
+        """[B, H, S, ...] -> [B, H, n, ...]; the dropped rows are `fill`."""
+        B, H = y.shape[:2]
+        idx = to_heads(self.idx, H)
+        base = torch.arange(B * H, device=y.device).view(B, H, 1) * self.n
+        flat = torch.where(idx < self.n, base + idx, B * H * self.n)  # padding lands in a spare last row
+        out = y.new_full((B * H * self.n + 1, *y.shape[3:]), fill)
+        out.index_copy_(0, flat.flatten(), y.flatten(0, 2))
+        return out[:-1].view(B, H, self.n, *y.shape[3:])
+
+    def then(self, inner: "Tokens") -> "Tokens":
+        """Choose among the chosen."""
+        heads = max(self.idx.shape[1], inner.idx.shape[1])
+        outer = torch.nn.functional.pad(to_heads(self.idx, heads), (0, 1), value=self.n)
+        return Tokens(outer.gather(-1, to_heads(inner.idx, heads).long()), self.n)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A choice of blocks in the grid of kept queries by kept keys: for each query block a list of key blocks.
+
+    A tile of `size` (query, key) tokens; the last ones may be ragged. The lists ascend, without repeats, and are
+    padded with n, the number of key blocks.
+    """
+
+    counts: Int[Tensor, "B _h I"]  # int32
+    indices: Int[Tensor, "B _h I W"]  # int32
+    size: tuple[int, int]  # tokens
+    n: int  # key blocks
+
+    @classmethod
+    def of(cls, mask: Bool[Tensor, "B _h I J"], size: tuple[int, int]) -> "Blocks":
+        """The blocks that are true in a mask."""
+        indices, counts = ascending(mask)
+        return cls(counts, indices, size, mask.shape[-1])
+
+    def mask(self) -> Bool[Tensor, "B _h I J"]:
+        """For tests and pictures: the lists are the storage, because a mask is 64 MiB a head at 1M tokens."""
+        flag = torch.zeros(*self.indices.shape[:3], self.n + 1, dtype=torch.bool, device=self.indices.device)
+        return flag.scatter(-1, self.indices.long(), True)[..., : self.n]
+
+    def __and__(self, other: "Blocks") -> "Blocks":
+        """The blocks in both lists."""
+        a, b, heads = self._paired(other)
+        at = torch.searchsorted(b.contiguous(), a.contiguous()).clamp(max=b.shape[-1] - 1)
+        both = (b.gather(-1, at) == a) & (a < self.n)
+        return self._listed(torch.where(both, a, self.n), heads)
+
+    def __or__(self, other: "Blocks") -> "Blocks":
+        """The blocks in either list."""
+        a, b, heads = self._paired(other)
+        merged = torch.cat([a, b], -1).sort(-1).values
+        repeat = torch.nn.functional.pad(merged[..., 1:] == merged[..., :-1], (1, 0))
+        return self._listed(merged.masked_fill(repeat, self.n), heads)
+
+    def _paired(self, other: "Blocks") -> tuple[Tensor, Tensor, int]:
+        if self.size != other.size or self.n != other.n:
+            raise ValueError(
+                f"blocks: cannot combine blocks of {self.size} with blocks of {other.size} tokens; allowed are equal "
+                "sizes: give both stages the same block_size"
+            )
+        heads = max(self.indices.shape[1], other.indices.shape[1])
+        return to_heads(self.indices, heads), to_heads(other.indices, heads), heads
+
+    def _listed(self, indices: Tensor, heads: int) -> "Blocks":
+        indices = indices.sort(-1).values
+        return Blocks((indices < self.n).sum(-1, dtype=torch.int32), indices, self.size, self.n)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which pairs are computed. None means all; `Plan()` is dense. The order is fixed: tokens first, then blocks."""
+
+    queries: Tokens | None = None
+    keys: Tokens | None = None
+    blocks: Blocks | None = None
+    fill: Fill | None = None  # what dropped queries get; None is Zeros()
+
+    def compress(self, problem: Problem) -> Problem:
+        """The shorter problem of the kept tokens."""
+        p = problem
+        if t := self.queries:
+            p = replace(p, q=t.gather(p.q, 0), q_pos=t.gather(p.q_pos, PAD))
+        if t := self.keys:
+            p = replace(p, k=t.gather(p.k, 0), v=t.gather(p.v, 0), k_pos=t.gather(p.k_pos, PAD))
+        return p
+
+    def decompress(self, out: Output) -> Output:
+        """The output at full length; dropped queries are zero, lse -inf (the fill is computed elsewhere)."""
+        if t := self.queries:
+            out = Output(t.scatter(out.o, 0.0), t.scatter(out.lse, float("-inf")))
+        return out
+
+    def dropped(self, problem: Problem) -> Bool[Tensor, "B _h Q"]:
+        """The queries that get the fill."""
+        real = problem.q_pos != PAD
+        return torch.zeros_like(real) if self.queries is None else ~self.queries.kept() & real
+
+    def then(self, inner: "Plan") -> "Plan":
+        """The plan that does self, then inner on what self left. The last fill named holds for all dropped queries."""
+        if self.blocks and (inner.queries or inner.keys):
+            raise ValueError(
+                "stages: tokens chosen after blocks; a plan chooses tokens first, then blocks of what is left: "
+                "move the token stage before the block stage"
+            )
+        both = lambda a, b, join: b if a is None else a if b is None else join(a, b)  # noqa: E731
+        return Plan(
+            both(self.queries, inner.queries, Tokens.then),
+            both(self.keys, inner.keys, Tokens.then),
+            both(self.blocks, inner.blocks, Blocks.__and__),
+            inner.fill or self.fill,
+        )
+
+    def pairs(self, problem: Problem, rows: Tensor | None = None) -> Bool[Tensor, "B H R K"]:
+        """The meaning of the plan, in original coordinates, for all queries or for the query indices `rows` [R].
+
+        Written apart from compress, so each can check the other.
+        """
+        H, Q = problem.q.shape[1], problem.q.shape[2]
+        rows = torch.arange(Q, device=problem.q.device) if rows is None else rows
+        pairs = problem.visible(rows)
+        if self.keys:
+            pairs = pairs & to_heads(self.keys.kept(), H)[..., None, :]
+        if self.blocks:
+            i = _block_of(self.queries, Q, H, self.blocks.size[0], problem.q.device)[..., rows]
+            j = _block_of(self.keys, pairs.shape[3], H, self.blocks.size[1], problem.q.device)
+            b = torch.arange(pairs.shape[0], device=problem.q.device)[:, None, None, None]
+            h = torch.arange(H, device=problem.q.device)[:, None, None]
+            pairs = pairs & to_heads(self.blocks.mask(), H)[b, h, i[..., :, None], j[..., None, :]]
+        if self.queries:
+            kept = to_heads(self.queries.kept(), H)[..., rows, None]
+            filled = (self.fill or Zeros()).pairs(problem, rows)
+            pairs = torch.where(kept, pairs, filled)
+        return pairs
+
+    def work(self, problem: Problem) -> Int[Tensor, "B H"]:
+        """How many pairs the plan computes, counted without writing them down: works at any length."""
+        thin = replace(problem, q=problem.q[..., :1], k=problem.k[..., :1], v=problem.v[..., :1])
+        H, short = problem.q.shape[1], self.compress(thin)  # positions are all that counts
+        reach = to_heads(short.reach(), H)  # [B, H, S]
+        if self.blocks is None:
+            total = reach.sum(-1)
+        else:
+            m, n = self.blocks.size
+            lists = to_heads(self.blocks.indices, H)
+            start = torch.where(lists < self.blocks.n, lists * n, PAD)  # [B, H, I, W], first key of each block
+            rows = torch.nn.functional.pad(reach, (0, -reach.shape[2] % m)).unflatten(2, (-1, m))  # [B, H, I, m]
+            step = max(1, 2**24 // (rows[:, :, :1].numel() * start.shape[3]))  # bounded memory
+            total = reach.new_zeros(reach.shape[:2])
+            for r, s in zip(rows.split(step, 2), start.split(step, 2), strict=True):
+                total = total + (r[..., :, None] - s[..., None, :]).clamp(0, n).sum((-1, -2, -3))
+        if self.fill and self.queries:
+            total = total + (to_heads(self.fill.counts(problem), H) * to_heads(self.dropped(problem), H)).sum(-1)
+        return total.expand(problem.q.shape[:2])
+
+    def density(self, problem: Problem) -> float:
+        """Part of the dense work that is computed, in [0, 1], over all heads and sequences."""
+        return (self.work(problem).sum() / Plan().work(problem).sum()).item()
+
+    def kept(self, problem: Problem) -> float:
+        """Part of the queries that is kept, in [0, 1], over all heads and sequences."""
+        real = (problem.q_pos != PAD).float().mean()
+        return (1 - self.dropped(problem).float().mean() / real).item()
+
+
+def _block_of(tokens: Tokens | None, n: int, H: int, size: int, device: torch.device) -> Int[Tensor, "B H n"]:
+    """The block each original token falls in once the dropped ones are gone."""
+    if tokens is None:
+        return (torch.arange(n, device=device) // size).expand(1, H, n)
+    rank = to_heads(tokens.kept(), H).cumsum(-1) - 1
+    return rank.clamp(min=0) // size

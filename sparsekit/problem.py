@@ -1,0 +1,141 @@
+"""The question attention is asked, and the answer.
+
+Axes, everywhere in sparsekit:
+    B batch    H query heads    G key/value heads (G divides H)
+    Q queries  K keys           D head dim (Dv: of the values, where it differs)
+    S kept tokens               I, J query and key blocks
+A lower-case head axis `h` is 1, G or H: one choice for all heads, per key/value group, or per query head.
+Layout is [B, H, Q, D]. Lengths are in tokens, times in ms, ratios are the part *kept*, in (0, 1].
+"""
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+PAD = 2**31 - 1  # position of a padding slot: sorts last, and no causal query can see it
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def to_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, h, ...] -> [B, heads, ...], each of the h entries serving heads // h neighbours."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What attention is asked. Build one with `Problem.of`, which checks; `Plan.compress` makes the shorter ones.
+
+    `q_pos` and `k_pos` are positions in the original sequence, ascending along the last axis, `PAD` last.
+    A query sees a key if neither is padding and, when causal, the key's position is not larger.
+    """
+
+    q: Float[Tensor, "B H Q D"]
+    k: Float[Tensor, "B G K D"]
+    v: Float[Tensor, "B G K Dv"]
+    q_pos: Int[Tensor, "B _h Q"]  # int32
+    k_pos: Int[Tensor, "B _g K"]  # int32
+    scale: float
+    causal: bool = True
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, causal: bool = True, scale: float | None = None) -> "Problem":
+        """The dense problem. With fewer queries than keys (a prefill chunk, decode) they sit at the end.
+
+        q is [B, H, Q, D], k [B, G, K, D], v [B, G, K, Dv], G divides H; one floating dtype, one device.
+        `scale` multiplies q k^T, 1/sqrt(D) if None. Raises ValueError for anything else.
+        """
+        _check_tensors(q, k, v)
+        Q, K = q.shape[2], k.shape[2]
+        if causal and Q > K:
+            raise ValueError(
+                f"q: {Q} queries but only {K} keys; a causal problem allows at most as many queries as keys, "
+                "because the queries sit at the end of the keys: pass all keys, or causal=False"
+            )
+        if scale is None:
+            scale = q.shape[3] ** -0.5
+        elif isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
+            raise ValueError(
+                f"scale: got {scale!r}; allowed is a finite number, or None for 1/sqrt(head dim): pass one of those"
+            )
+        k_pos = torch.arange(K, device=q.device, dtype=torch.int32).expand(q.shape[0], 1, K)
+        q_pos = torch.arange(K - Q, K, device=q.device, dtype=torch.int32).expand(q.shape[0], 1, Q)
+        return cls(q, k, v, q_pos, k_pos, float(scale), bool(causal))
+
+    def visible(self, rows: Tensor | None = None) -> Bool[Tensor, "B H R K"]:
+        """The pairs dense attention would compute, for all queries or for the query indices `rows` [R]."""
+        q_pos = self.q_pos if rows is None else self.q_pos[..., rows]
+        q, k = q_pos[..., :, None], self.k_pos[..., None, :]
+        H = self.q.shape[1]
+        q, k = to_heads(q, H), to_heads(k, H)
+        seen = (k != PAD) & (q != PAD)
+        return seen & (k <= q) if self.causal else seen
+
+    def reach(self) -> Int[Tensor, "B _h Q"]:
+        """How many keys each query sees: its keys are the first `reach` ones, because positions ascend."""
+        heads = max(self.q_pos.shape[1], self.k_pos.shape[1])
+        q_pos, k_pos = to_heads(self.q_pos, heads), to_heads(self.k_pos, heads)
+        real = (k_pos != PAD).sum(-1, keepdim=True)
+        if self.causal:
+            seen = torch.searchsorted(k_pos.contiguous(), q_pos.contiguous(), right=True).minimum(real)
+        else:
+            seen = real.expand(q_pos.shape)
+        return seen.masked_fill(q_pos == PAD, 0)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What attention answers."""
+
+    o: Float[Tensor, "B H Q Dv"]  # zero where a query saw nothing
+    lse: Float[Tensor, "B H Q"]  # natural-log sum of exp(scores); -inf where a query saw nothing
+
+    def merge(self, other: "Output") -> "Output":
+        """The output over the union of two disjoint key sets."""
+        lse = torch.logaddexp(self.lse, other.lse)
+        mine, theirs = ((x.lse - lse).exp().nan_to_num(0.0)[..., None] for x in (self, other))  # -inf - -inf
+        o = self.o.to(lse.dtype) * mine + other.o.to(lse.dtype) * theirs
+        return Output(o.to(self.o.dtype), lse)
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name}: got {type(x).__name__}; allowed is a torch.Tensor: convert it first")
+        layout = "[B, H, Q, D]" if name == "q" else "[B, G, K, D]"
+        if x.ndim != 4:
+            raise ValueError(
+                f"{name}: got shape {tuple(x.shape)}, rank {x.ndim}; allowed is rank 4, {layout}: add or merge axes"
+            )
+        if x.dtype not in DTYPES:
+            raise ValueError(
+                f"{name}: got dtype {x.dtype}; allowed are float16, bfloat16, float32, float64: cast it first"
+            )
+        if 0 in x.shape:
+            raise ValueError(
+                f"{name}: got shape {tuple(x.shape)}, which is empty; every axis of {layout} must be at least 1: "
+                "skip the call for an empty sequence"
+            )
+    for name, x in (("k", k), ("v", v)):
+        for what, mine, want in (("dtype", x.dtype, q.dtype), ("device", x.device, q.device)):
+            if mine != want:
+                raise ValueError(
+                    f"{name}: got {what} {mine}, but q has {want}; all must agree: use {name}.to({want!r})"
+                )
+        if x.shape[0] != q.shape[0]:
+            raise ValueError(f"{name}: got batch {x.shape[0]}, but q has {q.shape[0]}; they must be equal: expand one")
+    if v.shape[1:3] != k.shape[1:3]:
+        raise ValueError(
+            f"v: got {v.shape[1]} heads of length {v.shape[2]}, but k has {k.shape[1]} of length {k.shape[2]}; "
+            "they must be equal: pass the values of the same keys"
+        )
+    if k.shape[3] != q.shape[3]:
+        raise ValueError(f"k: got head dim {k.shape[3]}, but q has {q.shape[3]}; they must be equal: check the layout")
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"k: got {k.shape[1]} heads, which does not divide the {q.shape[1]} heads of q; "
+            "allowed is any divisor: pass grouped heads as they are, not repeated"
+        )

@@ -1,0 +1,126 @@
+"""Pipelines as text, for command lines and config files.
+
+    token_coverage(tau=0.02) | flex_prefill(gamma=0.95) | decompress(fill=sliding_window(128))
+
+A spec is names with optional arguments, joined by "|". Names are the classes' in snake case; values are numbers,
+quoted text, True, False, None, lists, or such calls again. "dense" alone is the empty pipeline.
+"""
+
+import ast
+import re
+from dataclasses import fields
+from typing import Any
+
+from . import fills, pipeline, stages
+
+
+def names() -> dict[str, type]:
+    """What a spec may name: every stage, policy and fill, in snake case."""
+    classes = [getattr(stages, name) for name in stages.__all__]
+    classes += [pipeline.Compress, pipeline.Attend, pipeline.Decompress, fills.Zeros, fills.SlidingWindow]
+    return {snake(c.__name__): c for c in classes}
+
+
+def snake(name: str) -> str:
+    """TokenCoverage -> token_coverage, BlockTopK -> block_topk."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.replace("TopK", "Topk")).lower()
+
+
+def parse(spec: str) -> list[Any]:
+    """The stages a spec names. Raises ValueError that quotes the place."""
+    if not isinstance(spec, str):
+        raise ValueError(
+            f"spec: got {type(spec).__name__}; allowed is text such as 'token_coverage(tau=0.02)': pass a str"
+        )
+    if spec.strip() == "dense":
+        return []
+    try:
+        # parentheses, so that a spec may run over several lines; they shift positions by one
+        tree = ast.parse(f"({spec}\n)", mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        line, column = getattr(error, "lineno", 1) or 1, getattr(error, "offset", 1) or 1
+        raise _error(
+            spec, line, column - 1 - (line == 1), f"it does not parse ({getattr(error, 'msg', error)})"
+        ) from None
+    return [_call(spec, node) for node in _joined(tree)]
+
+
+def write(steps: list[Any]) -> str:
+    """The spec of the steps. Raises ValueError for a step that has no name there."""
+    return " | ".join(map(_text, steps)) or "dense"
+
+
+def _joined(node: ast.expr) -> list[ast.expr]:
+    found = []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        found.append(node.right)
+        node = node.left
+    return [node, *reversed(found)]
+
+
+def _call(spec: str, node: ast.expr) -> Any:
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    known = names()
+    if not isinstance(call.func, ast.Name):
+        raise _at(spec, node, "expected a name, perhaps with arguments in parentheses")
+    if call.func.id not in known:
+        raise _at(spec, node, f"there is no {call.func.id!r}; allowed are dense (alone), {', '.join(sorted(known))}")
+    if any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
+        raise _at(spec, node, "stars are not allowed; write the arguments out")
+    if len({k.arg for k in call.keywords}) < len(call.keywords):
+        raise _at(spec, node, "an argument is given twice")
+    args = [_value(spec, a) for a in call.args]
+    try:
+        return known[call.func.id](*args, **{str(k.arg): _value(spec, k.value) for k in call.keywords})
+    except TypeError as error:
+        takes = ", ".join(f.name for f in fields(known[call.func.id])) or "none"
+        raise _at(spec, node, f"wrong arguments ({error}); {call.func.id} takes: {takes}") from None
+    except ValueError as error:
+        raise error if str(error).startswith("spec:") else _at(spec, node, str(error)) from None
+
+
+def _value(spec: str, node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) or (isinstance(node, ast.Name) and node.id in names()):
+        return _call(spec, node)
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_value(spec, item) for item in node.elts]
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        raise _at(
+            spec, node, "expected a number, quoted text, True, False, None, a list or a name with arguments"
+        ) from None
+
+
+def _text(step: Any) -> str:
+    known = names()
+    name = snake(type(step).__name__)
+    if known.get(name) is not type(step):
+        raise ValueError(
+            f"stages: {step!r} has no name in a spec; allowed are {', '.join(sorted(known))}: use one of them"
+        )
+    inner = ", ".join(f"{n}={_value_text(v)}" for n, v in pipeline.changed(step).items())
+    return f"{name}({inner})" if inner else name
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_value_text, value))}]"
+    return _text(value) if hasattr(type(value), "__dataclass_fields__") else repr(value)
+
+
+def _at(spec: str, node: ast.expr, problem: str) -> ValueError:
+    node = node.func if isinstance(node, ast.Call) and not hasattr(node, "lineno") else node
+    # columns are counted in bytes of the line, and the first line has our parenthesis before it
+    line = (f"({spec}").splitlines()[node.lineno - 1] if spec else "("
+    column = len(line.encode()[: node.col_offset].decode(errors="ignore")) - (node.lineno == 1)
+    return _error(spec, node.lineno, column, problem)
+
+
+def _error(spec: str, line: int, column: int, problem: str) -> ValueError:
+    start = sum(len(x) for x in spec.splitlines(keepends=True)[: line - 1])
+    position = min(max(start + column, 0), len(spec))
+    return ValueError(
+        f"spec: at position {position}, before {spec[position : position + 20]!r}: {problem}; write it like "
+        "'token_coverage(tau=0.02) | flex_prefill(gamma=0.95)'"
+    )

@@ -1,0 +1,54 @@
+"""Streaming (A-shape): the first tokens and the recent ones, by block.
+
+Kept: every key block that holds one of the first `sinks` tokens, and every block a query's last `window` keys reach.
+Nothing is scored. Source: StreamingLLM, arXiv:2309.17453; as a prefill pattern MInference, arXiv:2407.02490 (A-shape).
+Differs from the authors' code: whole blocks are kept, so a query sees up to `block_size - 1` more keys on each side.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..parameters import check_count
+from ..plan import Blocks, Plan
+from ..problem import PAD, Problem
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """Keeps sinks and a local band; returns a Plan with blocks, alike for all heads unless their positions differ."""
+
+    sinks: int = 128  # first tokens every query sees, >= 0
+    window: int = 1024  # nearest keys every query sees, itself among them, >= 1
+    block_size: int = 128  # tokens, >= 1, of queries and of keys
+    chooses: ClassVar[str] = "blocks"
+
+    def __post_init__(self) -> None:
+        check_count("sinks", self.sinks, 0)
+        check_count("window", self.window, 1)
+        check_count("block_size", self.block_size, 1)
+
+    def __call__(self, problem: Problem) -> Plan:
+        m = self.block_size
+        I, J = -(-problem.q.shape[2] // m), -(-problem.k.shape[2] // m)  # noqa: E741
+        reach = problem.reach()  # [B, h, Q], the query's own key is the last it sees
+        if not problem.causal:
+            real = (problem.k_pos != PAD).sum(-1, keepdim=True)
+            own = torch.arange(problem.q.shape[2], device=reach.device) + 1 + problem.k.shape[2] - problem.q.shape[2]
+            reach = own.clamp(min=1).minimum(real).expand_as(reach)
+        rows = torch.nn.functional.pad(reach, (0, I * m - reach.shape[2])).unflatten(2, (I, m))
+        last = rows.amax(-1)[..., None]  # [B, h, I, 1]
+        first = rows.masked_fill(rows == 0, PAD).amin(-1)[..., None] - self.window
+        start = torch.arange(J, device=reach.device) * m
+        near = (start + m > first) & ((start < last) if problem.causal else (start < last + self.window - 1))
+        mask = near | ((start < self.sinks) & ((start < last) if problem.causal else (last > 0)))
+        return Plan(blocks=Blocks.of(mask, (m, m)))
+
+
+EXAMPLES = (
+    Streaming(sinks=1, window=1, block_size=2),
+    Streaming(sinks=4, window=8, block_size=4),
+    Streaming(sinks=0, window=10_000, block_size=16),
+)
+DENSE = Streaming(sinks=0, window=2**30)

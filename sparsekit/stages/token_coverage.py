@@ -1,0 +1,126 @@
+"""Dynamic Token Coverage: keep, per head, the tokens the last queries look at (Token Sparse Attention).
+
+Scored: every token before the last `window`, by the mean attention probability the last `window` queries give it,
+smoothed by an average of `pool` neighbours. Kept: as many as it takes for the head-averaged, normalised mass of the
+dropped ones to stay near `tau`; one number for all heads, each head its own best tokens. Always kept: the last
+`window` tokens, and at least `min_tokens` others. Queries and keys keep the same tokens.
+With fewer queries than keys (a prefill chunk) the layer's budget falls into a part for the chunk's tokens and a part
+for the earlier keys, and each head fills the two apart, so that all heads keep equally many queries and keys.
+Source: arXiv:2602.03216, section 2 and Algorithm 1; defaults from the authors' code.
+
+Differs from the authors' code: scores stay in float32 or wider (theirs are rounded to the dtype of q, which ties
+most of them); of equal scores the earlier token wins (theirs: arbitrary); any window (theirs returns inf unless it
+is a multiple of a tuned tile); an even `pool` is refused (theirs makes one score too many); batches, grouped heads
+and chunks run.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool1d
+
+from .. import dispatch
+from ..parameters import check_choice, check_count, check_ratio
+from ..plan import Plan, Tokens
+from ..problem import PAD, Problem, to_heads
+
+
+@dataclass(frozen=True)
+class TokenCoverage:
+    """Keeps the tokens that carry the last queries' attention; returns a Plan with equal token choices for q and k."""
+
+    tau: float = 0.005  # attention mass that may be *dropped*, in [0, 1]; 0 keeps every token
+    window: int = 128  # last queries that vote, in tokens, >= 1; always kept
+    pool: int = 7  # neighbours averaged in a score, in tokens, odd, >= 1
+    min_tokens: int = 1024  # least number kept besides the window, in tokens, >= 0
+    per: str = "head"  # one choice per query "head", per key/value "group" (K, V stay grouped), or for the "layer"
+    chooses: ClassVar[str] = "tokens"
+
+    def __post_init__(self) -> None:
+        check_ratio("tau", self.tau)
+        check_count("window", self.window, 1)
+        check_count("pool", self.pool, 1, odd=True)
+        check_count("min_tokens", self.min_tokens, 0)
+        check_choice("per", self.per, ("head", "group", "layer"))
+
+    def __call__(self, problem: Problem) -> Plan:
+        p = problem
+        Q, K, (B, G) = p.q.shape[2], p.k.shape[2], p.k.shape[:2]
+        _check_queries_are_last_keys(p)
+        if self.tau == 0 or K <= self.min_tokens + min(self.window, Q):
+            return Plan()
+        n_k = (p.k_pos != PAD).sum(-1, keepdim=True)  # [B, h, 1], real keys
+        n_q = (p.q_pos != PAD).sum(-1, keepdim=True)
+        w = n_q.clamp(max=self.window)
+        slot = torch.arange(K, device=p.q.device)
+        prefix = slot < n_k - w  # [B, h, K], what is scored
+        chunk = (slot >= n_k - n_q) & (slot < n_k)  # the keys that are queries too
+
+        scores = dispatch.run("window_scores", p.q.device.type, p, self.window).nan_to_num(0.0, 0.0, 0.0)
+        scores = scores.masked_fill(~prefix, 0.0)
+        scores = avg_pool1d(scores, self.pool, 1, self.pool // 2).masked_fill(~prefix, 0.0)
+        early, late = self._budget(scores, prefix, chunk)  # [B, 1], how many to drop of each part
+        heads = {"head": p.q.shape[1], "group": G, "layer": 1}[self.per]
+        # a choice shared by several heads is one on their mean; it can't be finer than the positions' own heads
+        heads = max(heads, prefix.shape[1])
+        scores = scores.unflatten(1, (heads, -1)).mean(2)
+
+        voted = scores.masked_fill(~prefix, float("inf"))  # the window is always kept
+        queries = _best(voted, chunk, late, heads)
+        keys = queries
+        if Q < K:
+            earlier = (slot < n_k - n_q).expand(B, -1, K)
+            idx = torch.cat([_best(voted, earlier, early, heads).idx, queries.idx], -1).sort(-1).values
+            keys = Tokens(idx, K)
+            offset = (n_k - n_q).expand(-1, -1, queries.idx.shape[-1])
+            queries = Tokens(torch.where(queries.idx < K, queries.idx - to_heads(offset, heads), Q).int(), Q)
+        return Plan(queries, keys)
+
+    def _budget(self, scores: Tensor, prefix: Tensor, chunk: Tensor) -> tuple[Tensor, Tensor]:
+        """How many tokens each sequence drops: [B, 1] of the earlier keys, [B, 1] of the chunk's own."""
+        most = (prefix.sum(-1).amin(1) - self.min_tokens).clamp(min=0)  # [B]
+        layer = scores.mean(1)
+        mass = layer / (layer.sum(-1, keepdim=True) + 1e-8)
+        mass, order = mass.masked_fill(~prefix.all(1), float("inf")).sort(dim=-1, stable=True)
+        under = (mass.cumsum(-1) < self.tau).sum(-1)  # [B]
+        drop = torch.where(under > 0, under + 1, 0).minimum(most)
+        dropped = torch.zeros_like(prefix.all(1)).scatter(
+            -1, order, torch.arange(order.shape[-1], device=order.device) < drop[:, None]
+        )
+        late = (dropped & chunk.all(1)).sum(-1)
+        return (drop - late)[:, None], late[:, None]
+
+
+def _best(voted: Tensor, part: Tensor, drop: Tensor, heads: int) -> Tokens:
+    """All but the `drop` lowest of a part of the tokens, per head."""
+    keep = to_heads(part.sum(-1) - drop, heads).clamp(min=0)
+    part = to_heads(part, heads).expand_as(voted)
+    return dispatch.run("select_tokens", voted.device.type, voted.masked_fill(~part, float("-inf")), keep)
+
+
+def _check_queries_are_last_keys(p: Problem) -> None:
+    Q, K = p.q.shape[2], p.k.shape[2]
+    same = Q <= K and p.q_pos.shape[1] == p.k_pos.shape[1]
+    if same and Q < K:
+        n_k, n_q = ((x != PAD).sum(-1, keepdim=True) for x in (p.k_pos, p.q_pos))
+        slot = (n_k - n_q).clamp(min=0) + torch.arange(Q, device=p.q.device)
+        last = p.k_pos.gather(-1, slot.clamp(max=K - 1))
+        same = bool(((last == p.q_pos) | (p.q_pos == PAD)).all())
+    elif same:
+        same = torch.equal(p.q_pos, p.k_pos)
+    if not same:
+        raise ValueError(
+            f"TokenCoverage: the {Q} queries are not the last of the {K} keys; it chooses tokens for both at once and "
+            "needs queries that sit at the end of the keys: put it before stages that choose for one side only"
+        )
+
+
+EXAMPLES = (
+    TokenCoverage(tau=0.05, window=4, pool=3, min_tokens=2),
+    TokenCoverage(tau=0.2, window=3, pool=1, min_tokens=0, per="group"),
+    TokenCoverage(tau=0.3, window=3, pool=3, min_tokens=0, per="layer"),
+    TokenCoverage(tau=0.7, window=1, pool=3, min_tokens=0),
+)
+DENSE = TokenCoverage(tau=0)

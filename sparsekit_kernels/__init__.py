@@ -1,0 +1,1 @@
+"""How fast: one package a backend, with the module and function names of sparsekit.ops."""

@@ -1,0 +1,1 @@
+"""Plain torch, no compiler: fast on a CPU, runs on any device."""
