@@ -1,4 +1,4 @@
-"""What a query gets that the plan's tokens dropped. A fill speaks of the original problem, never of the compressed one."""
+"""What a query gets that the plan dropped. A fill speaks of the original problem, never of the compressed one."""
 
 from dataclasses import dataclass
 

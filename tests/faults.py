@@ -1,0 +1,90 @@
+"""Would the laws notice? Break one line at a time in a copy and run them: python tests/faults.py [WORDS]
+
+Prints a line a fault; exits with 1 if the laws missed one. WORDS choose the faults whose name contains them.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+
+# (what is wrong, file, the line's text, the faulty text)
+# fmt: off
+FAULTS = [
+ ("pad sentinel -1: positions leak", "sparsekit/plan.py", "k_pos=t.gather(p.k_pos, PAD)", "k_pos=t.gather(p.k_pos, -1)"),
+ ("decompress forgets the lse of dropped rows", "sparsekit/plan.py", 't.scatter(out.lse, float("-inf"))', "t.scatter(out.lse, 0.0)"),
+ ("decompress fills with 1", "sparsekit/plan.py", "t.scatter(out.o, 0.0)", "t.scatter(out.o, 1.0)"),
+ ("then in the wrong order", "sparsekit/plan.py", "both(self.keys, inner.keys, Tokens.then)", "both(inner.keys, self.keys, Tokens.then)"),
+ ("block rank off by one", "sparsekit/plan.py", "to_heads(tokens.kept(), H).cumsum(-1) - 1", "to_heads(tokens.kept(), H).cumsum(-1)"),
+ ("blocks or instead of and", "sparsekit/plan.py", "both(self.blocks, inner.blocks, Blocks.__and__)", "both(self.blocks, inner.blocks, Blocks.__or__)"),
+ ("tokens of tokens pad with 0", "sparsekit/plan.py", "(0, 1), value=self.n)", "(0, 1), value=0)"),
+ ("gather reads another group's rows", "sparsekit/plan.py", "row // (heads // groups) * self.n", "row % groups * self.n"),
+ ("scatter lets padding hit the last row", "sparsekit/plan.py", "torch.where(idx < self.n, base + idx, B * H * self.n)", "base + idx.clamp(max=self.n - 1)"),
+ ("work counts partly visible blocks whole", "sparsekit/plan.py", ".clamp(0, n).sum((-1, -2, -3))", ".clamp(0, 1).mul(n).sum((-1, -2, -3))"),
+ ("work forgets the fill", "sparsekit/plan.py", "if self.fill and self.queries:", "if False:"),
+ ("pairs forget the fill", "sparsekit/plan.py", "pairs = torch.where(kept, pairs, filled)", "pairs = pairs & kept"),
+ ("the first fill wins", "sparsekit/plan.py", "inner.fill or self.fill", "self.fill or inner.fill"),
+ ("lists keep repeats", "sparsekit/plan.py", "merged.masked_fill(repeat, self.n)", "merged"),
+ ("heads repeat instead of interleave", "sparsekit/problem.py", "x.repeat_interleave(heads // x.shape[1], dim=1)", "x.repeat(1, heads // x.shape[1], *[1] * (x.ndim - 2))"),
+ ("causal off by one", "sparsekit/problem.py", "seen & (k <= q)", "seen & (k < q)"),
+ ("positions at the top left", "sparsekit/problem.py", "torch.arange(K - Q, K, device=q.device", "torch.arange(0, Q, device=q.device"),
+ ("reach off by one", "sparsekit/problem.py", "q_pos.contiguous(), right=True)", "q_pos.contiguous(), right=False)"),
+ ("padding queries reach keys", "sparsekit/problem.py", "seen.masked_fill(q_pos == PAD, 0)", "seen"),
+ ("merge weighs with the wrong side", "sparsekit/problem.py", "self.o.to(lse.dtype) * mine", "self.o.to(lse.dtype) * theirs"),
+ ("oracle forgets the scale", "sparsekit/oracle.py", " * problem.scale", ""),
+ ("reference forgets the scale", "sparsekit/ops/attend.py", ".mul(p.scale)", ""),
+ ("reference attends the whole tile", "sparsekit/ops/attend.py", "seen = seen & tiles[", "seen = tiles["),
+ ("window one too wide", "sparsekit/fills.py", "near = (q - k).abs() < self.window", "near = (q - k).abs() <= self.window"),
+ ("window counts forget the sinks", "sparsekit/fills.py", "return (near + sinks)", "return near"),
+ ("fill overwrites kept queries", "sparsekit/pipeline.py", "o = torch.where(dropped[..., None], rows.o, out.o)", "o = rows.o"),
+ ("stages see the whole problem", "sparsekit/pipeline.py", "plan.then(stage(plan.compress(problem)))", "plan.then(stage(problem))"),
+ ("named backend falls through to auto", "sparsekit/dispatch.py", 'if backend == "auto" else (backend,)', "if True else (backend,)"),
+ ("stage changes k", "sparsekit/stages/token_coverage.py", "        scores = dispatch.run(", "        p.k.mul_(2)\n        scores = dispatch.run("),
+ ("window not kept", "sparsekit/stages/token_coverage.py", 'scores.masked_fill(~prefix, float("inf"))', 'scores.masked_fill(~prefix, 0.0)'),
+ ("one budget for the whole batch", "sparsekit/stages/token_coverage.py", "< drop[:, None]", "< drop.max()"),
+ ("chunk's part and earlier part swapped", "sparsekit/stages/token_coverage.py", "return (drop - late)[:, None], late[:, None]", "return late[:, None], (drop - late)[:, None]"),
+ ("padding is scored as a token", "sparsekit/stages/token_coverage.py", "n_k = (p.k_pos != PAD).sum(-1, keepdim=True)", "n_k = (p.k_pos == p.k_pos).sum(-1, keepdim=True)"),
+ ("votes forget causality", "sparsekit/ops/window_scores.py", "    if p.causal:\n", "    if False:\n"),
+ ("votes of the first queries", "sparsekit/ops/window_scores.py", "row = real - min(window, Q) +", "row = 0 * real +"),
+ ("selected tokens unsorted", "sparsekit/ops/select_tokens.py", "idx.masked_fill(spare, n).sort(-1).values.int()", "idx.masked_fill(spare, n).int()"),
+ ("diagonal not forced in top-k", "sparsekit/stages/block_topk.py", "open_ & (best | forced)", "open_ & best"),
+ ("means count padding", "sparsekit/stages/block_topk.py", "real = (to_heads(pos, heads) != PAD)[..., None]", "real = (to_heads(pos, heads) >= 0)[..., None]"),
+ ("streaming window one block late", "sparsekit/stages/streaming.py", "near = (start + m > first)", "near = (start > first)"),
+]
+# fmt: on
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def caught(fault: tuple[str, str, str, str]) -> bool:
+    """Whether the laws fail on a copy that has the fault."""
+    name, file, right, wrong = fault
+    with tempfile.TemporaryDirectory() as tmp:
+        copy = pathlib.Path(tmp, "copy")
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.safetensors"))
+        path = copy / file
+        text = path.read_text()
+        if text.count(right) != 1:
+            raise SystemExit(f"fault {name!r} no longer fits {file}: its text stands there {text.count(right)} times")
+        path.write_text(text.replace(right, wrong))
+        command = [sys.executable, "-m", "pytest", "-qx", "-Wignore", "tests/test_laws.py", "tests/test_grid.py"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(copy)}
+        ran = subprocess.run(command, cwd=copy, capture_output=True, env=environment)
+        return ran.returncode == 1
+
+
+def main(words: list[str]) -> int:
+    chosen = [f for f in FAULTS if all(w in f[0] for w in words)]
+    missed = 0
+    with ThreadPoolExecutor(2) as pool:
+        for fault, found in zip(chosen, pool.map(caught, chosen), strict=True):
+            print("caught" if found else "MISSED", fault[0], flush=True)
+            missed += not found
+    print(f"{len(chosen) - missed} passed, {missed} failed")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,70 @@
+"""What the laws are tried on: small problems, tokens, blocks, plans. float64, seeded, without the crazy numbers."""
+
+import importlib
+import pkgutil
+
+import torch
+from hypothesis import strategies as st
+
+import sparsekit as sk
+from sparsekit import Blocks, Plan, Problem, SlidingWindow, Tokens, Zeros
+
+MODULES = [importlib.import_module(m.name) for m in pkgutil.iter_modules(sk.stages.__path__, "sparsekit.stages.")]
+EXAMPLES = [stage for module in MODULES for stage in module.EXAMPLES]
+SEEDS = st.integers(0, 2**16)
+
+
+def named(xs):
+    return dict(argvalues=xs, ids=[getattr(x, "__name__", repr(x)).removeprefix("sparsekit.stages.") for x in xs])
+
+
+def randn(seed, *shape, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@st.composite
+def problems(draw, square=None, causal=None, most=24):
+    G = draw(st.sampled_from([1, 2]))
+    B, H = draw(st.integers(1, 2)), G * draw(st.sampled_from([1, 2]))
+    K = draw(st.integers(1, most))
+    square = draw(st.booleans()) if square is None else square
+    Q = K if square else draw(st.integers(1, K))
+    D, Dv = draw(st.sampled_from([1, 4, 5])), draw(st.sampled_from([4, 3]))
+    sharp = draw(st.sampled_from([0.3, 1.0, 4.0]))  # flat to peaked attention
+    q, k, v = (randn(draw(SEEDS), *s) for s in ((B, H, Q, D), (B, G, K, D), (B, G, K, Dv)))
+    return Problem.of(q * sharp, k, v, causal=draw(st.booleans()) if causal is None else causal)
+
+
+@st.composite
+def tokens(draw, problem, side):
+    """A random choice on one side ("q" or "k"), ragged over heads and sequences; the last token is always in it."""
+    n = problem.q.shape[2] if side == "q" else problem.k.shape[2]
+    h = draw(st.sampled_from([1, problem.k.shape[1], problem.q.shape[1]]))
+    chance = torch.rand(problem.q.shape[0], h, n, generator=torch.Generator().manual_seed(draw(SEEDS)))
+    kept = chance < draw(st.sampled_from([0.2, 0.6, 1.0]))
+    kept[..., -1] = True
+    return Tokens.of(kept)
+
+
+@st.composite
+def blocks(draw, problem, size=None):
+    """Random blocks in the grid of a problem; some query blocks may be left with none."""
+    m, n = size or (draw(st.integers(1, 5)), draw(st.integers(1, 5)))
+    h = draw(st.sampled_from([1, problem.k.shape[1], problem.q.shape[1]]))
+    grid = (problem.q.shape[0], h, -(-problem.q.shape[2] // m), -(-problem.k.shape[2] // n))
+    chance = torch.rand(*grid, generator=torch.Generator().manual_seed(draw(SEEDS)))
+    return Blocks.of(chance < draw(st.sampled_from([0.2, 0.6, 1.0])), (m, n))
+
+
+FILLS = st.sampled_from([None, Zeros(), SlidingWindow(1), SlidingWindow(3), SlidingWindow(2, sinks=3)])
+
+
+@st.composite
+def plans(draw, problem, fill=True):
+    queries = draw(tokens(problem, "q")) if draw(st.booleans()) else None
+    keys = queries if draw(st.booleans()) and problem.q.shape[2] == problem.k.shape[2] else None
+    keys = keys or (draw(tokens(problem, "k")) if draw(st.booleans()) else None)
+    plan = Plan(queries, keys, fill=draw(FILLS) if fill else None)
+    if draw(st.booleans()):
+        plan = plan.then(Plan(blocks=draw(blocks(plan.compress(problem)))))
+    return plan

@@ -1,0 +1,44 @@
+"""The grid of ops and backends: a kernel file is tested by existing."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sparsekit import NoBackendError, Plan, Problem, attend, dispatch
+
+CELLS = [(op, b) for op, row in dispatch.table().items() for b, missing in row.items() if missing is None]
+
+
+@pytest.mark.parametrize("op,backend", CELLS)
+def test_every_backend_of_an_op_has_the_arguments_of_its_definition(op, backend):
+    definition = importlib.import_module(f"sparsekit.ops.{op}")
+    module = importlib.import_module(f"{dispatch.BACKENDS[backend]}.{op}")
+    signature = inspect.signature(getattr(module, op))
+    assert signature == inspect.signature(getattr(definition, op))
+    assert list(inspect.signature(module.why_not).parameters) == list(signature.parameters)
+
+
+def test_every_kernel_is_the_fast_version_of_an_op():
+    for backend, package in dispatch.BACKENDS.items():
+        for module in dispatch.pkgutil.iter_modules(importlib.import_module(package).__path__):
+            assert module.name in dispatch.ops(), f"{backend}.{module.name} has no definition in sparsekit.ops"
+
+
+def test_a_named_backend_runs_or_says_why_not(monkeypatch):
+    x = torch.randn(1, 1, 4, 4)
+    p = Problem.of(x, x, x)
+    monkeypatch.setitem(dispatch.BACKENDS, "absent", "sparsekit_kernels.absent")
+    with pytest.raises(NoBackendError, match="absent: there is no sparsekit_kernels.absent"):
+        attend(p, Plan(), backend="absent")
+    assert dispatch.choose("attend", "cpu", p, Plan(), backend="reference") == "reference"
+
+
+def test_nothing_heavy_is_imported_until_asked_for():
+    heavy = ("transformers", "matplotlib", "triton", "flash_attn", "sparsekit_kernels.cpu.attend")
+    code = f"import sys, sparsekit; print([m for m in {heavy!r} if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

@@ -1,0 +1,327 @@
+"""The laws every plan, stage, fill and backend keeps. A new stage is found here by its EXAMPLES and DENSE."""
+
+import pytest
+import torch
+from closeness import same
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from strategies import EXAMPLES, FILLS, MODULES, SEEDS, blocks, named, plans, problems, randn, tokens
+from torch.nn.functional import scaled_dot_product_attention
+
+import sparsekit as sk
+from sparsekit import Blocks, Plan, Problem, Tokens, attend, dispatch, oracle
+from sparsekit.problem import PAD, to_heads
+
+ATTENDING = [b for b in dispatch.BACKENDS if dispatch.table()["attend"][b] is None]
+
+
+def lawful(stage, problem):
+    """The stage's plan, or a discarded example where the stage refuses the problem with a sentence."""
+    try:
+        return stage(problem)
+    except ValueError as refusal:
+        assert type(stage).__name__ in str(refusal), "a refusal names who refuses"
+        assume(False)
+
+
+# --- the truth -------------------------------------------------------------------------------------------------
+
+
+@given(p=problems())
+def test_the_oracle_is_torch_attention(p):
+    """The one tie to the outside: nothing of sparsekit on the right-hand side."""
+    Q, K = p.q.shape[2], p.k.shape[2]
+    mask = torch.ones(Q, K, dtype=torch.bool).tril(K - Q) if p.causal else None
+    sdpa = scaled_dot_product_attention(p.q, p.k, p.v, attn_mask=mask, enable_gqa=True)
+    torch.testing.assert_close(oracle(p, Plan()).o, sdpa, atol=1e-9, rtol=1e-9)
+    k = p.k.repeat_interleave(p.q.shape[1] // p.k.shape[1], 1)
+    scores = p.q @ k.mT / p.q.shape[3] ** 0.5
+    scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
+    torch.testing.assert_close(oracle(p, Plan()).lse, scores.logsumexp(-1), atol=1e-9, rtol=1e-9)
+
+
+@given(st.data())
+def test_every_backend_computes_the_pairs_of_the_plan(data):
+    p = data.draw(problems())
+    plan = data.draw(plans(p))
+    truth = oracle(p, plan)
+    for backend in ATTENDING:
+        for mode in ("gather", "indexed"):
+            same(attend(p, plan, backend=backend, compress=mode), truth)
+
+
+@given(st.data())
+def test_outputs_over_disjoint_keys_merge(data):
+    p = data.draw(problems())
+    side = torch.rand(p.k.shape[2], generator=torch.Generator().manual_seed(data.draw(SEEDS))) < 0.5
+    left, right = (Plan(keys=Tokens.of(mask.expand(p.q.shape[0], 1, -1))) for mask in (side, ~side))
+    same(oracle(p, left).merge(oracle(p, right)), oracle(p, Plan()))
+
+
+@given(p=problems())
+def test_a_chunk_is_the_end_of_the_whole(p):
+    """With fewer queries than keys the queries sit at the end."""
+    assume(p.causal)
+    whole = Problem.of(
+        torch.cat([randn(0, *p.q.shape[:2], p.k.shape[2] - p.q.shape[2], p.q.shape[3]), p.q], 2), p.k, p.v
+    )
+    torch.testing.assert_close(oracle(p, Plan()).o, oracle(whole, Plan()).o[:, :, -p.q.shape[2] :])
+
+
+# --- tokens, blocks, plans ----------------------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_gather_and_scatter_are_inverse_where_tokens_are_kept(data):
+    p = data.draw(problems())
+    t = data.draw(tokens(p, "k"))
+    x = randn(data.draw(SEEDS), p.q.shape[0], p.q.shape[1], t.n, 3)
+    kept = to_heads(t.kept(), p.q.shape[1])[..., None]
+    assert torch.equal(t.scatter(t.gather(x, pad=0.0), fill=0.0), x * kept)
+    assert torch.equal(t.scatter(t.gather(x, pad=0.0), fill=7.0), torch.where(kept, x, 7.0))
+    y = t.gather(x, pad=0.0)
+    assert torch.equal(t.gather(t.scatter(y, fill=0.0), pad=0.0), y)
+    grouped = x[:, : p.k.shape[1]]
+    heads = max(t.idx.shape[1], grouped.shape[1])
+    expected = torch.take_along_dim(
+        to_heads(grouped, heads), to_heads(t.idx, heads).long().clamp(max=t.n - 1)[..., None], 2
+    ).masked_fill((to_heads(t.idx, heads) == t.n)[..., None], 9.0)
+    assert torch.equal(t.gather(grouped, pad=9.0), expected)
+
+
+@given(st.data())
+def test_masks_and_lists_say_the_same(data):
+    p = data.draw(problems())
+    t, b = data.draw(tokens(p, "k")), data.draw(blocks(p))
+    assert torch.equal(Tokens.of(t.kept()).idx, t.idx)
+    again = Blocks.of(b.mask(), b.size)
+    assert torch.equal(again.indices, b.indices) and torch.equal(again.counts, b.counts)
+    for idx, n in ((t.idx, t.n), (b.indices, b.n)):
+        assert idx.dtype == torch.int32
+        assert ((idx[..., 1:] > idx[..., :-1]) | (idx[..., 1:] == n)).all() and (idx <= n).all() and (idx >= 0).all()
+    assert torch.equal((b.indices < b.n).sum(-1), b.counts)
+
+
+@given(st.data())
+def test_plans_form_a_monoid_and_chaining_keeps_the_meaning(data):
+    p = data.draw(problems())
+    a = Plan(data.draw(tokens(p, "q")), data.draw(tokens(p, "k")))
+    c = a.compress(p)
+    b = data.draw(plans(c, fill=False))
+    both = a.then(b)
+    assert torch.equal(both.pairs(p), Plan().then(both).then(Plan()).pairs(p))
+    inside = b.pairs(c)  # [B, H, Sq, Sk], in the coordinates a left
+    H = p.q.shape[1]
+    iq, ik = to_heads(a.queries.idx, H), to_heads(a.keys.idx, H)
+    lifted = inside.new_zeros(p.q.shape[0], H, a.queries.n + 1, a.keys.n + 1)
+    B_, H_ = torch.arange(p.q.shape[0])[:, None, None, None], torch.arange(H)[:, None, None]
+    lifted[B_, H_, iq[..., :, None], ik[..., None, :]] = inside
+    assert torch.equal(both.pairs(p), lifted[..., :-1, :-1] & p.visible())
+    same(attend(p, both), oracle(p, both))
+
+
+@given(st.data())
+def test_then_is_associative(data):
+    p = data.draw(problems())
+    a = data.draw(plans(p))
+    assume(a.blocks is None)
+    b = data.draw(plans(a.compress(p)))
+    assume(b.blocks is None)
+    c = data.draw(plans(b.compress(a.compress(p))))
+    left, right = a.then(b).then(c), a.then(b.then(c))
+    assert torch.equal(left.pairs(p), right.pairs(p)) and left.fill == right.fill
+
+
+@given(st.data())
+def test_block_choices_intersect_and_unite(data):
+    p = data.draw(problems())
+    a, b = (Plan(blocks=data.draw(blocks(p, (2, 3)))) for _ in range(2))
+    assert torch.equal(a.then(b).pairs(p), a.pairs(p) & b.pairs(p))
+    assert torch.equal(Plan(blocks=a.blocks | b.blocks).pairs(p), a.pairs(p) | b.pairs(p))
+    assert a.then(b).density(p) <= a.density(p) <= Plan().density(p) == 1.0
+
+
+@given(st.data())
+def test_work_and_density_count_the_pairs(data):
+    p = data.draw(problems())
+    plan = data.draw(plans(p))
+    assert torch.equal(plan.work(p), plan.pairs(p).sum((-1, -2)))
+    assert plan.density(p) == pytest.approx((plan.pairs(p).sum() / p.visible().sum()).item(), rel=1e-6)
+    if plan.queries:
+        assert plan.kept(p) == pytest.approx(plan.queries.kept().double().mean().item(), rel=1e-6)
+
+
+@given(st.data())
+def test_pairs_of_some_rows_are_rows_of_the_pairs(data):
+    p = data.draw(problems())
+    plan = data.draw(plans(p))
+    rows = torch.tensor(data.draw(st.lists(st.integers(0, p.q.shape[2] - 1), min_size=1, max_size=5)))
+    assert torch.equal(plan.pairs(p, rows), plan.pairs(p)[:, :, rows])
+    assert torch.equal(p.visible(rows), p.visible()[:, :, rows])
+
+
+@given(st.data())
+def test_dropped_queries_get_the_fill_and_kept_ones_do_not(data):
+    p = data.draw(problems())
+    t, fill = data.draw(tokens(p, "q")), data.draw(FILLS)
+    plan = Plan(queries=t, keys=data.draw(tokens(p, "k")), fill=fill)
+    kept = to_heads(t.kept(), p.q.shape[1])
+    out = attend(p, plan)
+    if fill is None or fill == sk.Zeros():
+        assert (out.o[~kept] == 0).all() and (out.lse[~kept] == float("-inf")).all()
+    else:
+        q, k = p.q_pos[..., :, None], p.k_pos[..., None, :]
+        near = ((q - k).abs() < fill.window) | (k < fill.sinks)
+        near = near & (k <= q) if p.causal else near
+        expected = scaled_dot_product_attention(
+            p.q, p.k, p.v, attn_mask=near.expand(-1, p.q.shape[1], -1, -1), enable_gqa=True
+        )
+        torch.testing.assert_close(out.o[~kept], expected[~kept], atol=1e-9, rtol=1e-9)
+    without = attend(p, Plan(queries=t, keys=plan.keys))
+    assert torch.equal(out.o[kept], without.o[kept]), "the fill leaves kept queries alone"
+
+
+@given(st.data())
+def test_the_future_never_changes_the_past(data):
+    """Given the same plan, a later token changes no earlier query's output."""
+    p = data.draw(problems(square=True, causal=True))
+    plan = data.draw(plans(p))
+    cut = data.draw(st.integers(0, p.q.shape[2] - 1))
+    before = attend(p, plan)
+    k, v = p.k.clone(), p.v.clone()
+    k[:, :, cut + 1 :], v[:, :, cut + 1 :] = 5.0, -3.0
+    after = attend(Problem.of(p.q, k, v), plan)
+    torch.testing.assert_close(before.o[:, :, : cut + 1], after.o[:, :, : cut + 1], atol=1e-12, rtol=1e-12)
+
+
+def test_tokens_after_blocks_are_refused():
+    p = Problem.of(*(randn(i, 1, 1, 8, 4) for i in range(3)))
+    chosen = Plan(blocks=Blocks.of(torch.ones(1, 1, 2, 2, dtype=torch.bool), (4, 4)))
+    with pytest.raises(ValueError, match="move the token stage before the block stage"):
+        chosen.then(Plan(queries=Tokens.of(torch.ones(1, 1, 8, dtype=torch.bool))))
+    assert chosen.then(Plan()).pairs(p).equal(chosen.pairs(p))
+
+
+# --- stages -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", **named(EXAMPLES))
+@settings(max_examples=30)
+@given(p=problems())
+def test_a_stage_gives_a_lawful_plan(stage, p):
+    before = p.q.clone(), p.k.clone(), p.v.clone()
+    plan = lawful(stage, p)
+    assert all(torch.equal(x, y) for x, y in zip(before, (p.q, p.k, p.v), strict=True)), "a stage changed its input"
+    for t, n in ((plan.queries, p.q.shape[2]), (plan.keys, p.k.shape[2])):
+        if t:
+            assert t.n == n and t.idx.dtype == torch.int32 and (t.idx <= n).all() and (t.idx >= 0).all()
+            assert ((t.idx[..., 1:] > t.idx[..., :-1]) | (t.idx[..., 1:] == n)).all(), "ascending, no repeats"
+            assert t.kept()[..., -1].all(), "the last token is always kept"
+    seen = plan.pairs(p).any(-1)
+    kept = to_heads(plan.queries.kept(), p.q.shape[1]) if plan.queries else torch.ones_like(seen)
+    assert torch.equal(seen, kept), "every kept query sees a key"
+    same(attend(p, plan), oracle(p, plan))
+
+
+@pytest.mark.parametrize("module", **named(MODULES))
+@settings(max_examples=15)
+@given(p=problems())
+def test_the_dense_setting_is_dense_attention(module, p):
+    same(oracle(p, lawful(module.DENSE, p)), oracle(p, Plan()))
+    mask = torch.ones(p.q.shape[2], p.k.shape[2], dtype=torch.bool).tril(p.k.shape[2] - p.q.shape[2])
+    sdpa = scaled_dot_product_attention(p.q, p.k, p.v, attn_mask=mask if p.causal else None, enable_gqa=True)
+    out = sk.Pipeline([module.DENSE])(p.q, p.k, p.v, causal=p.causal)
+    torch.testing.assert_close(out, sdpa, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("stage", **named(EXAMPLES))
+@settings(max_examples=20)
+@given(p=problems())
+def test_a_stage_judges_each_sequence_alone(stage, p):
+    pairs = lawful(stage, p).pairs(p)
+    assert torch.equal(pairs, stage(p).pairs(p)), "the same plan twice"
+    for b in range(p.q.shape[0]):
+        alone = Problem.of(p.q[b : b + 1], p.k[b : b + 1], p.v[b : b + 1], p.causal)
+        assert torch.equal(stage(alone).pairs(alone), pairs[b : b + 1]), "one sequence changed another's plan"
+
+
+@pytest.mark.parametrize("stage", **named(EXAMPLES))
+@settings(max_examples=15)
+@given(data=st.data())
+def test_padding_slots_change_nothing(stage, data):
+    """A problem with padding at the end of its rows gets the plan, and the output, of the problem without."""
+    p = data.draw(problems(square=True))
+    extra = data.draw(st.integers(1, 5))
+    room = lambda x, dim, value: torch.cat([x, torch.full_like(x.narrow(dim, 0, 1), value).expand(  # noqa: E731
+        *[extra if d == dim else n for d, n in enumerate(x.shape)])], dim)  # fmt: skip
+    padded = Problem(
+        room(p.q, 2, 0.0), room(p.k, 2, 0.0), room(p.v, 2, 0.0), room(p.q_pos, 2, PAD), room(p.k_pos, 2, PAD),
+        p.scale, p.causal,
+    )  # fmt: skip
+    plan, long = lawful(stage, p), stage(padded)
+    n = p.q.shape[2]
+    assert torch.equal(long.pairs(padded)[:, :, :n, :n], plan.pairs(p)), "padding changed the choice"
+    out = attend(padded, long)
+    torch.testing.assert_close(out.o[:, :, :n], attend(p, plan).o, atol=1e-10, rtol=1e-10)
+    assert (out.o[:, :, n:] == 0).all() and (out.lse[:, :, n:] == float("-inf")).all(), "a padding query saw something"
+
+
+@pytest.mark.parametrize("stage", **named(EXAMPLES))
+@settings(max_examples=20)
+@given(p=problems(), fill=FILLS)
+def test_stages_chain_with_the_nested_meaning(stage, p, fill):
+    coverage = sk.TokenCoverage(tau=0.4, window=2, pool=3, min_tokens=1)
+    local = sk.Streaming(sinks=1, window=3, block_size=getattr(stage, "block_size", 2))
+    for chain in ([coverage, stage], [stage, local], [coverage, stage, local]):
+        try:
+            plan = sk.Pipeline(chain)(p)
+        except ValueError as refusal:
+            assert str(refusal)
+            continue
+        same(attend(p, plan), oracle(p, plan))
+        step, short, density = Plan(), p, 1.0
+        for part in chain:
+            step = step.then(part(short))
+            short = step.compress(p)
+            assert step.density(p) <= density + 1e-6, "density only falls"
+            density = step.density(p)
+        assert torch.equal(step.pairs(p), plan.pairs(p))
+        filled = sk.Pipeline([*chain, sk.Decompress(fill or sk.Zeros())])(p)
+        same(attend(p, filled), oracle(p, filled))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("stage", **named(EXAMPLES))
+@settings(max_examples=8)
+@given(data=st.data())
+def test_nan_and_inf_neither_crash_nor_break_the_plan(stage, bad, data):
+    p = data.draw(problems())
+    name = data.draw(st.sampled_from(["q", "k", "v"]))
+    x = getattr(p, name)
+    x.view(-1)[data.draw(st.integers(0, x.numel() - 1))] = bad
+    plan = lawful(stage, p)
+    for t in (plan.queries, plan.keys):
+        assert t is None or (
+            ((t.idx[..., 1:] > t.idx[..., :-1]) | (t.idx[..., 1:] == t.n)).all() and (t.idx <= t.n).all()
+        )
+    assert attend(p, plan).o.shape == (*p.q.shape[:3], p.v.shape[3])
+
+
+def test_every_stage_is_exported():
+    for module in MODULES:
+        assert type(module.EXAMPLES[0]).__name__ in sk.stages.__all__
+        assert type(module.EXAMPLES[0]).__name__ in sk.__all__
+        assert module.__doc__ and "Source:" in module.__doc__ or module.__name__.endswith("union")
+
+
+# --- the short road -----------------------------------------------------------------------------------------------
+
+
+@given(p=problems(square=True, causal=True))
+def test_one_choice_for_queries_and_keys_keeps_causality_an_index_comparison(p):
+    """A kernel with only an `is_causal` flag can run the compressed causal problem, padding and all."""
+    plan, H = sk.TokenCoverage(tau=0.4, window=2, pool=1, min_tokens=0)(p), p.q.shape[1]
+    c = plan.compress(p)
+    sdpa = scaled_dot_product_attention(c.q, to_heads(c.k, H), to_heads(c.v, H), is_causal=True)
+    out = plan.queries.scatter(sdpa, 0.0) if plan.queries else sdpa
+    torch.testing.assert_close(out, oracle(p, plan).o, atol=1e-9, rtol=1e-9)
