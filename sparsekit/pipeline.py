@@ -120,8 +120,7 @@ class Pipeline:
         return hash(self.normal_form())
 
     def __repr__(self) -> str:
-        policies = [s for s in (self.compress, self.attend, self.decompress) if type(s) in self._named]
-        return f"Pipeline([{', '.join(map(_brief_call, [*self.stages, *policies]))}])"
+        return f"Pipeline([{', '.join(map(_brief_call, self.named_form()))}])"
 
     def __str__(self) -> str:
         return " -> ".join(map(_brief, self.normal_form()))
@@ -133,6 +132,10 @@ class Pipeline:
         compress = (self.compress,) if tokens or Compress in self._named else ()
         decompress = (self.decompress,) if tokens or Decompress in self._named else ()
         return (*self.stages[:after], *compress, *self.stages[after:], self.attend, *decompress)
+
+    def named_form(self) -> list[Any]:
+        """The steps the user named, nested pipelines spliced, in the order they run."""
+        return [s for s in self.normal_form() if not isinstance(s, _POLICIES) or type(s) in self._named]
 
     @classmethod
     def from_spec(cls, spec: str) -> "Pipeline":
@@ -148,8 +151,7 @@ class Pipeline:
         """The text that `from_spec` turns into this pipeline."""
         from .spec import write
 
-        policies = [s for s in (self.compress, self.attend, self.decompress) if type(s) in self._named]
-        return write([*self.stages, *policies])
+        return write(self.named_form())
 
     def decide(self, problem: Problem, clock: Clock = nullcontext) -> Plan:
         """The plan for a problem: every stage on what the ones before it left."""
@@ -220,8 +222,7 @@ def _flatten(stages: Iterable[Any]) -> Iterator[Any]:
         raise ValueError(f"stages: got {stages!r}; allowed is a list of stages, or Pipeline.from_spec(text): pass one")
     for stage in stages:
         if isinstance(stage, Pipeline):
-            policies = (stage.compress, stage.attend, stage.decompress)
-            yield from (*stage.stages, *(s for s in policies if type(s) in stage._named))
+            yield from stage.named_form()
         elif isinstance(stage, _POLICIES) or (callable(stage) and not isinstance(stage, type)):
             yield stage
         else:

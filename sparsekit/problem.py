@@ -85,6 +85,23 @@ class Problem:
             seen = real.expand(q_pos.shape)
         return seen.masked_fill(q_pos == PAD, 0)
 
+    def require_queries_last(self, who: str) -> None:
+        """Raises ValueError in the name of `who` unless the queries are the last of the keys, token for token."""
+        Q, K = self.q.shape[2], self.k.shape[2]
+        same = Q <= K and self.q_pos.shape[1] == self.k_pos.shape[1]
+        if same and Q == K:
+            same = torch.equal(self.q_pos, self.k_pos)
+        elif same:
+            n_q, n_k = ((pos != PAD).sum(-1, keepdim=True) for pos in (self.q_pos, self.k_pos))
+            slot = (n_k - n_q).clamp(min=0) + torch.arange(Q, device=self.q.device)
+            last = self.k_pos.gather(-1, slot.clamp(max=K - 1))
+            same = bool(((last == self.q_pos) | (self.q_pos == PAD)).all())
+        if not same:
+            raise ValueError(
+                f"{who}: the {Q} queries are not the last of the {K} keys; it reads both as one sequence: put it "
+                "before stages that choose for one side only"
+            )
+
 
 @dataclass(frozen=True)
 class Output:

@@ -53,6 +53,10 @@ FAULTS = [
  ("diagonal not forced in top-k", "sparsekit/stages/block_topk.py", "open_ & (best | forced)", "open_ & best"),
  ("means count padding", "sparsekit/stages/block_topk.py", "real = (to_heads(pos, heads) != PAD)[..., None]", "real = (to_heads(pos, heads) >= 0)[..., None]"),
  ("streaming window one block late", "sparsekit/stages/streaming.py", "near = (start + m > first)", "near = (start > first)"),
+ ("budget forgets the crossing entry", "sparsekit/stages/flex_prefill.py", ".minimum(n_k) + 1", ".minimum(n_k) - 1"),
+ ("main diagonal not forced", "sparsekit/stages/flex_prefill.py", "    forced = pooled.index_fill", "    forced = 0 + pooled; pooled.index_fill"),
+ ("every head is query-aware", "sparsekit/stages/flex_prefill.py", "if self.tau == 0:", "if False:"),
+ ("chunks counted from the start", "sparsekit/stages/flex_prefill.py", "first = (n_k - n_q + start)", "first = (0 * n_k + start)"),
 ]
 # fmt: on
 ROOT = pathlib.Path(__file__).parent.parent
@@ -69,7 +73,16 @@ def caught(fault: tuple[str, str, str, str]) -> bool:
         if text.count(right) != 1:
             raise SystemExit(f"fault {name!r} no longer fits {file}: its text stands there {text.count(right)} times")
         path.write_text(text.replace(right, wrong))
-        command = [sys.executable, "-m", "pytest", "-qx", "-Wignore", "tests/test_laws.py", "tests/test_grid.py"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-qx",
+            "-Wignore",
+            "tests/test_laws.py",
+            "tests/test_grid.py",
+            "tests/stages",
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(copy)}
         ran = subprocess.run(command, cwd=copy, capture_output=True, env=environment)
         return ran.returncode == 1

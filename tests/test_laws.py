@@ -68,6 +68,22 @@ def test_a_chunk_is_the_end_of_the_whole(p):
     torch.testing.assert_close(oracle(p, Plan()).o, oracle(whole, Plan()).o[:, :, -p.q.shape[2] :])
 
 
+@given(p=problems(), window=st.integers(1, 8))
+def test_window_scores_are_sums_of_attention_probabilities(p, window):
+    """Written with loops over the definition; ragged problems too, through the tokens of a plan."""
+    assume(p.q.shape[2] <= p.k.shape[2])
+    columns, distances = dispatch.run("window_scores", "cpu", p, window, True)
+    k = to_heads(p.k, p.q.shape[1])
+    probability = (p.q @ k.mT * p.scale).masked_fill(~p.visible(), float("-inf")).softmax(-1)[:, :, -window:]
+    torch.testing.assert_close(columns, probability.mean(2))
+    torch.testing.assert_close(columns, dispatch.run("window_scores", "cpu", p, window)[0])
+    expected, (Q, K) = torch.zeros_like(columns), (probability.shape[2], p.k.shape[2])
+    for i in range(Q):
+        for j in range(K - Q + i + 1):
+            expected[..., K - Q + i - j] += probability[:, :, i, j] / Q
+    torch.testing.assert_close(distances, expected)
+
+
 # --- tokens, blocks, plans ----------------------------------------------------------------------------------------
 
 
@@ -130,6 +146,7 @@ def test_then_is_associative(data):
     c = data.draw(plans(b.compress(a.compress(p))))
     left, right = a.then(b).then(c), a.then(b.then(c))
     assert torch.equal(left.pairs(p), right.pairs(p)) and left.fill == right.fill
+    assert a.then(b).fill == (a.fill if b.fill is None else b.fill), "the last fill named holds"
 
 
 @given(st.data())
@@ -141,6 +158,7 @@ def test_block_choices_intersect_and_unite(data):
     assert a.then(b).density(p) <= a.density(p) <= Plan().density(p) == 1.0
 
 
+@settings(max_examples=250)
 @given(st.data())
 def test_work_and_density_count_the_pairs(data):
     p = data.draw(problems())

@@ -1,8 +1,9 @@
 """The ways to decide what to compute: one file a stage, one line here."""
 
 from .block_topk import BlockTopK
+from .flex_prefill import FlexPrefill
 from .streaming import Streaming
 from .token_coverage import TokenCoverage
 from .union import Union
 
-__all__ = ["BlockTopK", "Streaming", "TokenCoverage", "Union"]
+__all__ = ["BlockTopK", "FlexPrefill", "Streaming", "TokenCoverage", "Union"]

@@ -48,7 +48,7 @@ class TokenCoverage:
     def __call__(self, problem: Problem) -> Plan:
         p = problem
         Q, K, (B, G) = p.q.shape[2], p.k.shape[2], p.k.shape[:2]
-        _check_queries_are_last_keys(p)
+        p.require_queries_last("TokenCoverage")
         if self.tau == 0 or K <= self.min_tokens + min(self.window, Q):
             return Plan()
         n_k = (p.k_pos != PAD).sum(-1, keepdim=True)  # [B, h, 1], real keys
@@ -58,7 +58,7 @@ class TokenCoverage:
         prefix = slot < n_k - w  # [B, h, K], what is scored
         chunk = (slot >= n_k - n_q) & (slot < n_k)  # the keys that are queries too
 
-        scores = dispatch.run("window_scores", p.q.device.type, p, self.window).nan_to_num(0.0, 0.0, 0.0)
+        scores, _ = dispatch.run("window_scores", p.q.device.type, p, self.window)
         scores = scores.masked_fill(~prefix, 0.0)
         scores = avg_pool1d(scores, self.pool, 1, self.pool // 2).masked_fill(~prefix, 0.0)
         early, late = self._budget(scores, prefix, chunk)  # [B, 1], how many to drop of each part
@@ -98,23 +98,6 @@ def _best(voted: Tensor, part: Tensor, drop: Tensor, heads: int) -> Tokens:
     keep = to_heads(part.sum(-1) - drop, heads).clamp(min=0)
     part = to_heads(part, heads).expand_as(voted)
     return dispatch.run("select_tokens", voted.device.type, voted.masked_fill(~part, float("-inf")), keep)
-
-
-def _check_queries_are_last_keys(p: Problem) -> None:
-    Q, K = p.q.shape[2], p.k.shape[2]
-    same = Q <= K and p.q_pos.shape[1] == p.k_pos.shape[1]
-    if same and Q < K:
-        n_k, n_q = ((x != PAD).sum(-1, keepdim=True) for x in (p.k_pos, p.q_pos))
-        slot = (n_k - n_q).clamp(min=0) + torch.arange(Q, device=p.q.device)
-        last = p.k_pos.gather(-1, slot.clamp(max=K - 1))
-        same = bool(((last == p.q_pos) | (p.q_pos == PAD)).all())
-    elif same:
-        same = torch.equal(p.q_pos, p.k_pos)
-    if not same:
-        raise ValueError(
-            f"TokenCoverage: the {Q} queries are not the last of the {K} keys; it chooses tokens for both at once and "
-            "needs queries that sit at the end of the keys: put it before stages that choose for one side only"
-        )
 
 
 EXAMPLES = (

@@ -1,0 +1,138 @@
+"""What a pipeline did to a problem: kept, density, attention mass kept, error and time, stage by stage.
+
+Accuracy is measured on query rows spread over the sequence, against dense attention in float64; times are of one run
+after a warm-up, so read them as a breakdown: bench/ measures speed.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from rich.console import Console, RenderableType
+from rich.table import Table
+from torch import Tensor
+
+from .oracle import oracle
+from .pipeline import Pipeline, attend
+from .plan import Plan
+from .problem import Problem, to_heads
+
+ROWS = 64  # query rows the accuracy is measured on
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a report. After a deciding stage the figures are those of the plan so far."""
+
+    name: str
+    ms: float
+    kept: float | None = None  # part of the queries kept, in [0, 1]
+    density: float | None = None  # part of the dense work computed, in [0, 1]
+    mass: float | None = None  # attention probability on the computed pairs, mean over sampled rows, in [0, 1]
+    error: float | None = None  # |output - dense| / |dense| over sampled rows
+
+
+@dataclass(frozen=True)
+class Report:
+    """What each step kept, cost and lost; `print(report)` shows it as a table."""
+
+    steps: tuple[Step, ...]
+    dense_ms: float  # plain dense attention, the same call
+    notes: tuple[str, ...]  # what a reader must know: NaN in the input, sampling, host synchronisations
+
+    @property
+    def ms(self) -> float:
+        """The whole call."""
+        return sum(step.ms for step in self.steps)
+
+    def table(self) -> RenderableType:
+        """For rich."""
+        table = Table("step", caption="\n".join(self.notes), caption_justify="left")
+        for name in ("kept", "density", "mass kept", "output error", "ms"):
+            table.add_column(name, justify="right")
+        share = lambda x: "" if x is None else f"{x:.3f}"  # noqa: E731
+        for s in self.steps:
+            error = "" if s.error is None else f"{s.error:.2e}"
+            table.add_row(s.name, share(s.kept), share(s.density), share(s.mass), error, f"{s.ms:.2f}")
+        table.add_section()
+        table.add_row("all", *[""] * 4, f"{self.ms:.2f}")
+        table.add_row("dense", "1.000", "1.000", "1.000", "0", f"{self.dense_ms:.2f}")
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=100)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get()
+
+
+def explain(pipeline: Pipeline, problem: Problem) -> Report:
+    """Run the pipeline and measure each of its steps; see `Pipeline.explain`."""
+    policy = dict(compress=pipeline.compress.mode, backend=pipeline.attend.backend)
+    attend(problem, pipeline(problem), **policy)  # warm-up
+    ms: dict[str, float] = {}
+
+    @contextmanager
+    def clock(name: str) -> Iterator[None]:
+        started = _now(problem)
+        yield
+        ms[name] = ms.get(name, 0.0) + _now(problem) - started
+
+    rows = torch.linspace(0, problem.q.shape[2] - 1, min(ROWS, problem.q.shape[2]), device=problem.q.device)
+    rows = rows.round().long().unique()
+    dense = _dense(problem, rows)
+    steps, plan = [], Plan()
+    for i, stage in enumerate(pipeline.stages):
+        name = f"{i + 1}. {type(stage).__name__}"
+        with clock(name):
+            plan = plan.then(stage(plan.compress(problem)))
+        steps.append(Step(name, ms[name], *_accuracy(problem, plan, rows, dense)))
+    plan = pipeline(problem)
+    before = set(ms)
+    attend(problem, plan, clock=clock, **policy)
+    steps += [Step(name, time_) for name, time_ in ms.items() if name not in before]
+    whole = _accuracy(problem, plan, rows, dense)
+    steps[-1] = Step(steps[-1].name, steps[-1].ms, *whole)
+    attend(problem, backend=policy["backend"])
+    with clock("dense"):
+        attend(problem, backend=policy["backend"])
+    return Report(tuple(steps), ms["dense"], tuple(_notes(problem, plan, len(rows))))
+
+
+def _now(problem: Problem) -> float:
+    if problem.q.is_cuda:
+        torch.cuda.synchronize(problem.q.device)
+    return time.perf_counter() * 1e3
+
+
+def _dense(problem: Problem, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Dense attention of some query rows: probabilities [B, H, R, K] and outputs [B, H, R, Dv], float64."""
+    p = replace(problem, q=problem.q[:, :, rows], q_pos=problem.q_pos[..., rows])
+    out = oracle(p)
+    scores = p.q.double() @ to_heads(p.k, p.q.shape[1]).double().mT * p.scale - out.lse[..., None]
+    return torch.where(p.visible(), scores.exp(), 0.0), out.o
+
+
+def _accuracy(
+    problem: Problem, plan: Plan, rows: Tensor, dense: tuple[Tensor, Tensor]
+) -> tuple[float, float, float, float]:
+    probability, truth = dense
+    kept = probability * plan.pairs(problem, rows)
+    weights = kept / kept.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    output = weights @ to_heads(problem.v, problem.q.shape[1]).double()
+    error = (output - truth).norm() / truth.norm().clamp(min=torch.finfo(torch.float64).tiny)
+    real = probability.sum(-1) > 0
+    mass = kept.sum(-1)[real].mean() if real.any() else kept.sum()
+    return plan.kept(problem), plan.density(problem), mass.item(), error.item()
+
+
+def _notes(problem: Problem, plan: Plan, rows: int) -> Iterator[str]:
+    for name in ("q", "k", "v"):
+        bad = (~getattr(problem, name).isfinite()).sum().item()
+        if bad:
+            yield f"{name} holds {bad} NaN or infinite values: outputs that see them, and the errors here, are NaN"
+    yield f"mass and error: {rows} query rows spread over the sequence, float64"
+    if plan.queries or plan.keys or plan.blocks:
+        yield "each stage synchronises with the host once, for the size of its choice"

@@ -1,0 +1,121 @@
+"""What each block stage promises always to keep, beyond the laws."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import problems
+
+from sparsekit import BlockTopK, FlexPrefill, Pipeline, Plan, Problem, SlidingWindow, Streaming, TokenCoverage, Union
+
+SIZES = st.integers(1, 5)
+
+
+def own_and_first(p, m):
+    """The pairs of every query's own key's block and of the first block, per query block."""
+    slot = torch.arange(p.k.shape[2])
+    own = slot[-p.q.shape[2] :]
+    block = torch.arange(p.q.shape[2]) // m
+    forced = (slot[None] // m == 0) | torch.stack([(own[block == i, None] // m == slot // m).any(0) for i in block])
+    return forced & p.visible()
+
+
+@given(p=problems(causal=True), m=SIZES, keep=st.sampled_from([0.01, 0.5]))
+def test_block_topk_keeps_the_first_block_the_diagonal_and_its_budget(p, m, keep):
+    pairs = BlockTopK(keep, m)(p).pairs(p)
+    assert (pairs | ~own_and_first(p, m)).all()
+    blocks = BlockTopK(keep, m)(p).blocks
+    assert (blocks.counts <= torch.arange(1, blocks.n + 1)[-blocks.counts.shape[2] :].mul(keep).ceil() + 3).all()
+
+
+@given(p=problems(causal=True), m=SIZES, gamma=st.floats(0.01, 0.99), tau=st.sampled_from([0, 0.1, 1]))
+def test_flex_prefill_keeps_the_first_block_and_the_diagonal(p, m, gamma, tau):
+    pairs = FlexPrefill(gamma, tau, m)(p).pairs(p)
+    assert (pairs | ~own_and_first(p, m)).all()
+
+
+@given(p=problems(causal=True), m=SIZES)
+def test_flex_prefill_keeps_more_for_a_larger_gamma(p, m):
+    plans = [FlexPrefill(gamma, 0, m)(p).pairs(p) for gamma in (0.2, 0.5, 0.8, 1.0)]
+    assert all((small <= large).all() for small, large in zip(plans, plans[1:], strict=False))
+
+
+@given(p=problems(), sinks=st.integers(0, 6), window=st.integers(1, 9), m=SIZES)
+def test_streaming_keeps_the_window_and_the_sinks_and_no_block_too_many(p, sinks, window, m):
+    pairs = Streaming(sinks, window, m)(p).pairs(p)
+    asked = SlidingWindow(window, sinks).pairs(p)
+    assert (pairs | ~asked).all()
+    tiles = lambda x: torch.nn.functional.max_pool2d(  # noqa: E731
+        x.float(), m, ceil_mode=True
+    )
+    if p.causal:
+        assert torch.equal(tiles(pairs), tiles(asked)), "only tiles with a pair that was asked for"
+
+
+@given(p=problems(causal=True), m=SIZES)
+def test_a_union_is_the_union(p, m):
+    a, b = Streaming(1, 2, m), BlockTopK(0.4, m)
+    assert torch.equal(Union([a, b])(p).pairs(p), a(p).pairs(p) | b(p).pairs(p))
+    assert Union([a, FlexPrefill(gamma=1.0, block_size=m)])(p) == Plan()
+
+
+@settings(max_examples=40)
+@given(p=problems(), per=st.sampled_from(["head", "group", "layer"]), tau=st.sampled_from([0.1, 0.5, 1.0]))
+def test_token_coverage_keeps_window_and_least_and_as_many_in_every_head(p, per, tau):
+    if p.q.shape[2] > p.k.shape[2]:
+        return
+    plan = TokenCoverage(tau, window=3, pool=3, min_tokens=4, per=per)(p)
+    if plan.keys is None:
+        assert p.k.shape[2] <= 4 + min(3, p.q.shape[2]) or plan == Plan()
+        return
+    kept = plan.keys.kept()
+    assert kept.shape[1] == {"head": p.q.shape[1], "group": p.k.shape[1], "layer": 1}[per]
+    w = min(3, p.q.shape[2])
+    assert kept[..., -w:].all() and (kept.sum(-1) >= 4 + w).all()
+    for t in (plan.queries, plan.keys):
+        assert (t.kept().sum(-1) == t.kept().sum(-1)[:, :1]).all(), "every head keeps as many"
+    assert torch.equal(plan.queries.kept(), kept[..., -p.q.shape[2] :])
+
+
+def test_token_coverage_drops_what_nobody_looks_at():
+    """Heads look at different keys; each keeps its own, and the mass dropped stays near tau."""
+    torch.manual_seed(0)
+    n, d, heads = 400, 16, 2
+    k = torch.randn(1, heads, n, d) * 0.1
+    q = torch.randn(1, heads, n, d) * 0.1
+    liked = [range(50, 90), range(200, 240)]
+    for h in range(heads):
+        k[0, h, liked[h], 0] = 12.0
+        q[0, h, :, 0] = 4.0
+    p = Problem.of(q, k, torch.randn(1, heads, n, d))
+    plan = TokenCoverage(tau=0.02, window=8, pool=1, min_tokens=0)(p)
+    for h in range(heads):
+        assert plan.keys.kept()[0, h, liked[h]].all()
+    assert plan.kept(p) < 0.3
+
+
+def test_flex_prefill_finds_verticals_and_slashes():
+    """Two planted structures: a key block everybody reads, and a distance everybody reads at.
+
+    The forced first block and diagonal come out of the budget, as published, so one block would find neither.
+    """
+    torch.manual_seed(0)
+    n, d, m = 256, 64, 16
+    q, k = torch.randn(1, 2, n, d) * 0.05, torch.randn(1, 2, n, d) * 0.05
+    k[0, 0, 100:104, 0], q[0, 0, :, 0] = 30.0, 30.0
+    code = torch.randn(n, d - 1) * 3  # head 1: the query at t matches the key at t - 40
+    k[0, 1, :, 1:] = code
+    q[0, 1, 40:, 1:] = code[:-40]
+    p = Problem.of(q, k, torch.randn(1, 2, n, d))
+    plan = FlexPrefill(gamma=0.9, tau=0, block_size=m, min_budget=2 * m)(p)
+    pairs = plan.pairs(p)
+    assert pairs[0, 0, 112:, 96:112].all(), "the vertical"
+    assert pairs[0, 1, torch.arange(64, n), torch.arange(64, n) - 40].float().mean() > 0.4, "the slash"
+    assert plan.density(p) < 0.6
+
+
+@pytest.mark.parametrize("stage", [FlexPrefill(block_size=2)])
+def test_flex_prefill_refuses_what_is_not_causal(stage):
+    x = torch.randn(1, 1, 8, 4)
+    with pytest.raises(ValueError, match="not causal.*BlockTopK"):
+        Pipeline([stage])(x, x, x, causal=False)
