@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from rich.console import Console, RenderableType
@@ -70,7 +71,7 @@ class Report:
 
 def explain(pipeline: Pipeline, problem: Problem) -> Report:
     """Run the pipeline and measure each of its steps; see `Pipeline.explain`."""
-    policy = dict(compress=pipeline.compress.mode, backend=pipeline.attend.backend)
+    policy: dict[str, Any] = dict(compress=pipeline.compress.mode, backend=pipeline.attend.backend)
     attend(problem, pipeline(problem), **policy)  # warm-up
     ms: dict[str, float] = {}
 

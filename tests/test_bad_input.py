@@ -75,10 +75,13 @@ def test_more_queries_than_keys_are_fine_when_not_causal():
 
 NUMBERS = st.one_of(st.floats(), st.integers(-5, 5), st.sampled_from([None, "x", True, math.nan]))
 COUNTS = [
-    *((sk.TokenCoverage, name, least, odd) for name, least, odd in (("window", 1, 0), ("pool", 1, 1), ("min_tokens", 0, 0))),
-    *((sk.Streaming, name, least, 0) for name, least in (("sinks", 0), ("window", 1), ("block_size", 1))),
-    (sk.BlockTopK, "block_size", 1, 0),
-    *((sk.SlidingWindow, name, least, 0) for name, least in (("window", 1), ("sinks", 0))),
+    (sk.TokenCoverage, "window", 1, False),
+    (sk.TokenCoverage, "pool", 1, True),
+    (sk.TokenCoverage, "min_tokens", 0, False),
+    *((sk.FlexPrefill, name, 1, False) for name in ("block_size", "min_budget", "max_budget")),
+    *((sk.Streaming, name, least, False) for name, least in (("sinks", 0), ("window", 1), ("block_size", 1))),
+    (sk.BlockTopK, "block_size", 1, False),
+    *((sk.SlidingWindow, name, least, False) for name, least in (("window", 1), ("sinks", 0))),
 ]  # fmt: skip
 
 
@@ -86,6 +89,8 @@ COUNTS = [
 @settings(max_examples=30)
 @given(value=NUMBERS)
 def test_counts_out_of_range(stage, name, least, odd, value):
+    if value is None and name in ("min_budget", "max_budget"):
+        return
     good = isinstance(value, int) and not isinstance(value, bool) and value >= least and not (odd and value % 2 == 0)
     if good:
         assert getattr(stage(**{name: value}), name) == value
@@ -93,7 +98,15 @@ def test_counts_out_of_range(stage, name, least, odd, value):
         refused(f"^{name}: got {re.escape(repr(value))}; allowed is", lambda: stage(**{name: value}))
 
 
-@pytest.mark.parametrize("stage,name,zero", [(sk.TokenCoverage, "tau", True), (sk.BlockTopK, "keep", False)])
+RATIOS = [
+    (sk.TokenCoverage, "tau", True),
+    (sk.BlockTopK, "keep", False),
+    (sk.FlexPrefill, "gamma", False),
+    (sk.FlexPrefill, "tau", True),
+]
+
+
+@pytest.mark.parametrize("stage,name,zero", RATIOS)
 @settings(max_examples=40)
 @given(value=NUMBERS)
 def test_ratios_out_of_range(stage, name, zero, value):
@@ -106,6 +119,7 @@ def test_ratios_out_of_range(stage, name, zero, value):
 
 def test_choices():
     refused("^per: got 'heads'; allowed are 'head', 'group', 'layer'", lambda: sk.TokenCoverage(per="heads"))
+    refused("^min_budget: got 9, more than max_budget 3", lambda: sk.FlexPrefill(min_budget=9, max_budget=3))
     refused("^mode: got 'fast'", lambda: sk.Compress("fast"))
     refused("^backend: got 'cuda'; allowed are 'auto'", lambda: sk.Attend("cuda"))
     refused("^fill: got 0", lambda: sk.Decompress(0))

@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine: make demo, make test.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+LENGTH ?= 16384
+
+.PHONY: demo test check format faults bench docs clean
+
+demo: $(VENV)/ready  ## a long-context model on real text, dense beside sparse
+	$(BIN)/sparsekit demo --length $(LENGTH)
+
+test: $(VENV)/ready  ## the whole CPU suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: $(VENV)/ready  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+faults: $(VENV)/ready  ## would the laws notice? plants one-line faults, one at a time
+	$(BIN)/python tests/faults.py
+
+bench: $(VENV)/ready  ## speed on this CPU, with the error beside it
+	$(BIN)/python bench/run.py --device cpu
+
+docs: $(VENV)/ready  ## writes the stage pages from the stages themselves
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) dist demo
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
