@@ -196,12 +196,15 @@ class Plan:
         else:
             m, n = self.blocks.size
             lists = to_heads(self.blocks.indices, H)
-            start = torch.where(lists < self.blocks.n, lists * n, PAD)  # [B, H, I, W], first key of each block
+            start = torch.where(lists < self.blocks.n, lists * n, PAD - n)  # [B, H, I, W], first key of each block
             rows = torch.nn.functional.pad(reach, (0, -reach.shape[2] % m)).unflatten(2, (-1, m))  # [B, H, I, m]
-            step = max(1, 2**24 // (rows[:, :, :1].numel() * start.shape[3]))  # bounded memory
-            total = reach.new_zeros(reach.shape[:2])
-            for r, s in zip(rows.split(step, 2), start.split(step, 2), strict=True):
-                total = total + (r[..., :, None] - s[..., None, :]).clamp(0, n).sum((-1, -2, -3))
+            real = (rows > 0).sum(-1, keepdim=True)
+            least = rows.masked_fill(rows == 0, PAD).amin(-1, keepdim=True)
+            whole = (start + n <= least) & (real > 0)  # every real row sees all of the block
+            total = (whole.sum(-1, keepdim=True) * real * n).sum((-1, -2))
+            part = (~whole & (start < rows.amax(-1, keepdim=True))).nonzero(as_tuple=True)  # about one a row of blocks
+            seen = (rows[part[:3]] - start[part][:, None]).clamp(0, n).sum(-1)
+            total = total.index_put(part[:2], seen, accumulate=True)
         if self.fill and self.queries:
             total = total + (to_heads(self.fill.counts(problem), H) * to_heads(self.dropped(problem), H)).sum(-1)
         return total.expand(problem.q.shape[:2])

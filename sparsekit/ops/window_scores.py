@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..problem import PAD, Problem, to_heads
 
@@ -20,24 +21,32 @@ def window_scores(
     before their own; it asks that the queries are the last keys. float32 or wider.
     """
     p, (B, H, Q, D), (G, K) = problem, problem.q.shape, problem.k.shape[1:3]
-    q_pos, k_pos = to_heads(p.q_pos, H), to_heads(p.k_pos, H)[..., None, :]
+    q_pos = to_heads(p.q_pos, H)
     real = (q_pos != PAD).sum(-1, keepdim=True)
     row = real - min(window, Q) + torch.arange(min(window, Q), device=p.q.device)  # [B, H, W]
     valid, row = row >= 0, row.clamp(min=0)
     q = p.q.gather(2, row[..., None].expand(*row.shape, D))
     # one matmul a group reads each key head once for all its query heads
     scores = (q.reshape(B, G, -1, D) @ p.k.mT).view(B, H, -1, K)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * p.scale
-    hidden = k_pos == PAD
-    if p.causal:
-        hidden = hidden | (k_pos > q_pos.gather(-1, row)[..., None])
-    probability = scores.masked_fill_(hidden, float("-inf")).softmax(-1) * valid[..., None]
-    probability = probability.nan_to_num_(0.0)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).mul_(p.scale)
+    seen = p.reach() if p.causal else (p.k_pos != PAD).sum(-1, keepdim=True).expand(B, -1, Q)
+    seen = to_heads(seen, H).gather(-1, row) * valid  # [B, H, W], each row's keys are the first ones
+    start = int(seen.min())  # before it nothing is hidden
+    tail = torch.arange(start, K, device=p.q.device) >= seen[..., None]
+    scores[..., start:].masked_fill_(tail, float("-inf"))
+    probability = scores.softmax(-1)
     count = valid.sum(-1, keepdim=True).clamp(min=1)
     columns = probability.sum(2) / count
+    if not columns.isfinite().all():  # NaN in the input, or a row that sees no key
+        probability = probability.nan_to_num(0.0)
+        columns = probability.sum(2) / count
     if not diagonals:
         return columns, None
-    own = (k_pos != PAD).sum(-1) - real + row  # [B, H, W], the key slot of each query
-    slot = own[..., None] - torch.arange(K, device=p.q.device)
-    by_distance = probability.gather(-1, slot.clamp(min=0)) * (slot >= 0)
-    return columns, by_distance.sum(2) / count
+    W = probability.shape[2]
+    wide = pad(probability, (W - 1, W - 1)).contiguous()
+    # entry (r, e) of the view is key e + r - (W - 1) of row r: its columns are the diagonals
+    sheared = wide.as_strided((B, H, W, K + W - 1), (*wide.stride()[:2], wide.stride(2) + 1, 1))
+    diagonal = sheared.sum(2) / count
+    last = ((to_heads(p.k_pos, H) != PAD).sum(-1, keepdim=True) - W) + W - 1  # where row r meets its own key
+    e = last - torch.arange(K, device=p.q.device)  # [B, H, K], a distance further back is a diagonal earlier
+    return columns, diagonal.gather(-1, e.clamp(min=0)) * (e >= 0)
