@@ -42,7 +42,7 @@ class Tokens:
         flag = torch.zeros(*self.idx.shape[:2], self.n + 1, dtype=torch.bool, device=self.idx.device)
         return flag.scatter(-1, self.idx.long(), True)[..., : self.n]
 
-    def gather(self, x: Tensor, pad: float) -> Tensor:
+    def gather(self, x: Tensor, pad: int | float) -> Tensor:
         """[B, g, n, ...] -> [B, max(g, h), S, ...], `pad` in the padding slots."""
         heads = max(x.shape[1], self.idx.shape[1])
         idx, groups = to_heads(self.idx, heads), x.shape[1]
@@ -51,7 +51,7 @@ class Tokens:
         y = x.flatten(0, 2).index_select(0, flat.flatten()).view(*idx.shape, *x.shape[3:])
         return y.masked_fill_(idx.view(*idx.shape, *[1] * (x.ndim - 3)) == self.n, pad)
 
-    def scatter(self, y: Tensor, fill: float) -> Tensor:
+    def scatter(self, y: Tensor, fill: int | float) -> Tensor:
         """[B, H, S, ...] -> [B, H, n, ...]; the dropped rows are `fill`."""
         B, H = y.shape[:2]
         idx = to_heads(self.idx, H)

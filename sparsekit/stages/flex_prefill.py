@@ -156,8 +156,8 @@ def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
 
 EXAMPLES = (
     FlexPrefill(gamma=0.9, tau=0.1, block_size=2),
-    FlexPrefill(gamma=0.6, tau=0, block_size=3),
-    FlexPrefill(gamma=0.8, tau=1, block_size=2),
+    FlexPrefill(gamma=0.6, tau=0.0, block_size=3),
+    FlexPrefill(gamma=0.8, tau=1.0, block_size=2),
     FlexPrefill(gamma=0.4, tau=0.3, block_size=2, min_budget=3, max_budget=4),
 )
 DENSE = FlexPrefill(gamma=1.0, tau=0.0)

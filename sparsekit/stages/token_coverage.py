@@ -106,4 +106,4 @@ EXAMPLES = (
     TokenCoverage(tau=0.3, window=3, pool=3, min_tokens=0, per="layer"),
     TokenCoverage(tau=0.7, window=1, pool=3, min_tokens=0),
 )
-DENSE = TokenCoverage(tau=0)
+DENSE = TokenCoverage(tau=0.0)

@@ -1,0 +1,9 @@
+"""A small model that really retrieves, and the tasks that show whether a method keeps it so."""
+
+from .evaluate import Score, evaluate, generate_answer
+from .model import MODEL_PATH, load_model
+from .sample import Sample
+from .tasks import TASKS
+from .text import read_text
+
+__all__ = ["MODEL_PATH", "TASKS", "Sample", "Score", "evaluate", "generate_answer", "load_model", "read_text"]
