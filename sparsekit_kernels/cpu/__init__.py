@@ -1,1 +1,57 @@
-"""Plain torch, no compiler: fast on a CPU, runs on any device."""
+"""Plain torch, no compiler: fast on a CPU, runs on any device.
+
+Everything is put as a few calls of torch's own fused attention, which also gives the log-sum-exp; what falls into
+several calls is merged by it.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sparsekit.problem import Output, Problem
+
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # SDPA is the same call without the lse
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool = False, mask: Tensor | None = None) -> Output:
+    """Attention of q [B, H, M, D] over k [B, G, N, D], v [B, G, N, Dv], each key head read where it lies.
+
+    `causal` compares indices; `mask` [B, 1, M, N] is added to the scores: 0, or -inf for a hidden pair.
+    """
+    (B, H, M, D), (G, Dv) = q.shape, (v.shape[1], v.shape[3])
+    if not q.is_cpu:
+        return _plain(q, k, v, scale, causal, mask)
+    if D != Dv:  # the kernel wants one head dim; zeros change no score
+        q, k, v = (pad(x, (0, max(D, Dv) - x.shape[3])) for x in (q, k, v))
+    if H != G:
+        q = q.unflatten(1, (G, H // G)).flatten(0, 1)
+        k, v = (x.flatten(0, 1)[:, None].expand(-1, H // G, -1, -1) for x in (k, v))
+        mask = mask if mask is None else mask.repeat_interleave(G, 0)
+    o, lse = _FLASH(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
+    return Output(o.reshape(B, H, M, -1)[..., :Dv], lse.reshape(B, H, M))
+
+
+def masked(q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Tensor) -> Output:
+    """Attention over the visible pairs [B, 1, M, N]; zero and -inf for a row that sees none."""
+    mask = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill_(~visible, float("-inf"))
+    done, blind = fused(q, k, v, scale, mask=mask), ~visible.any(-1)
+    return Output(done.o.masked_fill(blind[..., None], 0.0), done.lse.masked_fill(blind, float("-inf")))
+
+
+def head_slices(p: Problem, x: int, h: int) -> tuple[slice, slice]:
+    """The query heads and the key heads that choice x out of h serves."""
+    H, G = p.q.shape[1], p.k.shape[1]
+    first = x * G // h
+    return slice(x * H // h, (x + 1) * H // h), slice(first, max((x + 1) * G // h, first + 1))
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, mask: Tensor | None) -> Output:
+    """For devices that lack the fused call."""
+    (B, H, M, D), (G, N) = q.shape, k.shape[1:3]
+    scores = (q.reshape(B, G, -1, D) @ k.mT).view(B, H, M, N).float().mul_(scale)
+    if mask is not None:
+        scores += mask
+    if causal:
+        scores.masked_fill_(torch.ones(M, N, dtype=torch.bool, device=q.device).triu(1), float("-inf"))
+    weights = scores.softmax(-1).to(v.dtype).view(B, G, -1, N)
+    return Output((weights @ v).view(B, H, M, -1), scores.logsumexp(-1))

@@ -1,0 +1,198 @@
+"""Attention over a plan: dense, compressed, indexed and block-sparse, as calls of torch's fused attention.
+
+Positions ascend, so what a query sees is a prefix of the keys, and its length (`Problem.reach`) says all about
+causality. Rows whose prefix grows by one key a row are a full rectangle and a causal square; other rows are cut
+into short runs, each a rectangle and a masked remainder.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sparsekit.plan import Blocks, Plan
+from sparsekit.problem import Output, Problem, to_heads
+
+from . import fused, head_slices, masked
+
+RUN = 128  # rows that share a rectangle where the prefixes are irregular
+GATHERED = 4096  # keys gathered at a time: 1 MiB of 64 floats each, for the second-level cache
+MOST = 2**24  # masked pairs at a time: 64 MiB in float32
+
+
+def why_not(problem: Problem, plan: Plan) -> str | None:
+    return None
+
+
+def attend(problem: Problem, plan: Plan) -> Output:
+    p = problem
+    (B, H, Q, _), Dv = p.q.shape, p.v.shape[3]
+    wide = torch.promote_types(p.q.dtype, torch.float32)
+    out = Output(p.q.new_zeros(B, H, Q, Dv), p.q.new_full((B, H, Q), float("-inf"), dtype=wide))
+    if plan.queries or plan.keys:
+        _indexed(p, plan, out)
+    elif plan.blocks:
+        _blocked(p, plan.blocks, out)
+    else:
+        _dense(p, out)
+    return out
+
+
+def _indexed(p: Problem, plan: Plan, out: Output) -> None:
+    """One head at a time is compressed and decompressed, so that no second copy of q, k, v stands at once."""
+    H = p.q.shape[1]
+    for h in range(H):
+        one = lambda x, h=h: x[:, h * x.shape[1] // H :][:, :1]  # noqa: E731
+        head = replace(p, **{name: one(getattr(p, name)) for name in ("q", "k", "v", "q_pos", "k_pos")})
+        queries, keys = (t and replace(t, idx=one(t.idx)) for t in (plan.queries, plan.keys))
+        b = plan.blocks
+        blocks = b and replace(b, counts=one(b.counts), indices=one(b.indices))
+        part = Plan(queries, keys)
+        done = part.decompress(attend(part.compress(head), Plan(blocks=blocks)))
+        out.o[:, h : h + 1], out.lse[:, h : h + 1] = done.o, done.lse
+
+
+def _dense(p: Problem, out: Output) -> None:
+    reach = p.reach()
+    B, h, Q = reach.shape
+    first = (reach > 0).int().argmax(-1)  # rows that see a key are one range: [first, end)
+    end = first + (reach > 0).sum(-1)
+    row = torch.arange(Q, device=reach.device)
+    start = reach.gather(-1, first[..., None])  # keys the first row sees
+    inside = (row >= first[..., None]) & (row < end[..., None])
+    steps = ((reach == start + row - first[..., None]) | ~inside).all(-1)
+    flat = ((reach == start) | ~inside).all(-1)
+    shape = torch.stack([first, end, start[..., 0], steps, flat], -1)
+    if (steps | flat).all() and (shape == shape[:1, :1]).all():
+        parts = [(slice(None), slice(None), slice(None))]  # all alike: one call for all
+    else:
+        parts = [(slice(b, b + 1), *head_slices(p, x, h)) for b in range(B) for x in range(h)]
+    for at, (b, heads, groups) in enumerate(parts):
+        f, e, n, stairs, rectangle = shape.flatten(0, 1)[at].tolist()
+        if f == e:
+            continue
+        q, k, v = p.q[b, heads, f:e], p.k[b, groups], p.v[b, groups]
+        if rectangle:
+            done = fused(q, k[:, :, :n], v[:, :, :n], p.scale)
+        elif stairs:
+            m = n - 1  # keys before the square
+            done = fused(q, k[:, :, m : m + e - f], v[:, :, m : m + e - f], p.scale, causal=True)
+            if m:
+                done = done.merge(fused(q, k[:, :, :m], v[:, :, :m], p.scale))
+        else:
+            done = _irregular(q, k, v, p.scale, reach.flatten(0, 1)[at, f:e])
+        out.o[b, heads, f:e], out.lse[b, heads, f:e] = done.o, done.lse
+
+
+def _irregular(q: Tensor, k: Tensor, v: Tensor, scale: float, reach: Tensor) -> Output:
+    """Rows that see any ascending number (>= 1) of keys."""
+    parts = []
+    for i in range(0, q.shape[2], RUN):
+        rows, seen = q[:, :, i : i + RUN], reach[i : i + RUN]
+        low, high = int(seen[0]), int(seen[-1])
+        part = fused(rows, k[:, :, :low], v[:, :, :low], scale)
+        step = max(1, MOST // len(seen))
+        for at in range(low, high, step):
+            end = min(at + step, high)
+            visible = torch.arange(at, end, device=seen.device) < seen[:, None]
+            rest = masked(rows, k[:, :, at:end], v[:, :, at:end], scale, visible.expand(q.shape[0], 1, -1, -1))
+            part = part.merge(rest)
+        parts.append(part)
+    return Output(torch.cat([part.o for part in parts], 2), torch.cat([part.lse for part in parts], 2))
+
+
+def _blocked(p: Problem, blocks: Blocks, out: Output) -> None:
+    """Head by head: the key blocks all rows of a query block see whole; then the ones some see a part of."""
+    (m, n), (B, Q, K) = blocks.size, (p.q.shape[0], p.q.shape[2], p.k.shape[2])
+    reach = p.reach()
+    h = max(reach.shape[1], blocks.indices.shape[1])
+    reach, lists = to_heads(reach, h), to_heads(blocks.indices, h)
+    rows = pad(reach, (0, -Q % m)).unflatten(2, (-1, m))  # [B, h, I, m]
+    most = rows.amax(-1, keepdim=True)
+    least = rows.masked_fill(rows == 0, K).amin(-1, keepdim=True).minimum(most)
+    # lists ascend: first the blocks every row sees whole, then those some row sees a part of, then the hidden ones
+    whole = (lists < least.div(n, rounding_mode="floor")).sum(-1)  # [B, h, I]
+    part = (lists < (most + n - 1).div(n, rounding_mode="floor")).sum(-1) - whole
+    k, v = (_padded(x, n) for x in (p.k, p.v))  # [B, G, J, n, D]
+    for b in range(B):
+        for x in range(h):
+            heads, groups = head_slices(p, x, h)
+            q, o, lse = _padded(p.q[b, heads], m), _padded(out.o[b, heads], m), _padded(out.lse[b, heads], m, -1)
+            choice = lists[b, x], whole[b, x], part[b, x]
+            _whole_blocks(q, k[b, groups], v[b, groups], p.scale, *choice[:2], Output(o, lse))
+            _part_blocks(q, k[b, groups], v[b, groups], p.scale, *choice, rows[b, x], Output(o, lse))
+            if (blind := rows[b, x] == 0).any():
+                o.masked_fill_(blind[..., None], 0.0)
+                lse.masked_fill_(blind, float("-inf"))
+            if Q % m:  # else these are views
+                out.o[b, heads], out.lse[b, heads] = o.flatten(1, 2)[:, :Q], lse.flatten(1, 2)[:, :Q]
+
+
+def _padded(x: Tensor, size: int, dim: int = -2) -> Tensor:
+    """The tokens, along `dim`, in blocks: [..., n, D] -> [..., I, size, D]; a view where the last block is full."""
+    missing = -x.shape[dim] % size
+    if missing:
+        x = pad(x, (*(0, 0) * (-dim - 1), 0, missing))
+    return x.unflatten(dim, (-1, size))
+
+
+def _whole_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float, lists: Tensor, whole: Tensor, out: Output) -> None:
+    """Writes to `out` [R, I, m, Dv] the attention over the first `whole` [I] blocks of each list [I, W].
+
+    Query blocks with equally many run together, as many as fit the cache with their gathered keys.
+    """
+    g, (n, _) = k.shape[0], k.shape[2:]
+    longest = int(whole.max())
+    room = max(longest, GATHERED // n)  # blocks; memory is gathered to is reused: fresh pages cost as much as the copy
+    buffers = [y.new_empty(g, room, *y.shape[2:]) for y in (k, v)]
+    for count in whole.unique().tolist():
+        if not count:
+            continue
+        for rows in (whole == count).nonzero().squeeze(1).split(max(1, room // count)):
+            index = lists[rows, :count].flatten()
+            keys, values = (
+                torch.index_select(y, 1, index, out=at[:, : len(index)]).reshape(g * len(rows), 1, count * n, -1)
+                for y, at in zip((k, v), buffers, strict=True)
+            )
+            done = fused(_swap(q[:, rows], g), keys, values, scale)
+            out.o[:, rows], out.lse[:, rows] = (_swap(y, g) for y in (done.o, done.lse))
+
+
+def _part_blocks(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, lists: Tensor, whole: Tensor, part: Tensor, seen: Tensor, out: Output
+) -> None:
+    """Merges into `out` the `part` [I] blocks after the first `whole`; `seen` [I, m] keys are visible to each row.
+
+    With causality and aligned blocks they are the diagonal, one a query block.
+    """
+    (R, I, m, _), (g, _, n, _), width = q.shape, k.shape, int(part.max())
+    step = max(1, MOST // (m * n * max(width, 1) * R))
+    for start in range(0, I if width else 0, step):
+        rows = slice(start, start + step)
+        slot = whole[rows, None] + torch.arange(width, device=q.device)
+        listed = slot < (whole + part)[rows, None]
+        index = lists[rows].gather(-1, slot.clamp(max=lists.shape[1] - 1)).masked_fill(~listed, 0)  # [i, width]
+        first = int(index[0, 0])
+        if torch.equal(index.flatten(), torch.arange(first, first + index.numel(), device=q.device)):
+            near = [y[:, first : first + index.numel()] for y in (k, v)]
+        else:
+            near = [y.index_select(1, index.flatten()) for y in (k, v)]
+        keys, values = (y.reshape(g * len(index), 1, width * n, -1) for y in near)
+        key = (index[..., None] * n + torch.arange(n, device=q.device)).flatten(1)  # [i, width n]
+        mine = _swap(q[:, rows], g)
+        if m == n and width == 1 and listed.all() and torch.equal(seen[rows], (key + 1).to(seen.dtype)):
+            done = fused(mine, keys, values, scale, causal=True)
+        else:
+            visible = (key[:, None] < seen[rows, :, None]) & listed.repeat_interleave(n, 1)[:, None]
+            done = masked(mine, keys, values, scale, visible[:, None].repeat(g, 1, 1, 1))
+        o, lse = (_swap(y, g) for y in (done.o, done.lse))
+        both = torch.logaddexp(out.lse[:, rows], lse)
+        before, new = ((y - both).exp().nan_to_num_(0.0)[..., None].to(o.dtype) for y in (out.lse[:, rows], lse))
+        out.o[:, rows].mul_(before).addcmul_(o, new)
+        out.lse[:, rows] = both
+
+
+def _swap(x: Tensor, g: int) -> Tensor:
+    """[g R, i, ...] <-> [g i, R, ...]: query blocks as a batch, with the R heads that read the same keys together."""
+    return x.unflatten(0, (g, -1)).transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,98 @@
+"""What the laws' small float64 problems do not reach: low precision, long runs, pieces, odd layouts."""
+
+import importlib
+
+import pytest
+import torch
+from closeness import error, no_worse, same
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import plans, problems, randn
+from torch.nn.functional import scaled_dot_product_attention
+
+import sparsekit as sk
+from sparsekit import Blocks, Plan, Problem, SlidingWindow, Tokens, attend, dispatch, oracle
+
+FAST = [b for b in dispatch.BACKENDS if b != "reference" and "cpu" in dispatch.AUTO and b in dispatch.AUTO["cpu"]]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]  # the truth is float64
+
+
+def some(seed, L, keep, H):
+    order = torch.rand(2, H, L, generator=torch.Generator().manual_seed(seed)).argsort(-1)
+    return Tokens(order[..., : max(int(keep * L), 1)].sort(-1).values.int(), L)
+
+
+def tiles(seed, H, Q, K, size, chance):
+    grid = (2, H, -(-Q // size), -(-K // size))
+    mask = torch.rand(grid, generator=torch.Generator().manual_seed(seed)) < chance
+    mask[..., -grid[2] :].diagonal(dim1=-2, dim2=-1).fill_(True)
+    return Blocks.of(mask, (size, size))
+
+
+def kinds(H, Q, K):
+    """Plans that take every road through the kernels."""
+    t = some(1, K, 0.4, H)
+    yield "dense", Plan()
+    yield "blocks", Plan(blocks=tiles(2, H, Q, K, 32, 0.3))
+    yield "blocks alike for all heads", Plan(blocks=tiles(3, 1, Q, K, 48, 0.5))
+    if Q == K:
+        yield "tokens", Plan(t, t, fill=SlidingWindow(20, sinks=3))
+        yield "tokens and blocks", Plan(t, t, tiles(4, H, t.idx.shape[-1], t.idx.shape[-1], 32, 0.4))
+    yield "other keys than queries", Plan(some(5, Q, 0.5, 2), t, fill=SlidingWindow(200))
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("Q,K", [(389, 389), (256, 256), (130, 389), (1, 129)])
+@pytest.mark.parametrize("D,Dv", [(64, 64), (40, 24)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_error_is_that_of_plain_torch(backend, dtype, Q, K, D, Dv, causal):
+    # strided as transformers passes them: [B, L, H, D] transposed
+    q, k, v = (
+        randn(i, 2, L, h, d, dtype=torch.float32).transpose(1, 2).to(dtype)
+        for i, (h, L, d) in enumerate([(4, Q, D), (2, K, D), (2, K, Dv)])
+    )
+    p = Problem.of(q, k, v, causal)
+    for name, plan in kinds(4, Q, K):
+        truth, plain = oracle(p, plan), attend(p, plan, backend="reference")
+        for mode in ("gather", "indexed"):
+            out = attend(p, plan, backend=backend, compress=mode)
+            assert out.o.dtype == dtype and out.lse.dtype == torch.promote_types(dtype, torch.float32), name
+            no_worse(out.o, plain.o, truth.o, dtype)
+            finite = truth.lse.isfinite()
+            assert torch.equal(out.lse.isfinite(), finite), name
+            no_worse(out.lse[finite], plain.lse[finite], truth.lse[finite], torch.float32)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@settings(max_examples=60)
+@given(data=st.data())
+def test_work_cut_into_pieces_gives_the_same(backend, data):
+    """Long inputs are cut at sizes that small ones never reach: here the sizes are small too."""
+    p = data.draw(problems())
+    plan = data.draw(plans(p))
+    with pytest.MonkeyPatch.context() as patch:
+        for op in ("attend", "sliding_window"):
+            module = importlib.import_module(f"{dispatch.BACKENDS[backend]}.{op}")
+            for name, size in {"RUN": 3, "GATHERED": 4, "MOST": 6}.items():
+                if hasattr(module, name):
+                    patch.setattr(module, name, size)
+        same(attend(p, plan, backend=backend), oracle(p, plan))
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_inputs_are_left_alone_and_grouped_heads_are_read_in_place(backend):
+    q, k, v = (randn(i, 1, h, 300, 64, dtype=torch.float32) for i, h in enumerate((8, 2, 2)))
+    before = [x.clone() for x in (q, k, v)]
+    plan = Plan(blocks=Blocks.of(torch.ones(1, 1, 5, 5, dtype=torch.bool), (64, 64)))
+    out = attend(Problem.of(q, k, v), plan, backend=backend)
+    assert all(torch.equal(a, b) for a, b in zip(before, (q, k, v), strict=True))
+    assert error(out.o, scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)) < 1e-6
+
+
+def test_auto_takes_the_fast_backend_on_a_cpu():
+    q = randn(0, 1, 1, 8, 4)
+    assert dispatch.choose("attend", "cpu", Problem.of(q, q, q), Plan()) == "cpu"
+    filled = Plan(queries=Tokens.of(torch.ones(1, 1, 8, dtype=torch.bool)), fill=SlidingWindow(2))
+    assert dispatch.choose("sliding_window", "cpu", Problem.of(q, q, q), filled) == "cpu"
+    assert sk.why_not("cpu", "sliding_window", Problem.of(q, q, q), Plan()) is not None
