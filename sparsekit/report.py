@@ -4,7 +4,6 @@ Accuracy is measured on query rows spread over the sequence, against dense atten
 after a warm-up, so read them as a breakdown: bench/ measures speed.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from .oracle import oracle
 from .pipeline import Pipeline, attend
 from .plan import Plan
 from .problem import Problem, to_heads
+from .timing import now_ms
 
 ROWS = 64  # query rows the accuracy is measured on
 
@@ -77,9 +77,9 @@ def explain(pipeline: Pipeline, problem: Problem) -> Report:
 
     @contextmanager
     def clock(name: str) -> Iterator[None]:
-        started = _now(problem)
+        started = now_ms(problem.q.device)
         yield
-        ms[name] = ms.get(name, 0.0) + _now(problem) - started
+        ms[name] = ms.get(name, 0.0) + now_ms(problem.q.device) - started
 
     rows = torch.linspace(0, problem.q.shape[2] - 1, min(ROWS, problem.q.shape[2]), device=problem.q.device)
     rows = rows.round().long().unique()
@@ -100,12 +100,6 @@ def explain(pipeline: Pipeline, problem: Problem) -> Report:
     with clock("dense"):
         attend(problem, backend=policy["backend"])
     return Report(tuple(steps), ms["dense"], tuple(_notes(problem, plan, len(rows))))
-
-
-def _now(problem: Problem) -> float:
-    if problem.q.is_cuda:
-        torch.cuda.synchronize(problem.q.device)
-    return time.perf_counter() * 1e3
 
 
 def _dense(problem: Problem, rows: Tensor) -> tuple[Tensor, Tensor]:
