@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .fills import Fill, Zeros
-from .problem import PAD, Output, Problem, to_heads
+from .problem import PAD, Output, Problem, one_head, to_heads
 
 
 def ascending(mask: Bool[Tensor, "*r n"]) -> tuple[Int[Tensor, "*r w"], Int[Tensor, "*r"]]:
@@ -128,6 +128,13 @@ class Plan:
     keys: Tokens | None = None
     blocks: Blocks | None = None
     fill: Fill | None = None  # what dropped queries get; None is Zeros()
+
+    def head(self, h: int, heads: int) -> "Plan":
+        """The plan of query head `h` of `heads` alone."""
+        tokens = lambda t: t and Tokens(one_head(t.idx, h, heads), t.n)  # noqa: E731
+        b = self.blocks
+        blocks = b and Blocks(one_head(b.counts, h, heads), one_head(b.indices, h, heads), b.size, b.n)
+        return Plan(tokens(self.queries), tokens(self.keys), blocks, self.fill)
 
     def compress(self, problem: Problem) -> Problem:
         """The shorter problem of the kept tokens."""

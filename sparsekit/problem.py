@@ -25,6 +25,11 @@ def to_heads(x: Tensor, heads: int) -> Tensor:
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
+def one_head(x: Tensor, h: int, heads: int) -> Tensor:
+    """[B, h', ...] -> [B, 1, ...]: the entry that serves query head `h` of `heads`."""
+    return x[:, h * x.shape[1] // heads :][:, :1]
+
+
 @dataclass(frozen=True)
 class Problem:
     """What attention is asked. Build one with `Problem.of`, which checks; `Plan.compress` makes the shorter ones.
@@ -84,6 +89,13 @@ class Problem:
         else:
             seen = real.expand(q_pos.shape)
         return seen.masked_fill(q_pos == PAD, 0)
+
+    def head(self, h: int) -> "Problem":
+        """The problem of query head `h` alone."""
+        q, k, v, q_pos, k_pos = (
+            one_head(x, h, self.q.shape[1]) for x in (self.q, self.k, self.v, self.q_pos, self.k_pos)
+        )
+        return Problem(q, k, v, q_pos, k_pos, self.scale, self.causal)
 
     def require_queries_last(self, who: str) -> None:
         """Raises ValueError in the name of `who` unless the queries are the last of the keys, token for token."""

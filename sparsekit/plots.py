@@ -1,0 +1,84 @@
+"""Pictures of plans."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .plan import Plan
+from .problem import Problem
+
+ROWS, COLUMNS = 768, 768  # cells of a picture
+KINDS = {"future": "#e8e8e8", "skipped": "#ffffff", "computed": "#1f5fbf", "fill of a dropped query": "#f08c2e"}
+
+
+def draw_plan(problem: Problem, plan: Plan, path: Path | str, *, head: int = 0, title: str = "") -> Path:
+    """One head of a plan beside the attention it stands for, as a PNG (or what the suffix of `path` says).
+
+    Left: the dense attention of query rows spread over the sequence, log scale. Right: the pairs the plan computes;
+    a cell is as dark as the part of it that is computed. `head` is a query head of the first sequence. Returns
+    `path`, written whole. Raises ImportError without matplotlib, ValueError for a head that is not there.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.colors import LogNorm, to_rgb
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install sparsekit[plots]") from error
+    if not 0 <= head < problem.q.shape[1]:
+        raise ValueError(f"head: got {head}; allowed is 0 to {problem.q.shape[1] - 1}: name one of the query heads")
+    plan, problem = plan.head(head, problem.q.shape[1]), problem.head(head)
+    Q, K = problem.q.shape[2], problem.k.shape[2]
+    rows = torch.linspace(0, Q - 1, min(Q, ROWS), device=problem.q.device).round().long().unique()
+    visible = problem.visible(rows)[0, 0]
+    computed = plan.pairs(problem, rows)[0, 0]
+    dropped = plan.dropped(problem)[0, 0, rows, None]
+
+    colours = [torch.tensor(to_rgb(colour)) for colour in KINDS.values()]
+    shares = [
+        _pooled(mask.float()) for mask in (~visible, visible & ~computed, computed & ~dropped, computed & dropped)
+    ]
+    # a lone key must stay visible: what is computed is drawn darker than its share of the cell
+    shares[2:] = [share.pow(0.4) for share in shares[2:]]
+    rest = (1 - shares[2] - shares[3]).clamp(min=0) / (shares[0] + shares[1]).clamp(min=1e-9)
+    shares[:2] = [share * rest for share in shares[:2]]
+    image = torch.einsum("srk,sc->rkc", torch.stack(shares), torch.stack(colours)).clamp(0, 1)
+    attention = _attention(problem, rows, visible)
+
+    figure = Figure(figsize=(13, 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    extent = (0, K, Q, 0)
+    drawn = left.imshow(attention.numpy(), extent=extent, norm=LogNorm(1e-6, 1), cmap="magma", interpolation="nearest")
+    figure.colorbar(drawn, ax=left, label="largest probability in the cell", shrink=0.8)
+    left.set_title("where dense attention looks")
+    right.imshow(image.numpy(), extent=extent, interpolation="nearest")
+    right.set_title(f"what is computed: kept {plan.kept(problem):.1%}, density {plan.density(problem):.1%}")
+    shown = [name for name, share in zip(KINDS, shares, strict=True) if share.any()]
+    right.legend(handles=[Patch(facecolor=KINDS[n], edgecolor="#888888", label=n) for n in shown], loc="upper right")
+    for axes in (left, right):
+        axes.set(xlabel="key", ylabel="query")
+    figure.suptitle(title)
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}{path.suffix}")
+    figure.savefig(unfinished, dpi=110)
+    return unfinished.replace(path)
+
+
+def _attention(problem: Problem, rows: Tensor, visible: Tensor) -> Any:
+    scores = (problem.q[0, 0, rows].float() @ problem.k[0, 0].float().mT * problem.scale).masked_fill(
+        ~visible, float("-inf")
+    )
+    return _pooled(scores.softmax(-1).nan_to_num(0.0), largest=True).clamp(min=1e-6)
+
+
+def _pooled(x: Tensor, largest: bool = False) -> Tensor:
+    """[R, K] -> [R, at most COLUMNS], cells of equally many keys but for the last; on the CPU."""
+    size = -(-x.shape[1] // COLUMNS)
+    cells = torch.nn.functional.pad(x, (0, -x.shape[1] % size)).unflatten(1, (-1, size))
+    if largest:
+        return cells.amax(-1).cpu()
+    count = torch.nn.functional.pad(torch.ones_like(x[:1]), (0, -x.shape[1] % size)).unflatten(1, (-1, size)).sum(-1)
+    return (cells.sum(-1) / count).cpu()
