@@ -46,9 +46,12 @@ class SlidingWindow:
         first = q - self.window + 1
         last = q if problem.causal else q.clamp(max=PAD - self.window) + self.window - 1
         upto = lambda pos: torch.searchsorted(k, pos.contiguous(), right=True)  # noqa: E731
-        near = upto(last) - upto(first - 1)
-        sinks = upto(torch.minimum(last, first - 1).clamp(max=self.sinks - 1))
-        return (near + sinks).masked_fill(q == PAD, 0)
+        before = upto(first - 1)
+        near = upto(last) - before
+        farthest = q if problem.causal else torch.full_like(q, PAD - 1)
+        sinks = upto(farthest.clamp(max=self.sinks - 1))
+        both = (upto(last.clamp(max=self.sinks - 1)) - before).clamp(min=0)
+        return (near + sinks - both).masked_fill(q == PAD, 0)
 
 
 Fill = Zeros | SlidingWindow

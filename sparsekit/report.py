@@ -6,7 +6,7 @@ after a warm-up, so read them as a breakdown: bench/ measures speed.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -104,10 +104,9 @@ def explain(pipeline: Pipeline, problem: Problem) -> Report:
 
 def _dense(problem: Problem, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Dense attention of some query rows: probabilities [B, H, R, K] and outputs [B, H, R, Dv], float64."""
-    p = replace(problem, q=problem.q[:, :, rows], q_pos=problem.q_pos[..., rows])
-    out = oracle(p)
-    scores = p.q.double() @ to_heads(p.k, p.q.shape[1]).double().mT * p.scale - out.lse[..., None]
-    return torch.where(p.visible(), scores.exp(), 0.0), out.o
+    p, out = problem, oracle(problem, rows=rows)
+    scores = p.q[:, :, rows].double() @ to_heads(p.k, p.q.shape[1]).double().mT * p.scale - out.lse[..., None]
+    return torch.where(p.visible(rows), scores.exp(), 0.0), out.o
 
 
 def _accuracy(

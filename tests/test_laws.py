@@ -169,6 +169,13 @@ def test_work_and_density_count_the_pairs(data):
         assert plan.kept(p) == pytest.approx(plan.queries.kept().double().mean().item(), rel=1e-6)
 
 
+@given(p=problems(), fill=FILLS)
+def test_a_fill_counts_its_pairs(p, fill):
+    fill = fill or sk.Zeros()
+    counts = to_heads(fill.counts(p), p.q.shape[1])
+    assert torch.equal(counts.expand(p.q.shape[:3]), fill.pairs(p).sum(-1))
+
+
 @given(st.data())
 def test_pairs_of_some_rows_are_rows_of_the_pairs(data):
     p = data.draw(problems())

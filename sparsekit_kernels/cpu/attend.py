@@ -5,8 +5,6 @@ causality. Rows whose prefix grows by one key a row are a full rectangle and a c
 into short runs, each a rectangle and a masked remainder.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -43,13 +41,9 @@ def _indexed(p: Problem, plan: Plan, out: Output) -> None:
     """One head at a time is compressed and decompressed, so that no second copy of q, k, v stands at once."""
     H = p.q.shape[1]
     for h in range(H):
-        one = lambda x, h=h: x[:, h * x.shape[1] // H :][:, :1]  # noqa: E731
-        head = replace(p, **{name: one(getattr(p, name)) for name in ("q", "k", "v", "q_pos", "k_pos")})
-        queries, keys = (t and replace(t, idx=one(t.idx)) for t in (plan.queries, plan.keys))
-        b = plan.blocks
-        blocks = b and replace(b, counts=one(b.counts), indices=one(b.indices))
-        part = Plan(queries, keys)
-        done = part.decompress(attend(part.compress(head), Plan(blocks=blocks)))
+        mine = plan.head(h, H)
+        tokens = Plan(mine.queries, mine.keys)
+        done = tokens.decompress(attend(tokens.compress(p.head(h)), Plan(blocks=mine.blocks)))
         out.o[:, h : h + 1], out.lse[:, h : h + 1] = done.o, done.lse
 
 

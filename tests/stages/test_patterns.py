@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import problems
 
@@ -119,3 +119,21 @@ def test_flex_prefill_refuses_what_is_not_causal(stage):
     x = torch.randn(1, 1, 8, 4)
     with pytest.raises(ValueError, match="not causal.*BlockTopK"):
         Pipeline([stage])(x, x, x, causal=False)
+
+
+@given(p=problems(square=True, causal=True), gamma=st.floats(0.1, 0.95))
+def test_flex_prefill_takes_the_entry_that_crosses_gamma_and_rounds_up(p, gamma):
+    """With blocks of one token the probe is the last query: its row can be told by hand."""
+    K = p.k.shape[2]
+    assume(K > 2)
+    k = p.k.repeat_interleave(p.q.shape[1] // p.k.shape[1], 1)
+    probability = (p.q[:, :, -1:] @ k.mT * p.scale).softmax(-1).squeeze(2)
+    row = FlexPrefill(gamma, 0.0, block_size=1)(p).pairs(p)[:, :, -1]
+    for b, h in torch.cartesian_prod(torch.arange(row.shape[0]), torch.arange(row.shape[1])):
+        best = probability[b, h].argsort(descending=True)
+        until = int((probability[b, h][best].cumsum(-1) <= gamma).sum()) + 1  # the crossing entry among them
+        n = min(until + 1, K)  # as published: one block more than the division gives
+        first, last = [0], [K - 1]
+        keys = set((first + [int(x) for x in best if x != 0])[:n])
+        keys |= set((last + [int(x) for x in best if x != K - 1])[:n])
+        assert set(row[b, h].nonzero().flatten().tolist()) == keys
