@@ -21,6 +21,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool = False
     (B, H, M, D), (G, Dv) = q.shape, (v.shape[1], v.shape[3])
     if not q.is_cpu:
         return _plain(q, k, v, scale, causal, mask)
+    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))  # the kernel reads head dims in a row
     if D != Dv:  # the kernel wants one head dim; zeros change no score
         q, k, v = (pad(x, (0, max(D, Dv) - x.shape[3])) for x in (q, k, v))
     if H != G:

@@ -14,6 +14,8 @@ import sparsekit as sk
 from sparsekit import Blocks, Plan, Problem, SlidingWindow, Tokens, attend, dispatch, oracle
 
 FAST = [b for b in dispatch.BACKENDS if b != "reference" and "cpu" in dispatch.AUTO and b in dispatch.AUTO["cpu"]]
+# as they come: in a row, [B, L, H, D] transposed as transformers passes them, and head dims far apart
+LAYOUTS = [lambda x: x, lambda x: x.transpose(1, 2).contiguous().transpose(1, 2), lambda x: x.mT.contiguous().mT]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]  # the truth is float64
 
 
@@ -46,12 +48,10 @@ def kinds(H, Q, K):
 @pytest.mark.parametrize("Q,K", [(389, 389), (256, 256), (130, 389), (1, 129)])
 @pytest.mark.parametrize("D,Dv", [(64, 64), (40, 24)])
 @pytest.mark.parametrize("causal", [True, False])
-def test_the_error_is_that_of_plain_torch(backend, dtype, Q, K, D, Dv, causal):
-    # strided as transformers passes them: [B, L, H, D] transposed
-    q, k, v = (
-        randn(i, 2, L, h, d, dtype=torch.float32).transpose(1, 2).to(dtype)
-        for i, (h, L, d) in enumerate([(4, Q, D), (2, K, D), (2, K, Dv)])
-    )
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["rows", "transposed", "columns"])
+def test_the_error_is_that_of_plain_torch(backend, dtype, Q, K, D, Dv, causal, layout):
+    shapes = [(4, Q, D), (2, K, D), (2, K, Dv)]
+    q, k, v = (layout(randn(i, 2, *shape, dtype=torch.float32).to(dtype)) for i, shape in enumerate(shapes))
     p = Problem.of(q, k, v, causal)
     for name, plan in kinds(4, Q, K):
         truth, plain = oracle(p, plan), attend(p, plan, backend="reference")
