@@ -35,7 +35,8 @@ def problem(L: int, H: int, G: int, D: int, dtype: torch.dtype, device: torch.de
     heavy[:, 0] = 2.0
     k = drift + 0.5 * randn(G, L, D) + 1.5 * heavy * common
     q = (drift + 0.7 * common).repeat_interleave(H // G, 0) + 0.5 * randn(H, L, D)
-    q, k, v = (x[None].to(device, dtype) for x in (q, k, randn(G, L, D)))
+    # in a row: with any other stride SDPA leaves its fused kernel, and would make a poor yardstick
+    q, k, v = (x[None].to(device, dtype).contiguous() for x in (q, k, randn(G, L, D)))
     return Problem.of(q, k, v)
 
 
