@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TYPED := --jaxtyping-packages=sparsekit,sparsekit_kernels,beartype.beartype  # the shapes that signatures promise
 LENGTH ?= 16384
 
 .PHONY: demo test check format faults bench docs clean
@@ -11,6 +12,7 @@ demo: $(VENV)/ready  ## a long-context model on real text, dense beside sparse
 
 test: $(VENV)/ready  ## the whole CPU suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/test_laws.py tests/ops $(TYPED)
 
 check: $(VENV)/ready  ## format, lint, types
 	$(BIN)/ruff format --check .
