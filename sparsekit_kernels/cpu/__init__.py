@@ -10,7 +10,9 @@ from torch.nn.functional import pad
 
 from sparsekit.problem import Output, Problem
 
-_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # SDPA is the same call without the lse
+# SDPA makes these same calls, and drops the lse
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_EFFICIENT = torch.ops.aten._scaled_dot_product_efficient_attention
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool = False, mask: Tensor | None = None) -> Output:
@@ -19,17 +21,21 @@ def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool = False
     `causal` compares indices; `mask` [B, 1, M, N] is added to the scores: 0, or -inf for a hidden pair.
     """
     (B, H, M, D), (G, Dv) = q.shape, (v.shape[1], v.shape[3])
-    if not q.is_cpu:
+    if not (q.is_cpu or (q.is_cuda and mask is None and q.dtype != torch.float64)):
         return _plain(q, k, v, scale, causal, mask)
-    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))  # the kernel reads head dims in a row
-    if D != Dv:  # the kernel wants one head dim; zeros change no score
-        q, k, v = (pad(x, (0, max(D, Dv) - x.shape[3])) for x in (q, k, v))
+    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))  # the kernels read head dims in a row
+    width = max(D, Dv) if q.is_cpu else -(-max(D, Dv) // 8) * 8
+    if width != D or width != Dv:  # they want one head dim, a multiple of 8 on a GPU; zeros change no score
+        q, k, v = (pad(x, (0, width - x.shape[3])) for x in (q, k, v))
     if H != G:
         q = q.unflatten(1, (G, H // G)).flatten(0, 1)
         k, v = (x.flatten(0, 1)[:, None].expand(-1, H // G, -1, -1) for x in (k, v))
         mask = mask if mask is None else mask.repeat_interleave(G, 0)
-    o, lse = _FLASH(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
-    return Output(o.reshape(B, H, M, -1)[..., :Dv], lse.reshape(B, H, M))
+    if q.is_cpu:
+        o, lse = _FLASH(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
+    else:
+        o, lse = _EFFICIENT(q, k, v, None, True, 0.0, causal, scale=scale)[:2]
+    return Output(o.reshape(B, H, M, -1)[..., :Dv], lse[..., :M].reshape(B, H, M))
 
 
 def masked(q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Tensor) -> Output:
@@ -47,7 +53,7 @@ def head_slices(p: Problem, x: int, h: int) -> tuple[slice, slice]:
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, mask: Tensor | None) -> Output:
-    """For devices that lack the fused call."""
+    """Where there is no fused call."""
     (B, H, M, D), (G, N) = q.shape, k.shape[1:3]
     scores = (q.reshape(B, G, -1, D) @ k.mT).view(B, H, M, N).float().mul_(scale)
     if mask is not None:
