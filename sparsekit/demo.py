@@ -25,7 +25,7 @@ PIPELINES = {
     "token": "token_coverage(tau=0.02)",
     "token + fill": "token_coverage(tau=0.2) | decompress(fill=sliding_window(128))",
     "block": "flex_prefill(gamma=0.95)",
-    "stacked": "token_coverage(tau=0.05) | flex_prefill(gamma=0.95) | decompress(fill=sliding_window(128))",
+    "stacked": "token_coverage(tau=0.05) | flex_prefill(gamma=0.99) | decompress(fill=sliding_window(128))",
 }
 WARM_UP = 1024  # bytes of an untimed prompt before each pipeline's first
 
