@@ -8,8 +8,15 @@ import importlib
 import pkgutil
 from typing import Any
 
-BACKENDS = {"cpu": "sparsekit_kernels.cpu", "reference": "sparsekit.ops"}
-AUTO = {"cpu": ("cpu", "reference"), "cuda": ("cpu", "reference")}  # what "auto" may try, in order, by device type
+BACKENDS = {
+    "triton": "sparsekit_kernels.triton",
+    "cpu": "sparsekit_kernels.cpu",
+    "reference": "sparsekit.ops",
+}
+AUTO = {
+    "cpu": ("cpu", "reference"),
+    "cuda": ("cpu", "reference"),
+}  # what "auto" may try, in order, by device type: a backend joins once it has been measured there
 ALLOWED = ("auto", *BACKENDS)
 
 

@@ -92,6 +92,20 @@ class Blocks:
         flag = torch.zeros(*self.indices.shape[:3], self.n + 1, dtype=torch.bool, device=self.indices.device)
         return flag.scatter(-1, self.indices.long(), True)[..., : self.n]
 
+    def seen(self, reach: Int[Tensor, "B _h Q"]) -> tuple[Int[Tensor, "B _g I"], Int[Tensor, "B _g I"]]:
+        """How many blocks of each list all rows of the query block see whole, and how many more some see a part of.
+
+        `reach` is that of the problem the blocks are of. Lists ascend, so the ones come first, then the others, and
+        those nobody sees are last. Rows that see no key do not count.
+        """
+        (m, n), heads = self.size, max(reach.shape[1], self.indices.shape[1])
+        lists, reach = to_heads(self.indices, heads), to_heads(reach, heads)
+        rows = torch.nn.functional.pad(reach, (0, -reach.shape[2] % m)).unflatten(2, (-1, m))  # [B, h, I, m]
+        most = rows.amax(-1, keepdim=True)
+        least = rows.masked_fill(rows == 0, PAD).amin(-1, keepdim=True).minimum(most)
+        whole = (lists < least.div(n, rounding_mode="floor")).sum(-1)
+        return whole, (lists < (most + n - 1).div(n, rounding_mode="floor")).sum(-1) - whole
+
     def __and__(self, other: "Blocks") -> "Blocks":
         """The blocks in both lists."""
         a, b, heads = self._paired(other)

@@ -62,8 +62,8 @@ FAULTS = [
  ("cpu: square one key late", "sparsekit_kernels/cpu/attend.py", "m = n - 1  #", "m = max(n - 2, 0)  #"),
  ("cpu: any rows are stairs", "sparsekit_kernels/cpu/attend.py", "steps = ((reach == start + row - first[..., None]) | ~inside).all(-1)", "steps = (reach == reach).all(-1)"),
  ("cpu: one call though heads differ", "sparsekit_kernels/cpu/attend.py", "and (shape == shape[:1, :1]).all()", ""),
- ("cpu: partly seen blocks taken whole", "sparsekit_kernels/cpu/attend.py", "whole = (lists < least.div(n", "whole = (lists < most.div(n"),
- ("cpu: last partly seen block lost", "sparsekit_kernels/cpu/attend.py", "(most + n - 1).div(n", "most.div(n"),
+ ("partly seen blocks taken whole", "sparsekit/plan.py", "whole = (lists < least.div(n", "whole = (lists < most.div(n"),
+ ("last partly seen block lost", "sparsekit/plan.py", "(most + n - 1).div(n", "most.div(n"),
  ("cpu: hidden blocks of short lists", "sparsekit_kernels/cpu/attend.py", " & listed.repeat_interleave(n, 1)[:, None]", ""),
  ("cpu: padding rows keep their junk", "sparsekit_kernels/cpu/attend.py", "if (blind := rows[b, x] == 0).any():", "if (blind := rows[b, x] == 0).all():"),
  ("cpu: any single part block is a diagonal", "sparsekit_kernels/cpu/attend.py", "if m == n and width == 1 and listed.all() and", "if m == n and width == 1 and listed.all() or"),
@@ -73,6 +73,11 @@ FAULTS = [
  ("cpu: window fill counts sinks twice", "sparsekit_kernels/cpu/sliding_window.py", " & ((first[:, None] < lows) | (first[:, None] >= highs))", ""),
  ("cpu: window fill answers kept queries", "sparsekit_kernels/cpu/sliding_window.py", "out.lse.masked_fill_(~dropped", "out.lse.masked_fill_(dropped"),
  ("cpu: blind rows average what they may not see", "sparsekit_kernels/cpu/__init__.py", "blind = fused(q, k, v, scale, mask=mask), ~visible.any(-1)", "blind = fused(q, k, v, scale, mask=mask), ~visible.any(-1).any(-1, keepdim=True).expand(visible.shape[:-1])"),
+ ("triton: ragged block read past the end", "sparsekit_kernels/triton/attend.py", "tl.minimum(start + block_k, K)", "start + block_k"),
+ ("triton: a row sees one key too many", "sparsekit_kernels/triton/attend.py", "slot[None, :] < seen[:, None]", "slot[None, :] <= seen[:, None]"),
+ ("triton: heads read the wrong group", "sparsekit_kernels/triton/attend.py", "keys = k + b * k_b + (h // R) * k_h", "keys = k + b * k_b + (h % R) * k_h"),
+ ("triton: lse in base 2", "sparsekit_kernels/triton/attend.py", "tl.where(empty, 1.0, total))) * LN2", "tl.where(empty, 1.0, total)))"),
+ ("triton: tiles of small blocks overlap", "sparsekit_kernels/triton/attend.py", "    inside = slot < end\n", "    inside = slot < end + N\n"),
  ("cpu: scale forgotten", "sparsekit_kernels/cpu/__init__.py", "attn_mask=mask, scale=scale)", "attn_mask=mask)"),
 ]
 # fmt: on

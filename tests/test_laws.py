@@ -47,7 +47,12 @@ def test_every_backend_computes_the_pairs_of_the_plan(data):
     truth = oracle(p, plan)
     for backend in ATTENDING:
         for mode in ("gather", "indexed"):
-            same(attend(p, plan, backend=backend, compress=mode), truth)
+            try:
+                out = attend(p, plan, backend=backend, compress=mode)
+            except sk.NoBackendError:  # with the reason; tests/ops/ says which plans a backend must take
+                assert backend not in dispatch.AUTO["cpu"]
+                continue
+            same(out, truth)
 
 
 @given(st.data())

@@ -98,16 +98,12 @@ def _irregular(q: Tensor, k: Tensor, v: Tensor, scale: float, reach: Tensor) -> 
 
 def _blocked(p: Problem, blocks: Blocks, out: Output) -> None:
     """Head by head: the key blocks all rows of a query block see whole; then the ones some see a part of."""
-    (m, n), (B, Q, K) = blocks.size, (p.q.shape[0], p.q.shape[2], p.k.shape[2])
+    (m, n), (B, _, Q, _) = blocks.size, p.q.shape
     reach = p.reach()
     h = max(reach.shape[1], blocks.indices.shape[1])
     reach, lists = to_heads(reach, h), to_heads(blocks.indices, h)
     rows = pad(reach, (0, -Q % m)).unflatten(2, (-1, m))  # [B, h, I, m]
-    most = rows.amax(-1, keepdim=True)
-    least = rows.masked_fill(rows == 0, K).amin(-1, keepdim=True).minimum(most)
-    # lists ascend: first the blocks every row sees whole, then those some row sees a part of, then the hidden ones
-    whole = (lists < least.div(n, rounding_mode="floor")).sum(-1)  # [B, h, I]
-    part = (lists < (most + n - 1).div(n, rounding_mode="floor")).sum(-1) - whole
+    whole, part = blocks.seen(p.reach())  # [B, h, I]
     k, v = (_padded(x, n) for x in (p.k, p.v))  # [B, G, J, n, D]
     for b in range(B):
         for x in range(h):

@@ -1,0 +1,22 @@
+"""Our own kernels, in Triton: no nvcc, any GPU Triton knows; in its interpreter also on a CPU, for tests."""
+
+import os
+
+from torch import Tensor
+
+
+def why_not_here(*tensors: Tensor) -> str | None:
+    """In words, why Triton cannot run on where these tensors lie."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    try:
+        import triton  # noqa: F401  # an optional extra
+    except ImportError:
+        return "triton is not installed: pip install sparsekit[triton]"
+    for x in tensors:
+        if not x.is_cuda and not interpreted:
+            return f"it needs a GPU, and the tensors are on {x.device.type}"
+        if x.dtype.itemsize == 8 and not interpreted:
+            return f"{x.dtype} is not supported: cast to float32"
+        if str(x.dtype) == "torch.bfloat16" and interpreted:
+            return "Triton's interpreter gets bfloat16 wrong"
+    return None
