@@ -5,7 +5,11 @@ why it cannot run them (None: it can). A missing module is a backend that lacks 
 """
 
 import importlib
+import importlib.util
 import pkgutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 BACKENDS = {
@@ -18,6 +22,9 @@ AUTO = {
     "cuda": ("cpu", "reference"),
 }  # what "auto" may try, in order, by device type: a backend joins once it has been measured there
 ALLOWED = ("auto", *BACKENDS)
+
+
+_clock: ContextVar[Callable[[str], AbstractContextManager]] = ContextVar("clock", default=nullcontext)
 
 
 class NoBackendError(RuntimeError):
@@ -33,6 +40,11 @@ def why_not(backend: str, op: str, *args: Any) -> str | None:
     return module.why_not(*args)
 
 
+def has(backend: str, op: str) -> bool:
+    """Whether the backend has the op; "auto" has every one."""
+    return backend == "auto" or importlib.util.find_spec(f"{BACKENDS[backend]}.{op}") is not None
+
+
 def choose(op: str, device: str, *args: Any, backend: str = "auto") -> str:
     """The backend that will run the op. One the user names runs or raises; only "auto" chooses, from AUTO."""
     reasons = {}
@@ -46,7 +58,18 @@ def choose(op: str, device: str, *args: Any, backend: str = "auto") -> str:
 def run(op: str, device: str, *args: Any, backend: str = "auto") -> Any:
     """Run the op on the chosen backend."""
     name = choose(op, device, *args, backend=backend)
-    return getattr(importlib.import_module(f"{BACKENDS[name]}.{op}"), op)(*args)
+    with _clock.get()(op):
+        return getattr(importlib.import_module(f"{BACKENDS[name]}.{op}"), op)(*args)
+
+
+@contextmanager
+def timed(clock: Callable[[str], AbstractContextManager]) -> Iterator[None]:
+    """Inside, `clock(op)` is entered around every op that runs in this thread."""
+    token = _clock.set(clock)
+    try:
+        yield
+    finally:
+        _clock.reset(token)
 
 
 def ops() -> list[str]:

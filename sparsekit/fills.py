@@ -39,6 +39,17 @@ class SlidingWindow:
         near = (q - k).abs() < self.window
         return problem.visible(rows) & (near | (k < self.sinks))
 
+    def spans(self, problem: Problem) -> tuple[Int[Tensor, "B _h Q"], Int[Tensor, "B _h Q"], Int[Tensor, "B _h Q"]]:
+        """The key slots each query would see: [low, high), and of the others [0, sinks)."""
+        heads = max(problem.q_pos.shape[1], problem.k_pos.shape[1])
+        q, k = to_heads(problem.q_pos, heads), to_heads(problem.k_pos, heads).contiguous()
+        reach = high = to_heads(problem.reach(), heads)
+        if not problem.causal:
+            after = q.clamp(max=PAD - self.window) + self.window
+            high = high.minimum(torch.searchsorted(k, after.contiguous()))
+        low = torch.searchsorted(k, (q - self.window + 1).contiguous()).minimum(high)
+        return low, high, reach.minimum((k < self.sinks).sum(-1, keepdim=True))
+
     def counts(self, problem: Problem) -> Int[Tensor, "B _h Q"]:
         """How many keys each query would see: the row sums of `pairs`, without writing them down."""
         heads = max(problem.q_pos.shape[1], problem.k_pos.shape[1])

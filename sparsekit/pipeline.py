@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from . import dispatch
+from . import dispatch, library
 from .fills import Fill, SlidingWindow, Zeros
 from .parameters import check_choice
 from .plan import Plan
-from .problem import Output, Problem, to_heads
+from .problem import Output, Problem
 
 if TYPE_CHECKING:
     from .report import Report
@@ -77,23 +77,28 @@ def attend(
     Raises NoBackendError, with the reasons, if no backend can.
     """
     plan, device = plan or Plan(), problem.q.device.type
-    if compress == "indexed" or (plan.queries is None and plan.keys is None):
+
+    def run(op: str, *args: Any) -> Any:
+        # the named backend attends; what stands beside that it does too, where it can do such a thing at all
+        named = backend if op == "attend" or dispatch.has(backend, op) else "auto"
+        return dispatch.run(op, device, *args, backend=named)
+
+    if plan.queries is None and plan.keys is None:
         with clock("attend"):
-            out = dispatch.run("attend", device, problem, replace(plan, fill=None), backend=backend)
-    else:
-        with clock("compress"):
-            short = plan.compress(problem)
+            return run("attend", problem, Plan(blocks=plan.blocks))
+    if compress == "indexed":
         with clock("attend"):
-            out = dispatch.run("attend", device, short, Plan(blocks=plan.blocks), backend=backend)
-        with clock("decompress"):
-            out = plan.decompress(out)
-    if isinstance(plan.fill, SlidingWindow) and plan.queries is not None:
-        with clock("fill"):
-            rows = dispatch.run("sliding_window", device, problem, plan, backend=backend)
-            dropped = to_heads(plan.dropped(problem), problem.q.shape[1])
-            o = torch.where(dropped[..., None], rows.o, out.o)
-            out = Output(o, torch.where(dropped, rows.lse, out.lse))
-    return out
+            out = run("attend", problem, replace(plan, fill=None))
+        if isinstance(plan.fill, SlidingWindow) and plan.queries:
+            with clock("fill"):
+                out = plan.fill_in(problem, out, run("sliding_window", problem, plan))
+        return out
+    with clock("compress"):
+        short = run("gather_tokens", problem, plan)
+    with clock("attend"):
+        out = run("attend", short, Plan(blocks=plan.blocks))
+    with clock("decompress"):
+        return run("scatter_tokens", problem, plan, out)
 
 
 class Pipeline:
@@ -112,6 +117,10 @@ class Pipeline:
         self.stages: tuple[Stage, ...] = tuple(s for s in given if not isinstance(s, _POLICIES))
         self._named = tuple(type(s) for s in given if isinstance(s, _POLICIES))
         _check_order(given)
+        try:
+            self._spec: str | None = self.to_spec()
+        except ValueError:  # a stage of the user's own
+            self._spec = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Pipeline) and self.normal_form() == other.normal_form()
@@ -202,7 +211,18 @@ class Pipeline:
         plan: Plan | None = None,
         clock: Clock = nullcontext,
     ) -> Output:
-        """Like a call, with the log-sum-exp beside the output, to merge with attention over other keys."""
+        """Like a call, with the log-sum-exp beside the output, to merge with attention over other keys.
+
+        Under torch.compile the call is one operator; its steps must have names in a spec, and a `plan` stays outside.
+        """
+        if torch.compiler.is_compiling():
+            if self._spec is None or plan is not None:
+                what = "plan" if plan is not None else "stages"
+                raise ValueError(
+                    f"{what}: got one that torch.compile cannot hold; allowed are pipelines that to_spec can write, "
+                    "without a plan: wrap the call in torch.compiler.disable"
+                )
+            return Output(*library.attention(q, k, v, self._spec, causal, scale))
         problem = Problem.of(q, k, v, causal, scale)
         plan = self.decide(problem, clock) if plan is None else plan
         return attend(problem, plan, compress=self.compress.mode, backend=self.attend.backend, clock=clock)

@@ -14,16 +14,24 @@ from .fills import Fill, Zeros
 from .problem import PAD, Output, Problem, one_head, to_heads
 
 
-def ascending(mask: Bool[Tensor, "*r n"]) -> tuple[Int[Tensor, "*r w"], Int[Tensor, "*r"]]:
-    """The indices of the true entries of each row, ascending, padded with n to the fullest row; and how many."""
+def ascending(
+    mask: Bool[Tensor, "*r n"], width: int | None = None
+) -> tuple[Int[Tensor, "*r w"], Int[Tensor, "*r"], bool]:
+    """The indices of the true entries of each row, ascending, padded with n; how many; and whether no row is padded.
+
+    `width` is that of the fullest row, or a given one that no row may exceed: then the host need not wait for it.
+    """
     n = mask.shape[-1]
     counts = mask.sum(-1, dtype=torch.int32)
-    width = max(int(counts.max()), 1)  # the one host synchronisation of a choice
+    full = False
+    if width is None:
+        least, most = torch.stack(counts.aminmax()).tolist()  # the one host synchronisation of a choice
+        width, full = max(most, 1), 0 < least == most
     slot = torch.where(mask, mask.cumsum(-1) - 1, width)
     out = torch.full((*mask.shape[:-1], width + 1), n, dtype=torch.int32, device=mask.device)
     index = torch.arange(n, dtype=torch.int32, device=mask.device).expand(mask.shape)
     # every false entry lands in the spare last column, which is cut off
-    return out.scatter(-1, slot, index)[..., :width].contiguous(), counts
+    return out.scatter(-1, slot, index)[..., :width].contiguous(), counts, full
 
 
 @dataclass(frozen=True)
@@ -32,11 +40,13 @@ class Tokens:
 
     idx: Int[Tensor, "B _h S"]
     n: int
+    full: bool = False  # known: no row is padded; False: the indices tell
 
     @classmethod
     def of(cls, kept: Bool[Tensor, "B _h n"]) -> "Tokens":
         """The tokens that are true in a mask."""
-        return cls(ascending(kept)[0], kept.shape[-1])
+        idx, _, full = ascending(kept)
+        return cls(idx, kept.shape[-1], full)
 
     def kept(self) -> Bool[Tensor, "B _h n"]:
         flag = torch.zeros(*self.idx.shape[:2], self.n + 1, dtype=torch.bool, device=self.idx.device)
@@ -65,7 +75,7 @@ class Tokens:
         """Choose among the chosen."""
         heads = max(self.idx.shape[1], inner.idx.shape[1])
         outer = torch.nn.functional.pad(to_heads(self.idx, heads), (0, 1), value=self.n)
-        return Tokens(outer.gather(-1, to_heads(inner.idx, heads).long()), self.n)
+        return Tokens(outer.gather(-1, to_heads(inner.idx, heads).long()), self.n, self.full and inner.full)
 
 
 @dataclass(frozen=True)
@@ -82,9 +92,9 @@ class Blocks:
     n: int  # key blocks
 
     @classmethod
-    def of(cls, mask: Bool[Tensor, "B _h I J"], size: tuple[int, int]) -> "Blocks":
-        """The blocks that are true in a mask."""
-        indices, counts = ascending(mask)
+    def of(cls, mask: Bool[Tensor, "B _h I J"], size: tuple[int, int], width: int | None = None) -> "Blocks":
+        """The blocks that are true in a mask; `width`, if known, is a number of blocks that no list exceeds."""
+        indices, counts, _ = ascending(mask, width and min(width, mask.shape[-1]))
         return cls(counts, indices, size, mask.shape[-1])
 
     def mask(self) -> Bool[Tensor, "B _h I J"]:
@@ -145,25 +155,37 @@ class Plan:
 
     def head(self, h: int, heads: int) -> "Plan":
         """The plan of query head `h` of `heads` alone."""
-        tokens = lambda t: t and Tokens(one_head(t.idx, h, heads), t.n)  # noqa: E731
+        tokens = lambda t: t and Tokens(one_head(t.idx, h, heads), t.n, t.full)  # noqa: E731
         b = self.blocks
         blocks = b and Blocks(one_head(b.counts, h, heads), one_head(b.indices, h, heads), b.size, b.n)
-        return Plan(tokens(self.queries), tokens(self.keys), blocks, self.fill)
+        queries = tokens(self.queries)
+        return Plan(queries, queries if self.keys is self.queries else tokens(self.keys), blocks, self.fill)
 
     def compress(self, problem: Problem) -> Problem:
         """The shorter problem of the kept tokens."""
-        p = problem
+        p = replace(problem, **self.known(problem))
         if t := self.queries:
             p = replace(p, q=t.gather(p.q, 0), q_pos=t.gather(p.q_pos, PAD))
         if t := self.keys:
             p = replace(p, k=t.gather(p.k, 0), v=t.gather(p.v, 0), k_pos=t.gather(p.k_pos, PAD))
         return p
 
+    def known(self, problem: Problem) -> dict[str, bool]:
+        """What is known of the compressed problem's positions without looking at them."""
+        alike = self.queries is self.keys and (self.queries is None or problem.q.shape[2] == problem.k.shape[2])
+        full = all(t is None or t.full for t in (self.queries, self.keys))
+        return dict(queries_last=problem.queries_last and alike, full=problem.full and full)
+
     def decompress(self, out: Output) -> Output:
         """The output at full length; dropped queries are zero, lse -inf (the fill is computed elsewhere)."""
         if t := self.queries:
             out = Output(t.scatter(out.o, 0.0), t.scatter(out.lse, float("-inf")))
         return out
+
+    def fill_in(self, problem: Problem, out: Output, rows: Output) -> Output:
+        """`out` with the rows of the dropped queries taken from `rows`."""
+        dropped = to_heads(self.dropped(problem), problem.q.shape[1])
+        return Output(torch.where(dropped[..., None], rows.o, out.o), torch.where(dropped, rows.lse, out.lse))
 
     def dropped(self, problem: Problem) -> Bool[Tensor, "B _h Q"]:
         """The queries that get the fill."""
@@ -178,9 +200,11 @@ class Plan:
                 "move the token stage before the block stage"
             )
         both = lambda a, b, join: b if a is None else a if b is None else join(a, b)  # noqa: E731
+        queries = both(self.queries, inner.queries, Tokens.then)
+        alike = self.queries is self.keys and inner.queries is inner.keys  # then so are the two here
         return Plan(
-            both(self.queries, inner.queries, Tokens.then),
-            both(self.keys, inner.keys, Tokens.then),
+            queries,
+            queries if alike else both(self.keys, inner.keys, Tokens.then),
             both(self.blocks, inner.blocks, Blocks.__and__),
             inner.fill or self.fill,
         )

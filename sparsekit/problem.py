@@ -9,7 +9,7 @@ Layout is [B, H, Q, D]. Lengths are in tokens, times in ms, ratios are the part 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 import torch
@@ -45,6 +45,8 @@ class Problem:
     k_pos: Int[Tensor, "B _g K"]  # int32
     scale: float
     causal: bool = True
+    queries_last: bool = False  # known: the queries are the last keys, token for token; False: positions tell
+    full: bool = False  # known: no slot is padding; False: positions tell
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, v: Tensor, causal: bool = True, scale: float | None = None) -> "Problem":
@@ -68,7 +70,7 @@ class Problem:
             )
         k_pos = torch.arange(K, device=q.device, dtype=torch.int32).expand(q.shape[0], 1, K)
         q_pos = torch.arange(K - Q, K, device=q.device, dtype=torch.int32).expand(q.shape[0], 1, Q)
-        return cls(q, k, v, q_pos, k_pos, float(scale), bool(causal))
+        return cls(q, k, v, q_pos, k_pos, float(scale), bool(causal), queries_last=Q <= K, full=True)
 
     def visible(self, rows: Tensor | None = None) -> Bool[Tensor, "B H R K"]:
         """The pairs dense attention would compute, for all queries or for the query indices `rows` [R]."""
@@ -81,6 +83,11 @@ class Problem:
 
     def reach(self) -> Int[Tensor, "B _h Q"]:
         """How many keys each query sees: its keys are the first `reach` ones, because positions ascend."""
+        (B, _, Q, _), K = self.q.shape, self.k.shape[2]
+        if self.full and not self.causal:
+            return torch.full((1, 1, 1), K, device=self.q.device).expand(B, 1, Q)
+        if self.full and self.queries_last:
+            return torch.arange(K - Q + 1, K + 1, device=self.q.device).expand(B, 1, Q)
         heads = max(self.q_pos.shape[1], self.k_pos.shape[1])
         q_pos, k_pos = to_heads(self.q_pos, heads), to_heads(self.k_pos, heads)
         real = (k_pos != PAD).sum(-1, keepdim=True)
@@ -95,10 +102,12 @@ class Problem:
         q, k, v, q_pos, k_pos = (
             one_head(x, h, self.q.shape[1]) for x in (self.q, self.k, self.v, self.q_pos, self.k_pos)
         )
-        return Problem(q, k, v, q_pos, k_pos, self.scale, self.causal)
+        return replace(self, q=q, k=k, v=v, q_pos=q_pos, k_pos=k_pos)
 
     def require_queries_last(self, who: str) -> None:
         """Raises ValueError in the name of `who` unless the queries are the last of the keys, token for token."""
+        if self.queries_last:
+            return
         Q, K = self.q.shape[2], self.k.shape[2]
         same = Q <= K and self.q_pos.shape[1] == self.k_pos.shape[1]
         if same and Q == K:

@@ -1,5 +1,7 @@
 """The laws every plan, stage, fill and backend keeps. A new stage is found here by its EXAMPLES and DENSE."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from closeness import same
@@ -188,6 +190,30 @@ def test_pairs_of_some_rows_are_rows_of_the_pairs(data):
     rows = torch.tensor(data.draw(st.lists(st.integers(0, p.q.shape[2] - 1), min_size=1, max_size=5)))
     assert torch.equal(plan.pairs(p, rows), plan.pairs(p)[:, :, rows])
     assert torch.equal(p.visible(rows), p.visible()[:, :, rows])
+
+
+@given(st.data())
+def test_what_is_known_of_positions_is_what_they_tell(data):
+    p = data.draw(problems())
+    outer = data.draw(plans(p, fill=False))
+    plan = outer if outer.blocks else outer.then(data.draw(plans(outer.compress(p), fill=False)))
+    short = plan.compress(p)
+    told = replace(short, queries_last=False, full=False)
+    assert torch.equal(*(to_heads(x.reach(), p.q.shape[1]) for x in (short, told)))
+    assert not short.full or not ((short.q_pos == PAD).any() or (short.k_pos == PAD).any())
+    if short.queries_last:
+        told.require_queries_last("the law")
+    for head in range(p.q.shape[1]):
+        one = plan.head(head, p.q.shape[1]).compress(p.head(head))
+        assert (one.queries_last, one.full) == (short.queries_last, short.full)
+
+
+@given(p=problems(), fill=FILLS)
+def test_a_window_spans_its_pairs(p, fill):
+    assume(isinstance(fill, sk.SlidingWindow))
+    low, high, sinks = (to_heads(x, p.q.shape[1])[..., None] for x in fill.spans(p))
+    slot = torch.arange(p.k.shape[2])
+    assert torch.equal((((slot >= low) & (slot < high)) | (slot < sinks)).expand_as(p.visible()), fill.pairs(p))
 
 
 @given(st.data())

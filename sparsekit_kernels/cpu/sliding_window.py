@@ -5,7 +5,7 @@ from torch.nn.functional import pad
 
 from sparsekit.fills import SlidingWindow
 from sparsekit.plan import Plan
-from sparsekit.problem import PAD, Output, Problem, to_heads
+from sparsekit.problem import Output, Problem, to_heads
 
 from . import head_slices, masked
 
@@ -23,19 +23,11 @@ def sliding_window(problem: Problem, plan: Plan) -> Output:
     wide = torch.promote_types(p.q.dtype, torch.float32)
     out = Output(p.q.new_zeros(B, H, Q, p.v.shape[3]), p.q.new_full((B, H, Q), float("-inf"), dtype=wide))
 
-    # a row sees the slots [low, high), and of the others up to its reach the sinks
-    heads = max(p.q_pos.shape[1], p.k_pos.shape[1])
-    q_pos, k_pos = to_heads(p.q_pos, heads), to_heads(p.k_pos, heads).contiguous()
-    reach = high = p.reach()
-    if not p.causal:
-        after = q_pos.clamp(max=PAD - fill.window) + fill.window
-        high = high.minimum(torch.searchsorted(k_pos, after.contiguous()))
-    low = torch.searchsorted(k_pos, (q_pos - fill.window + 1).contiguous()).minimum(high)
-    sinks = (k_pos < fill.sinks).sum(-1)  # [B, heads]
-
+    low, high, sinks = fill.spans(p)  # [B, heads, Q]
+    heads = low.shape[1]
     m = min(max(fill.window // 2, 64), 512)  # rows a run: longer ones read keys less often, but more of them in vain
     last = (0, -Q % m)
-    low, high, reach = (pad(x, last).unflatten(2, (-1, m)) for x in (low, high, reach))  # [B, heads, I, m]
+    low, high, sinks = (pad(x, last).unflatten(2, (-1, m)) for x in (low, high, sinks))  # [B, heads, I, m]
     real = high > low
     begin = low.masked_fill(~real, K).amin(-1)  # [B, heads, I]
     width = int((high.amax(-1) - begin).clamp(min=0).max())
@@ -55,11 +47,10 @@ def sliding_window(problem: Problem, plan: Plan) -> Output:
                 rows = slice(i * m, min(these.stop * m, Q))
                 if not dropped[b, query_heads, rows].any():
                     continue
-                lows, highs, seen = (y[b, own, these, :, None] for y in (low, high, reach))  # [i, m, 1]
+                lows, highs, seen = (y[b, own, these, :, None] for y in (low, high, sinks))  # [i, m, 1]
                 near = begin[b, own, these, None] + slot  # [i, width]
                 visible = (near[:, None] >= lows) & (near[:, None] < highs)
                 first = sink.expand(len(near), -1)
-                seen = seen.clamp(max=sinks[b, own])
                 far = (first[:, None] < seen) & ((first[:, None] < lows) | (first[:, None] >= highs))
                 visible = torch.cat([far, visible], -1)
                 index = torch.cat([first, near.clamp(max=K - 1)], -1)

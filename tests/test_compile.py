@@ -1,0 +1,61 @@
+"""A pipeline under torch.compile: one operator, the same answer."""
+
+import pytest
+import torch
+from strategies import randn
+from torch.library import opcheck
+
+import sparsekit as sk
+from sparsekit import Pipeline, Problem, library
+
+SPECS = [
+    "dense",
+    "streaming(sinks=2, window=8, block_size=4)",
+    "token_coverage(tau=0.3, window=4, pool=3, min_tokens=4) | flex_prefill(gamma=0.7, block_size=4) | "
+    "decompress(fill=sliding_window(4))",
+]
+
+
+def inputs(length=40):
+    return randn(0, 2, 4, length, 8), randn(1, 2, 2, length, 8), randn(2, 2, 2, length, 6)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_it_is_a_lawful_operator(spec):
+    opcheck(library.attention, (*inputs(), spec, True, None))
+    opcheck(library.attention, tuple(x.half() for x in inputs()) + (spec, True, 0.3))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_pipeline_compiles_without_a_break(spec):
+    pipeline, (q, k, v) = Pipeline.from_spec(spec), inputs()
+
+    def layer(q, k, v):
+        return pipeline(q * 2, k, v).mul(0.5), pipeline.output(q, k, v, scale=0.5).lse
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for got, expected in zip(compiled(q, k, v), layer(q, k, v), strict=True):
+        torch.testing.assert_close(got, expected)
+    longer = inputs(57)
+    torch.testing.assert_close(compiled(*longer)[0], layer(*longer)[0])
+
+
+def test_an_export_holds_the_operator():
+    pipeline, (q, k, v) = Pipeline.from_spec(SPECS[1]), inputs()
+
+    class Layer(torch.nn.Module):
+        def forward(self, q, k, v):
+            return pipeline(q, k, v)
+
+    program = torch.export.export(Layer(), (q, k, v))
+    assert "sparsekit.attention" in program.graph_module.code
+    torch.testing.assert_close(program.module()(q, k, v), pipeline(q, k, v))
+
+
+def test_what_a_graph_cannot_hold_is_refused():
+    pipeline, (q, k, v) = Pipeline([lambda problem: sk.Plan()]), inputs()
+    with pytest.raises(Exception, match="torch.compiler.disable"):
+        torch.compile(lambda: pipeline(q, k, v), fullgraph=True, backend="aot_eager")()
+    dense, plan = Pipeline([]), Pipeline.from_spec(SPECS[1])(Problem.of(q, k, v))
+    with pytest.raises(Exception, match="torch.compiler.disable"):
+        torch.compile(lambda: dense(q, k, v, plan=plan), fullgraph=True, backend="aot_eager")()
