@@ -52,6 +52,13 @@ class Tokens:
         flag = torch.zeros(*self.idx.shape[:2], self.n + 1, dtype=torch.bool, device=self.idx.device)
         return flag.scatter(-1, self.idx.long(), True)[..., : self.n]
 
+    def rank(self) -> Int[Tensor, "B _h n"]:
+        """Where each token stands among the kept ones, int32; -1 for a dropped one."""
+        B, h, S = self.idx.shape
+        slot = torch.arange(S, dtype=torch.int32, device=self.idx.device).expand(B, h, S)
+        place = torch.full((B, h, self.n + 1), -1, dtype=torch.int32, device=self.idx.device)
+        return place.scatter(-1, self.idx.long(), slot)[..., : self.n].contiguous()
+
     def gather(self, x: Tensor, pad: int | float) -> Tensor:
         """[B, g, n, ...] -> [B, max(g, h), S, ...], `pad` in the padding slots."""
         heads = max(x.shape[1], self.idx.shape[1])
@@ -163,18 +170,19 @@ class Plan:
 
     def compress(self, problem: Problem) -> Problem:
         """The shorter problem of the kept tokens."""
-        p = replace(problem, **self.known(problem))
+        last, full = self.known(problem)
+        p = replace(problem, queries_last=last, full=full)
         if t := self.queries:
             p = replace(p, q=t.gather(p.q, 0), q_pos=t.gather(p.q_pos, PAD))
         if t := self.keys:
             p = replace(p, k=t.gather(p.k, 0), v=t.gather(p.v, 0), k_pos=t.gather(p.k_pos, PAD))
         return p
 
-    def known(self, problem: Problem) -> dict[str, bool]:
-        """What is known of the compressed problem's positions without looking at them."""
+    def known(self, problem: Problem) -> tuple[bool, bool]:
+        """`queries_last` and `full` of the compressed problem, as far as known without looking at positions."""
         alike = self.queries is self.keys and (self.queries is None or problem.q.shape[2] == problem.k.shape[2])
         full = all(t is None or t.full for t in (self.queries, self.keys))
-        return dict(queries_last=problem.queries_last and alike, full=problem.full and full)
+        return problem.queries_last and alike, problem.full and full
 
     def decompress(self, out: Output) -> Output:
         """The output at full length; dropped queries are zero, lse -inf (the fill is computed elsewhere)."""

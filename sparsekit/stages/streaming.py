@@ -43,7 +43,10 @@ class Streaming:
         start = torch.arange(J, device=reach.device) * m
         near = (start + m > first) & ((start < last) if problem.causal else (start < last + self.window - 1))
         mask = near | ((start < self.sinks) & ((start < last) if problem.causal else (last > 0)))
-        return Plan(blocks=Blocks.of(mask, (m, m)))
+        # consecutive rows: the longest list is known, and the host need not wait for it
+        known = problem.full and problem.queries_last and problem.causal
+        width = -(-self.sinks // m) + -(-(self.window + m) // m) + 1 if known else None
+        return Plan(blocks=Blocks.of(mask, (m, m), width))
 
 
 EXAMPLES = (

@@ -1,7 +1,9 @@
 """Our own kernels, in Triton: no nvcc, any GPU Triton knows; in its interpreter also on a CPU, for tests."""
 
 import os
+from functools import cache
 
+import torch
 from torch import Tensor
 
 
@@ -20,3 +22,23 @@ def why_not_here(*tensors: Tensor) -> str | None:
         if str(x.dtype) == "torch.bfloat16" and interpreted:
             return "Triton's interpreter gets bfloat16 wrong"
     return None
+
+
+@cache
+def target(device: torch.device) -> str:
+    """The family of GPUs that tiles are chosen for: sm_80, sm_90, sm_100, gfx942; the first for any other."""
+    if device.type != "cuda":
+        return "sm_80"
+    if torch.version.hip:
+        return "gfx942"
+    return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
+
+
+def tile(n: int, most: int) -> int:
+    """A power of two that tl.dot takes, near n."""
+    return max(16, min(1 << (n - 1).bit_length(), most))
+
+
+def positive_scale(q: Tensor, scale: float) -> tuple[Tensor, float]:
+    """Queries and a scale above zero with the same scores: the largest score is then that of the largest product."""
+    return (q, scale) if scale > 0 else (-q, -scale) if scale < 0 else (q * 0, 1.0)

@@ -1,27 +1,38 @@
-"""Block-sparse and dense attention with log-sum-exp, one kernel.
+"""Dense, block-sparse and indexed attention with log-sum-exp, one kernel.
 
 A program answers one tile of query rows of one head. Positions ascend, so a row sees the first `reach` keys: causality,
 chunks, padding and ragged ends are that one comparison. The key blocks of a list ascend too: those that every row of
-the query block sees whole come first and need no mask.
+the query block sees whole come first and need no mask. Kept tokens are read where they lie, through their indices, and
+output rows written where they belong; the rest of such an output is zero before the kernel starts.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sparsekit.plan import Plan
 from sparsekit.problem import Output, Problem, to_heads
 
-from . import why_not_here
+from . import positive_scale, target, tile, why_not_here
 
+DESCRIBED = ("sm_90", "sm_100")  # targets with a copy engine that reads tiles through tensor descriptors
 LN2 = tl.constexpr(math.log(2))
+# per target, for head dims up to 64, 128, 256: query rows and keys of a tile, warps, stages; compiled without spills,
+# and within the shared memory that every GPU of the family has
+TILES = {
+    "sm_80": ((128, 64, 8, 3), (64, 64, 8, 2), (32, 32, 8, 2)),
+    "sm_90": ((128, 128, 8, 3), (128, 64, 8, 3), (64, 32, 8, 2)),
+    "sm_100": ((128, 64, 8, 3), (128, 64, 8, 3), (64, 64, 8, 2)),
+    "gfx942": ((128, 64, 8, 2), (128, 64, 8, 2), (64, 32, 8, 2)),
+}
 
 
 def why_not(problem: Problem, plan: Plan) -> str | None:
-    if plan.queries or plan.keys:
-        return "it does not read through token indices yet: gather first"
     if max(problem.q.shape[3], problem.v.shape[3]) > 256:
         return f"head dim {max(problem.q.shape[3], problem.v.shape[3])} is larger than 256"
     return why_not_here(problem.q)
@@ -29,11 +40,18 @@ def why_not(problem: Problem, plan: Plan) -> str | None:
 
 def attend(problem: Problem, plan: Plan) -> Output:
     p, blocks = problem, plan.blocks
-    (B, H, Q, D), (G, K, Dv) = p.q.shape, (*p.k.shape[1:3], p.v.shape[3])
+    (B, H, n_q, D), (G, n_k, Dv) = p.q.shape, (*p.k.shape[1:3], p.v.shape[3])
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (p.q, p.k, p.v))
-    reach = p.reach()
+    q, scale = positive_scale(q, p.scale)
+    # of the kept tokens only the positions are gathered
+    short = plan.compress(replace(p, q=q[..., :0], k=k[..., :0], v=v[..., :0]))
+    Q, K = short.q.shape[2], short.k.shape[2]
+    seen = reach = short.reach()
     wide = torch.promote_types(q.dtype, torch.float32)
-    out = Output(q.new_empty(B, H, Q, Dv), q.new_empty(B, H, Q, dtype=wide))
+    if plan.queries:
+        out = Output(q.new_zeros(B, H, n_q, Dv), q.new_full((B, H, n_q), float("-inf"), dtype=wide))
+    else:
+        out = Output(q.new_empty(B, H, n_q, Dv), q.new_empty(B, H, n_q, dtype=wide))
     if blocks is None:
         size, width, heads = (Q, K), 1, reach.shape[1]
         counts, indices = reach.new_empty(0), reach.new_empty(0)
@@ -42,59 +60,76 @@ def attend(problem: Problem, plan: Plan) -> Output:
         size, width = blocks.size, blocks.indices.shape[-1]
         heads = max(reach.shape[1], blocks.indices.shape[1])
         reach, indices = to_heads(reach, heads), to_heads(blocks.indices, heads).contiguous()
-        whole, part = blocks.seen(p.reach())
+        whole, part = blocks.seen(seen)
         counts, whole = (whole + part).int(), whole.int()
-    most_m, most_n, warps = tiles(max(D, Dv))
-    m, n = _tile(size[0], most_m), _tile(size[1], most_n)
+    nothing = reach.new_empty(0, dtype=torch.int32)
+    q_idx, k_idx = (t.idx.contiguous() if t else nothing for t in (plan.queries, plan.keys))
+    gpu = target(q.device)
+    most_m, most_n, warps, stages = tiles(max(D, Dv), gpu)
+    m, n = tile(size[0], most_m), tile(size[1], most_n)
     per_block = -(-size[0] // m)
+    described = plan.keys is None and gpu in DESCRIBED and fits_descriptor(k) and fits_descriptor(v)
+    keys, values = (_descriptor(x, n) for x in (k, v)) if described else (k, v)
     _attend[(-(-Q // size[0]) * per_block, B * H)](
-        q, k, v, reach.to(torch.int32).contiguous(), whole, counts, indices, out.o, out.lse,
+        q, keys, values, q_idx, k_idx, reach.to(torch.int32).contiguous(), whole, counts, indices, out.o, out.lse,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        p.scale / math.log(2), H, H // G, heads, Q, K, -(-Q // size[0]), width, size[0], size[1], per_block,
-        M=m, N=n, D=D, DV=Dv, D_TILE=_tile(D, 256), DV_TILE=_tile(Dv, 256), SPARSE=blocks is not None,
+        scale / math.log(2), H, H // G, heads, q_idx.shape[1] if plan.queries else 1,
+        k_idx.shape[1] if plan.keys else 1, n_q, n_k, Q, K, -(-Q // size[0]), width, size[0], size[1], per_block,
+        M=m, N=n, D=D, DV=Dv, D_TILE=tile(D, 256), DV_TILE=tile(Dv, 256), PER=-(-size[1] // n) if blocks else 1,
+        SPARSE=blocks is not None, EVEN=size[1] % n == 0, SOME_QUERIES=plan.queries is not None,
+        SOME_KEYS=plan.keys is not None, DESCRIBED=described,
         WIDE=tl.float64 if wide == torch.float64 else tl.float32, PRECISION="ieee" if wide == q.dtype else "tf32",
-        num_warps=warps, num_stages=2,
+        num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
 
 
-def tiles(head_dim: int) -> tuple[int, int, int]:
-    """Query rows and keys of a tile, at most, and warps: the largest without spills on sm_80, sm_90, sm_100, gfx942."""
-    return (128, 64, 8) if head_dim <= 64 else (128, 32, 8) if head_dim <= 128 else (32, 32, 8)
+def tiles(head_dim: int, target: str) -> tuple[int, int, int, int]:
+    """Query rows and keys of a tile, at most, warps and stages: the largest that do not spill."""
+    row = TILES.get(target, TILES["sm_80"])
+    return row[0] if head_dim <= 64 else row[1] if head_dim <= 128 else row[2]
 
 
-def _tile(n: int, most: int) -> int:
-    """A power of two that tl.dot takes, near n."""
-    return max(16, min(triton.next_power_of_2(n), most))
+def fits_descriptor(x: Tensor) -> bool:
+    """Whether the copy engine can read the tensor: rows of 16 aligned bytes, and no repeated ones."""
+    steps = zip(x.stride()[:3], x.shape[:3], strict=True)
+    return x.data_ptr() % 16 == 0 and all(s * x.element_size() % 16 == 0 and (s or n == 1) for s, n in steps)
+
+
+def _descriptor(x: Tensor, rows: int) -> TensorDescriptor:
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, tile(x.shape[3], 256)])
 
 
 @triton.jit
 def _attend(
-    q, k, v, reach, whole, counts, indices, o, lse,
+    q, k, v, q_idx, k_idx, reach, whole, counts, indices, o, lse,
     q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l,
-    scale, H, R, heads, Q, K, I, width, block_q, block_k, per_block,
+    scale, H, R, heads, q_heads, k_heads, n_q, n_k, Q, K, I, width, block_q, block_k, per_block,
     M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D_TILE: tl.constexpr, DV_TILE: tl.constexpr,
-    SPARSE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    PER: tl.constexpr, SPARSE: tl.constexpr, EVEN: tl.constexpr, SOME_QUERIES: tl.constexpr, SOME_KEYS: tl.constexpr,
+    DESCRIBED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows first
     b, h = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
     i = tile // per_block
-    top_row = i * block_q + (tile % per_block) * M
-    mine = tl.arange(0, M)
-    row = top_row + mine
+    row = i * block_q + (tile % per_block) * M + tl.arange(0, M)
     real = (row < Q) & (row < (i + 1) * block_q)
     d, dv = tl.arange(0, D_TILE), tl.arange(0, DV_TILE)
     chosen = b * heads + h * heads // H
     seen = tl.load(reach + chosen * Q + row, mask=real, other=0)
-    first = tl.min(tl.where(seen > 0, seen, K), 0)  # every row that sees anything sees the keys before it
     last = tl.max(seen, 0)
-    x = tl.load(
-        q + b * q_b + h * q_h + tl.cast(top_row, tl.int64) * q_l + mine[:, None] * q_l + d,
-        mask=real[:, None] & (d < D)[None, :],
-        other=0.0,
-    )
-    keys = k + b * k_b + (h // R) * k_h
-    values = v + b * v_b + (h // R) * v_h
+    place = row  # in the original sequence
+    if SOME_QUERIES:
+        place = tl.load(q_idx + (b * q_heads + h * q_heads // H) * Q + row, mask=real, other=n_q)
+        real = real & (place < n_q)
+    place = place.to(tl.int64)
+    x = tl.load(q + b * q_b + h * q_h + place[:, None] * q_l + d, mask=real[:, None] & (d < D)[None, :], other=0.0)
+    k_idx += (b * k_heads + h * k_heads // H) * K
+    keys, values = k, v
+    if not DESCRIBED:
+        keys = k + b * k_b + (h // R) * k_h
+        values = v + b * v_b + (h // R) * v_h
+    at_b, at_g = b.to(tl.int32), h // R
     top = tl.full([M], -float("inf"), WIDE)  # base 2
     total = tl.zeros([M], WIDE)
     acc = tl.zeros([M, DV_TILE], WIDE)
@@ -102,65 +137,85 @@ def _attend(
     if SPARSE:
         at = chosen * I + i
         n_whole, n_all = tl.load(whole + at), tl.load(counts + at)
-        for j in range(0, n_whole):
-            start = tl.load(indices + at * width + j) * block_k
-            for key in range(start, start + block_k, N):
+        lists = indices + at * width
+        for t in range(0, n_whole * PER):
+            start = tl.load(lists + t // PER) * block_k
+            top, total, acc = _step(
+                x, keys, values, k_idx, n_k, at_b, at_g, start + t % PER * N, start + block_k, seen, k_l, v_l,
+                scale, top, total, acc, N, D, DV, D_TILE, DV_TILE, EVEN, SOME_KEYS, DESCRIBED, PRECISION,
+            )  # fmt: skip
+        for t in tl.range(n_whole * PER, n_all * PER, num_stages=1):
+            start = tl.load(lists + t // PER) * block_k
+            if start + t % PER * N < last:
                 top, total, acc = _step(
-                    x, keys, values, key, start + block_k, seen, k_l, v_l, scale, top, total, acc,
-                    N, D, DV, D_TILE, DV_TILE, False, PRECISION,
-                )  # fmt: skip
-        for j in range(n_whole, n_all):
-            start = tl.load(indices + at * width + j) * block_k
-            for key in range(start, tl.minimum(start + block_k, last), N):
-                top, total, acc = _step(
-                    x, keys, values, key, tl.minimum(start + block_k, K), seen, k_l, v_l, scale, top, total, acc,
-                    N, D, DV, D_TILE, DV_TILE, True, PRECISION,
+                    x, keys, values, k_idx, n_k, at_b, at_g, start + t % PER * N, tl.minimum(start + block_k, K),
+                    seen, k_l, v_l, scale, top, total, acc, N, D, DV, D_TILE, DV_TILE, False, SOME_KEYS, DESCRIBED,
+                    PRECISION,
                 )  # fmt: skip
     else:
-        free = first // N * N
+        # every row that sees anything sees the keys before the first of these
+        free = tl.min(tl.where(seen > 0, seen, K), 0) // N * N
         for key in range(0, free, N):
             top, total, acc = _step(
-                x, keys, values, key, K, seen, k_l, v_l, scale, top, total, acc,
-                N, D, DV, D_TILE, DV_TILE, False, PRECISION,
+                x, keys, values, k_idx, n_k, at_b, at_g, key, K, seen, k_l, v_l, scale, top, total, acc,
+                N, D, DV, D_TILE, DV_TILE, True, SOME_KEYS, DESCRIBED, PRECISION,
             )  # fmt: skip
-        for key in range(free, last, N):
+        for key in tl.range(free, last, N, num_stages=1):
             top, total, acc = _step(
-                x, keys, values, key, K, seen, k_l, v_l, scale, top, total, acc,
-                N, D, DV, D_TILE, DV_TILE, True, PRECISION,
+                x, keys, values, k_idx, n_k, at_b, at_g, key, K, seen, k_l, v_l, scale, top, total, acc,
+                N, D, DV, D_TILE, DV_TILE, False, SOME_KEYS, DESCRIBED, PRECISION,
             )  # fmt: skip
 
     empty = (total == 0.0) | (seen == 0)
     acc = tl.where(empty[:, None], 0.0, acc / tl.where(empty, 1.0, total)[:, None])
-    line = (b * H + h) * Q + top_row
-    tl.store(
-        o + line * DV + mine[:, None] * DV + dv, acc.to(o.dtype.element_ty), mask=real[:, None] & (dv < DV)[None, :]
-    )
-    tl.store(
-        lse + line + mine, tl.where(empty, -float("inf"), (top + tl.log2(tl.where(empty, 1.0, total))) * LN2), mask=real
-    )
+    line = (b * H + h) * n_q + place
+    tl.store(o + line[:, None] * DV + dv, acc.to(o.dtype.element_ty), mask=real[:, None] & (dv < DV)[None, :])
+    tl.store(lse + line, tl.where(empty, -float("inf"), (top + tl.log2(tl.where(empty, 1.0, total))) * LN2), mask=real)
 
 
 @triton.jit
 def _step(
-    x, keys, values, start, end, seen, k_l, v_l, scale, top, total, acc,
+    x, keys, values, k_idx, n_k, b, g, start, end, seen, k_l, v_l, scale, top, total, acc,
     N: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D_TILE: tl.constexpr, DV_TILE: tl.constexpr,
-    MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr, SOME_KEYS: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys, online softmax. `end` is where the key block ends: a block may be smaller than a tile."""
+    """One tile of keys; unless it is WHOLE it ends at `end`, where the block does, and each row sees `seen` of them."""
     slot = start + tl.arange(0, N)
     d, dv = tl.arange(0, D_TILE), tl.arange(0, DV_TILE)
     inside = slot < end
-    near = slot.to(tl.int64)
-    y = tl.load(keys + near[None, :] * k_l + d[:, None], mask=inside[None, :] & (d < D)[:, None], other=0.0)
-    scores = tl.dot(x, y, input_precision=PRECISION, out_dtype=acc.dtype) * scale
-    visible = inside[None, :]
-    if MASKED:
-        visible = visible & (slot[None, :] < seen[:, None])
-    scores = tl.where(visible, scores, -float("inf"))
-    new = tl.maximum(top, tl.max(scores, 1))
-    safe = tl.where(new == -float("inf"), 0.0, new)  # a row that has seen nothing yet
-    weights = tl.exp2(scores - safe[:, None])
+    if DESCRIBED:
+        y = tl.reshape(keys.load([b, g, start, 0]), [N, D_TILE]).T
+        z = tl.reshape(values.load([b, g, start, 0]), [N, DV_TILE])
+    elif WHOLE:
+        place = (tl.load(k_idx + slot) if SOME_KEYS else slot).to(tl.int64)
+        y = tl.load(keys + place[None, :] * k_l + d[:, None], mask=(d < D)[:, None], other=0.0)
+        z = tl.load(values + place[:, None] * v_l + dv[None, :], mask=(dv < DV)[None, :], other=0.0)
+    else:
+        place = slot
+        if SOME_KEYS:
+            place = tl.load(k_idx + slot, mask=inside, other=n_k)
+            inside = inside & (place < n_k)
+        place = place.to(tl.int64)
+        y = tl.load(keys + place[None, :] * k_l + d[:, None], mask=inside[None, :] & (d < D)[:, None], other=0.0)
+        z = tl.load(values + place[:, None] * v_l + dv[None, :], mask=inside[:, None] & (dv < DV)[None, :], other=0.0)
+    visible = inside[None, :] & (slot[None, :] < seen[:, None])
+    return online_softmax(x, y, z, visible, scale, top, total, acc, WHOLE, PRECISION)
+
+
+@triton.jit
+def online_softmax(x, y, z, visible, scale, top, total, acc, WHOLE: tl.constexpr, PRECISION: tl.constexpr):
+    """Rows x [M, D] over the visible keys y [D, N] (all, if WHOLE) and values z [N, Dv] of one more tile.
+
+    `scale` is not negative; `top`, the largest scaled score so far, is in base 2.
+    """
+    scores = tl.dot(x, y, input_precision=PRECISION, out_dtype=acc.dtype)
+    if not WHOLE:
+        scores = tl.where(visible, scores, -float("inf"))
+    new = tl.maximum(top, tl.max(scores, 1) * scale)
+    safe = new
+    if not WHOLE:
+        safe = tl.where(new == -float("inf"), 0.0, new)  # a row that has seen nothing yet
+    weights = tl.exp2(scores * scale - safe[:, None])
     decay = tl.exp2(top - safe)
-    z = tl.load(values + near[:, None] * v_l + dv[None, :], mask=inside[:, None] & (dv < DV)[None, :], other=0.0)
     acc = acc * decay[:, None] + tl.dot(weights.to(z.dtype), z, input_precision=PRECISION, out_dtype=acc.dtype)
     return new, total * decay + tl.sum(weights, 1), acc

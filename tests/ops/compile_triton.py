@@ -1,6 +1,6 @@
 """Compile every Triton kernel for a GPU that need not be here: python compile_triton.py sm_80|sm_90|sm_100|gfx942
 
-Prints a line a variant, with its spills in bytes (NVIDIA) or registers (AMD).
+Prints a line a variant: its spills in bytes, and its shared memory beside what every GPU of the family has.
 """
 
 import re
@@ -15,35 +15,37 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sparsekit_kernels.triton.attend import _attend, tiles
+from sparsekit_kernels.triton import attend, gather_tokens, scatter_tokens
 
-POINTERS = {"reach": "*i32", "whole": "*i32", "counts": "*i32", "indices": "*i32", "lse": "*fp32"}
-
-
-def attend_variants():
-    for dtype, D, sparse in product(("bf16", "fp16"), (64, 128, 256), (False, True)):
-        M, N, warps = tiles(D)
-        constants = dict(M=M, N=N, D=D, DV=D, D_TILE=D, DV_TILE=D, SPARSE=sparse, WIDE=tl.float32, PRECISION="tf32")
-        yield dtype, warps, constants
+SHARED = {
+    "sm_80": 99,
+    "sm_90": 227,
+    "sm_100": 227,
+    "gfx942": 64,
+}  # KiB of a program; sm_80 holds for sm_86, 89, 120 too
 
 
-def compile_attend(target, dtype, warps, constants):
-    names = _attend.arg_names
-    signature = {n: "constexpr" if n in constants else POINTERS.get(n, "i32") for n in names}
-    signature |= {n: f"*{dtype}" for n in ("q", "k", "v", "o")} | {"scale": "fp32"}
-    aligned = {"q", "k", "v", "o", "q_l", "k_l", "v_l", "q_h", "k_h", "v_h", "block_q", "block_k"}
+def compile_kernel(kernel, name, pointers, constants, warps=4, stages=2):
+    """The kernel for the target `name`; arguments that are neither pointers nor constants are i32, `scale` fp32."""
+    target = GPUTarget("hip", name, 64) if name.startswith("gfx") else GPUTarget("cuda", int(name[3:]), 32)
+    names = kernel.arg_names
+    assert not (set(pointers) | set(constants)) - set(names)
+    signature = {n: "constexpr" if n in constants else "i32" for n in names} | pointers
+    signature |= {n: "fp32" for n in ("scale",) if n in names}
+    aligned = [n for n in names if "*" in pointers.get(n, "") or re.search(r"_[bhl]$|^block_", n)]
     source = ASTSource(
-        _attend,
+        kernel,
         signature=signature,
         constexprs={(names.index(n),): value for n, value in constants.items()},
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned},
     )
-    return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": 2})
+    return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
 
 
 def spills(kernel):
+    """Bytes of memory that stand in for registers. AMD's scalars that wait in lanes of a vector register are none."""
     if "amdgcn" in kernel.asm:
-        return sum(int(n) for n in re.findall(r"[sv]gpr_spill_count:\s*(\d+)", kernel.asm["amdgcn"]))
+        return int(re.search(r"private_segment_fixed_size:\s*(\d+)", kernel.asm["amdgcn"])[1])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -52,11 +54,58 @@ def spills(kernel):
     return sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", usage.stdout + usage.stderr))
 
 
+def line(name, what, kernel):
+    shared = kernel.metadata.shared / 1024
+    return f"{name} {what} spills {spills(kernel)} shared {shared:.0f} KiB {'fits' if shared <= SHARED[name] else 'of'}"
+
+
+def tensors(dtype, low, **others):
+    return {n: f"*{dtype}" for n in low.split()} | {n: f"*{kind}" for n, kind in others.items()}
+
+
+def attend_kernels(name):
+    pointers = dict.fromkeys("q_idx k_idx reach whole counts indices".split(), "*i32") | {"lse": "*fp32"}
+    for dtype, D, sparse, some in product(("bf16", "fp16"), (64, 128, 256), (False, True), (False, True)):
+        if dtype == "fp16" and D != 128:
+            continue  # as bf16, but for the type of one instruction
+        M, N, warps, stages = attend.tiles(D, name)
+        described = name in attend.DESCRIBED and not some
+        constants = dict(
+            M=M, N=N, D=D, DV=D, D_TILE=D, DV_TILE=D, PER=128 // N if sparse else 1, SPARSE=sparse, EVEN=True,
+            SOME_QUERIES=some, SOME_KEYS=some, DESCRIBED=described, WIDE=tl.float32, PRECISION="tf32",
+        )  # fmt: skip
+        low = tensors(dtype, "q k v o")
+        if described:
+            low |= dict.fromkeys("kv", f"tensordesc<{dtype}[1, 1, {N}, {D}]>")
+        kernel = compile_kernel(attend._attend, name, low | pointers, constants, warps, stages)
+        yield f"attend {dtype} D={D} sparse={sparse} indexed={some}", kernel
+
+
+def gather_kernels(name):
+    pointers = dict.fromkeys("q_idx k_idx q_pos k_pos new_q_pos new_k_pos".split(), "*i32")
+    for D in (64, 128, 256):
+        constants = dict(D=D, DV=D, D_TILE=D, DV_TILE=D, ROWS=gather_tokens.ROWS)
+        low = tensors("bf16", "q k v new_q new_k new_v")
+        yield f"gather_tokens D={D}", compile_kernel(gather_tokens._gather, name, low | pointers, constants)
+
+
+def scatter_kernels(name):
+    pointers = dict.fromkeys("ranks lows highs sinks".split(), "*i32") | {"short_lse": "*fp32", "lse": "*fp32"}
+    for D, fill in product((64, 128, 256), (False, True)):
+        M, N, warps, stages = scatter_tokens.fill_tiles(D) if fill else (scatter_tokens.COPIED, 16, 4, 2)
+        constants = dict(
+            M=M, N=N, D=D, DV=D, D_TILE=D, DV_TILE=D, SOME=True, SHORT=True, FILL=fill, WIDE=tl.float32,
+            PRECISION="tf32",
+        )  # fmt: skip
+        low = tensors("bf16", "q k v short_o o")
+        kernel = compile_kernel(scatter_tokens._scatter, name, low | pointers, constants, warps, stages)
+        yield f"scatter_tokens D={D} fill={fill}", kernel
+
+
 def main(name):
-    target = GPUTarget("hip", name, 64) if name.startswith("gfx") else GPUTarget("cuda", int(name[3:]), 32)
-    for dtype, warps, constants in attend_variants():
-        kernel = compile_attend(target, dtype, warps, constants)
-        print(name, "attend", dtype, f"D={constants['D']}", f"sparse={constants['SPARSE']}", "spills", spills(kernel))
+    for kernels in (attend_kernels, gather_kernels, scatter_kernels):
+        for what, kernel in kernels(name):
+            print(line(name, what, kernel), flush=True)
 
 
 if __name__ == "__main__":

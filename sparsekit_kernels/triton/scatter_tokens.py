@@ -1,0 +1,150 @@
+"""Decompress: every row of the output written once, a kept query's from the compressed output, a dropped one's filled.
+
+A program answers one tile of original rows of one head. Neighbours share most of a sliding window, so it attends for
+all its rows at once, over the keys that the windows of the dropped ones cover.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from sparsekit.fills import SlidingWindow
+from sparsekit.plan import Plan
+from sparsekit.problem import Output, Problem
+
+from . import positive_scale, tile, why_not_here
+from .attend import LN2, online_softmax
+
+COPIED = 64  # rows of a program that only copies
+# for head dims up to 64, 128, 256: rows and keys of a tile that fills, warps, stages; few rows, since a row's window is
+# short and the tile reads those of all its rows
+FILLED = ((64, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2))
+
+
+def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
+    if isinstance(plan.fill, SlidingWindow) and max(problem.q.shape[3], problem.v.shape[3]) > 256:
+        return f"head dim {max(problem.q.shape[3], problem.v.shape[3])} is larger than 256"
+    return why_not_here(problem.q)
+
+
+def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> Output:
+    return short if plan.queries is None else rows(problem, plan, short)
+
+
+def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
+    """The output at full length; without `short` the kept rows are zero, lse -inf."""
+    p, fill, t = problem, plan.fill, plan.queries
+    (B, H, Q, D), (G, K, Dv) = p.q.shape, (*p.k.shape[1:3], p.v.shape[3])
+    wide = torch.promote_types(p.q.dtype, torch.float32)
+    out = Output(p.q.new_empty(B, H, Q, Dv), p.q.new_empty(B, H, Q, dtype=wide))
+    nothing = torch.empty(0, dtype=torch.int32, device=p.q.device)
+    ranks = t.rank() if t else nothing.view(1, 1, 0)
+    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (p.q, p.k, p.v))
+    q, scale = positive_scale(q, p.scale)
+    if isinstance(fill, SlidingWindow):
+        low, high, sinks = (x.to(torch.int32).contiguous() for x in fill.spans(p))
+        m, n, warps, stages = fill_tiles(max(D, Dv))
+        m, heads = tile(Q, m), low.shape[1]
+    else:
+        low = high = sinks = nothing
+        m, n, warps, stages, heads = COPIED, 16, 4, 2, 1
+    given = out if short is None else short
+    o, lse = given.o.contiguous(), given.lse.contiguous()
+    _scatter[(triton.cdiv(Q, m), B * H)](
+        q, k, v, ranks, low, high, sinks, o, lse, out.o, out.lse,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        scale / math.log(2), H, H // G, ranks.shape[1], heads, Q, K, o.shape[2],
+        M=m, N=n, D=D, DV=Dv, D_TILE=tile(D, 1024), DV_TILE=tile(Dv, 1024),
+        SOME=t is not None, SHORT=short is not None, FILL=isinstance(fill, SlidingWindow),
+        WIDE=tl.float64 if wide == torch.float64 else tl.float32, PRECISION="ieee" if wide == q.dtype else "tf32",
+        num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return out
+
+
+def fill_tiles(head_dim: int) -> tuple[int, int, int, int]:
+    return FILLED[0] if head_dim <= 64 else FILLED[1] if head_dim <= 128 else FILLED[2]
+
+
+@triton.jit
+def _scatter(
+    q, k, v, ranks, lows, highs, sinks, short_o, short_lse, o, lse,
+    q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l,
+    scale, H, R, choices, heads, Q, K, S,
+    M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D_TILE: tl.constexpr, DV_TILE: tl.constexpr,
+    SOME: tl.constexpr, SHORT: tl.constexpr, FILL: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    b, h = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
+    row = tl.program_id(0) * M + tl.arange(0, M)
+    real = row < Q
+    d, dv = tl.arange(0, D_TILE), tl.arange(0, DV_TILE)
+    wide = (dv < DV)[None, :]
+    rank = tl.zeros([M], tl.int32)  # a plan without tokens keeps every query
+    if SOME:
+        rank = tl.load(ranks + (b * choices + h * choices // H) * Q + row, mask=real, other=0)
+    kept = rank >= 0
+    values = tl.zeros([M, DV_TILE], WIDE)
+    logs = tl.full([M], -float("inf"), WIDE)
+    if SHORT:
+        line = (b * H + h) * S + rank
+        copied = real & kept
+        values = tl.load(short_o + line[:, None] * DV + dv, mask=copied[:, None] & wide, other=0.0).to(WIDE)
+        logs = tl.load(short_lse + line, mask=copied, other=-float("inf")).to(WIDE)
+
+    if FILL:
+        dropped = real & ~kept
+        if tl.max(dropped.to(tl.int32), 0) > 0:
+            at = (b * heads + h * heads // H) * Q + row
+            low, high = tl.load(lows + at, mask=dropped, other=0), tl.load(highs + at, mask=dropped, other=0)
+            first = tl.load(sinks + at, mask=dropped, other=0)
+            start = tl.min(tl.where(high > low, low, K), 0) // N * N
+            end = tl.max(tl.maximum(high, first), 0)
+            x = tl.load(
+                q + b * q_b + h * q_h + row.to(tl.int64)[:, None] * q_l + d,
+                mask=dropped[:, None] & (d < D)[None, :],
+                other=0.0,
+            )
+            keys = k + b * k_b + (h // R) * k_h
+            near = v + b * v_b + (h // R) * v_h
+            top = tl.full([M], -float("inf"), WIDE)  # base 2
+            total = tl.zeros([M], WIDE)
+            acc = tl.zeros([M, DV_TILE], WIDE)
+            for key in range(0, tl.minimum(tl.max(first, 0), start), N):
+                top, total, acc = _window_step(
+                    x, keys, near, key, start, low, high, first, k_l, v_l, scale, top, total, acc,
+                    N, D, DV, D_TILE, DV_TILE, PRECISION,
+                )  # fmt: skip
+            for key in range(start, end, N):
+                top, total, acc = _window_step(
+                    x, keys, near, key, K, low, high, first, k_l, v_l, scale, top, total, acc,
+                    N, D, DV, D_TILE, DV_TILE, PRECISION,
+                )  # fmt: skip
+            empty = total == 0.0
+            total = tl.where(empty, 1.0, total)
+            filled = tl.where(empty[:, None], 0.0, acc / total[:, None])
+            values = tl.where(dropped[:, None], filled, values)
+            logs = tl.where(dropped, tl.where(empty, -float("inf"), (top + tl.log2(total)) * LN2), logs)
+
+    line = (b * H + h) * Q + row
+    tl.store(o + line[:, None] * DV + dv, values.to(o.dtype.element_ty), mask=real[:, None] & wide)
+    tl.store(lse + line, logs, mask=real)
+
+
+@triton.jit
+def _window_step(
+    x, keys, values, start, end, low, high, first, k_l, v_l, scale, top, total, acc,
+    N: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D_TILE: tl.constexpr, DV_TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of keys: those in a row's window, and its sinks."""
+    slot = start + tl.arange(0, N)
+    d, dv = tl.arange(0, D_TILE), tl.arange(0, DV_TILE)
+    inside = slot < end
+    place = slot.to(tl.int64)
+    y = tl.load(keys + place[None, :] * k_l + d[:, None], mask=inside[None, :] & (d < D)[:, None], other=0.0)
+    z = tl.load(values + place[:, None] * v_l + dv[None, :], mask=inside[:, None] & (dv < DV)[None, :], other=0.0)
+    near = (slot[None, :] >= low[:, None]) & (slot[None, :] < high[:, None])
+    visible = inside[None, :] & (near | (slot[None, :] < first[:, None]))
+    return online_softmax(x, y, z, visible, scale, top, total, acc, False, PRECISION)
