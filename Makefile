@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TYPED := --jaxtyping-packages=sparsekit,sparsekit_kernels.cpu,beartype.beartype
 LENGTH ?= 16384
 
-.PHONY: demo test check format faults bench docs clean
+.PHONY: demo test check format faults bench docs results clean
 
 demo: $(VENV)/ready  ## a long-context model on real text, dense beside sparse
 	$(BIN)/sparsekit demo --length $(LENGTH)
@@ -32,6 +32,9 @@ bench: $(VENV)/ready  ## speed on this CPU, with the error beside it
 
 docs: $(VENV)/ready  ## writes the stage pages from the stages themselves
 	$(BIN)/python docs/generate.py
+
+results: $(VENV)/ready  ## README and docs from the committed records
+	$(BIN)/python bench/report.py
 
 clean:
 	rm -rf $(VENV) dist demo

@@ -1,14 +1,19 @@
-"""What is measured: seeded inputs, and the plans and pipelines that run on them."""
+"""What of ours is measured: plans made in advance, which attend alone runs, and pipelines, which decide as well."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from sparsekit import Blocks, Pipeline, Plan, Problem, SlidingWindow, Tokens
+from bench.contender import Contender
+from sparsekit import Blocks, Pipeline, Plan, Problem, SlidingWindow, Tokens, attend, dispatch
+from sparsekit.pipeline import Clock
 
 BLOCK = 128
+WINDOW = "decompress(fill=sliding_window(128))"
 Make = Callable[[Problem], Plan]
+Spec = Callable[[int], str]
 
 
 @dataclass(frozen=True)
@@ -17,27 +22,8 @@ class Case:
 
     name: str
     plan: Make | None = None
-    spec: str | None = None
-
-    def decide(self, problem: Problem) -> Plan:
-        return self.plan(problem) if self.plan else Pipeline.from_spec(self.spec or "dense").decide(problem)
-
-
-def problem(L: int, H: int, G: int, D: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Problem:
-    """A causal prefill whose attention has the usual shape: near neighbours, the first key, a few keys all look at."""
-    random = torch.Generator().manual_seed(seed)
-    randn = lambda *shape: torch.randn(*shape, generator=random)  # noqa: E731
-    spread = 256  # tokens over which neighbours stay alike
-    coarse = randn(G, D, L // spread + 2)
-    drift = torch.nn.functional.interpolate(coarse, scale_factor=spread, mode="linear")[..., :L].mT * 1.5
-    common = randn(G, 1, D)
-    heavy = (torch.rand(G, L, 1, generator=random) < 0.02).float()
-    heavy[:, 0] = 2.0
-    k = drift + 0.5 * randn(G, L, D) + 1.5 * heavy * common
-    q = (drift + 0.7 * common).repeat_interleave(H // G, 0) + 0.5 * randn(H, L, D)
-    # in a row: with any other stride SDPA leaves its fused kernel, and would make a poor yardstick
-    q, k, v = (x[None].to(device, dtype).contiguous() for x in (q, k, randn(G, L, D)))
-    return Problem.of(q, k, v)
+    spec: Spec | None = None  # for a length in tokens
+    compress: str = "auto"
 
 
 def random_blocks(density: float) -> Make:
@@ -46,7 +32,7 @@ def random_blocks(density: float) -> Make:
     def plan(p: Problem) -> Plan:
         I, H = -(-p.q.shape[2] // BLOCK), p.q.shape[1]
         forced = 2 * I - 1  # of I (I + 1) / 2
-        chance = max(0.0, (density * I * (I + 1) / 2 - forced) / (I * (I + 1) / 2 - forced))
+        chance = max(0.0, (density * I * (I + 1) / 2 - forced) / max(I * (I + 1) / 2 - forced, 1))
         random = torch.Generator().manual_seed(0)
         mask = torch.rand(1, H, I, I, generator=random) < chance
         mask[..., 0] = True
@@ -68,15 +54,79 @@ def random_tokens(kept: float, fill: SlidingWindow | None = None) -> Make:
     return plan
 
 
-CASES = [
-    *(Case(f"blocks, density {d}", random_blocks(d)) for d in (0.05, 0.1, 0.2, 0.27, 0.5)),
-    *(Case(f"tokens, kept {r}", random_tokens(r)) for r in (0.1, 0.3, 0.5)),
+def decided(spec: str) -> Make:
+    """The plan of a pipeline, as one made in advance."""
+    return lambda p: Pipeline.from_spec(spec).decide(p)
+
+
+def spec(text: str) -> Spec:
+    return lambda length: text
+
+
+def coverage(kept: float, *rest: str) -> Spec:
+    """TokenCoverage that keeps this part of the tokens: a tau that drops all it may, and a least number to keep."""
+    return lambda length: " | ".join((f"token_coverage(tau=1.0, min_tokens={least(kept, length)})", *rest))
+
+
+def least(kept: float, length: int) -> int:
+    """`min_tokens` for a part of the tokens: the voting window is kept besides."""
+    return max(round(kept * length) - 128, 0)
+
+
+FLEX = {gamma: f"flex_prefill(gamma={gamma}, min_budget=512)" for gamma in (0.9, 0.95)}  # as their README calls it
+COVERAGE = Case("TokenCoverage, kept 0.3", spec=coverage(0.3))
+FLEX_PREFILL = [Case(f"FlexPrefill, gamma {gamma}", spec=spec(text)) for gamma, text in FLEX.items()]
+
+ATTEND = [
+    Case("dense", lambda p: Plan()),
+    *(Case(f"blocks, density {d}", random_blocks(d)) for d in (0.02, 0.05, 0.1, 0.2, 0.27, 0.5, 1.0)),
+    *(Case(f"tokens, kept {r}", random_tokens(r), compress="gather") for r in (0.1, 0.3, 0.5)),
+    *(Case(f"tokens, kept {r}, indexed", random_tokens(r), compress="indexed") for r in (0.1, 0.3, 0.5)),
     Case("tokens, kept 0.3, window fill", random_tokens(0.3, SlidingWindow(128))),
-    Case("TokenCoverage", spec="token_coverage(tau=0.2)"),
-    Case("TokenCoverage, window fill", spec="token_coverage(tau=0.2) | decompress(fill=sliding_window(128))"),
-    Case("FlexPrefill", spec="flex_prefill(gamma=0.9)"),
-    Case(
-        "stacked, window fill",
-        spec="token_coverage(tau=0.05) | flex_prefill(gamma=0.95) | decompress(fill=sliding_window(128))",
-    ),
 ]
+STAGES = [
+    *(Case(f"TokenCoverage, kept {r}", spec=coverage(r)) for r in (0.1, 0.3, 0.5)),
+    Case("TokenCoverage, kept 0.3, window fill", spec=coverage(0.3, WINDOW)),
+    Case("TokenCoverage", spec=spec("token_coverage(tau=0.2)")),
+    Case("TokenCoverage, window fill", spec=spec(f"token_coverage(tau=0.2) | {WINDOW}")),
+    *FLEX_PREFILL,
+    Case("stacked", spec=coverage(0.3, FLEX[0.95])),
+    Case("stacked, window fill", spec=coverage(0.3, FLEX[0.95], WINDOW)),
+]
+PEERS = [
+    COVERAGE,
+    *FLEX_PREFILL,
+    *(Case(f"FlexPrefill, gamma {gamma}, attend alone", decided(text)) for gamma, text in FLEX.items()),
+]
+MEMORY = [
+    Case("dense", lambda p: Plan()),
+    COVERAGE,
+    Case("TokenCoverage, kept 0.3, window fill", spec=coverage(0.3, WINDOW)),
+    Case("stacked, window fill", spec=coverage(0.3, FLEX[0.95], WINDOW)),
+]
+SUITES = {"attend": ATTEND, "stages": STAGES, "peers": PEERS, "memory": MEMORY}
+
+
+def contenders(case: Case, p: Problem, backends: list[str]) -> Iterator[Contender]:
+    """A case ready to run: a plan on each backend, which raises if it cannot; a pipeline chooses its own."""
+    if case.spec:
+        text = case.spec(p.q.shape[2])
+        pipeline = Pipeline.from_spec(text)
+        plan = pipeline.decide(p)
+        asked = plan.compress(p), Plan(blocks=plan.blocks)
+        yield Contender(
+            case.name,
+            dispatch.choose("attend", p.q.device.type, *asked, backend=pipeline.attend.backend),
+            "ours",
+            lambda clock: pipeline.output(p.q, p.k, p.v, clock=clock).o,
+            plan,
+            text,
+        )
+    if case.plan:
+        made = case.plan(p)
+        for name in backends:
+
+            def run(clock: Clock, name: str = name) -> Tensor:
+                return attend(p, made, compress=case.compress, backend=name, clock=clock).o
+
+            yield Contender(case.name, name, "ours", run, made)

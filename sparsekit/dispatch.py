@@ -17,7 +17,7 @@ BACKENDS = {
     "cpu": "sparsekit_kernels.cpu",
     "reference": "sparsekit.ops",
 }
-AUTO = {
+AUTO: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu", "reference"),
     "cuda": ("cpu", "reference"),
 }  # what "auto" may try, in order, by device type: a backend joins once it has been measured there

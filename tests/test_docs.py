@@ -12,6 +12,10 @@ def test_the_stage_page_is_up_to_date():
     subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=ROOT, check=True)
 
 
+def test_the_results_are_those_of_the_records():
+    subprocess.run([sys.executable, "bench/report.py", "--check"], cwd=ROOT, check=True)
+
+
 def test_the_readme_example_runs():
     """Every python block of the README runs as it stands."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

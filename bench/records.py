@@ -1,0 +1,111 @@
+"""Records: one result a line, appended and never changed. A run's lines share its id; compare within one run only."""
+
+import datetime
+import json
+import platform
+import re
+import shutil
+import subprocess
+import uuid
+from collections import Counter
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "bench" / "records"
+PACKAGES = ("sparsekit", "triton", "flash-attn-4", "nvidia-cutlass-dsl", "transformers")
+Record = dict[str, Any]
+
+
+def append(path: Path, records: Iterable[Record]) -> None:
+    """Add lines to a file: written whole beside it, then renamed, so that no half line is ever read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.read_text() if path.exists() else ""
+    unfinished = path.with_name(f".{path.name}.new")
+    unfinished.write_text(before + "".join(f"{json.dumps(record)}\n" for record in records))
+    unfinished.replace(path)
+
+
+def read(path: Path) -> list[Record]:
+    """The records of a file. The first ones, without a run, called some fields otherwise: they get these names."""
+    return [_today(json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def foremost(records: list[Record]) -> list[Record]:
+    """Those of the shape, inputs and dtype that most of them have: what belongs in one table or picture."""
+    of = lambda row: (row["shape"]["name"], row["inputs"], row["dtype"])  # noqa: E731
+    most = Counter(map(of, records)).most_common(1)
+    return [row for row in records if of(row) == most[0][0]]
+
+
+def _today(record: Record) -> Record:
+    if "run" in record:
+        return record
+    shape = record["shape"]
+    return record | {
+        "run": f"{record['commit'][:8]} {record['date'][:10]}, {shape['L']}",
+        "gpu": record["device"],
+        "length": shape["L"],
+        "kind": "ours",
+        "shape": {"name": "cpu"} | {axis: shape[axis] for axis in "HGD"},
+        "inputs": "structured",
+    }
+
+
+def provenance(device: torch.device, commit: str | None = None) -> Record:
+    """Where a run came from: the chip, versions, commit, date, and an id of its own.
+
+    `commit` is for a machine without git: `git describe --always --dirty --abbrev=40 --exclude '*'` of where the code
+    came from, which ends in -dirty if the tree was not clean. Without it git is asked; None if there is none.
+    """
+    described = commit or _described()
+    return {
+        "run": uuid.uuid4().hex[:12],
+        "gpu": chip(device),
+        "versions": versions(),
+        "commit": described.removesuffix("-dirty") if described else None,
+        "clean": not described.endswith("-dirty") if described else None,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def path_for(device: torch.device) -> Path:
+    """bench/records/cpu.jsonl, bench/records/nvidia-h200.jsonl."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return FOLDER / f"{slug(name)}.jsonl"
+
+
+def slug(name: str) -> str:
+    """ "NVIDIA H200" -> "nvidia-h200"."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def chip(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    found = {"torch": torch.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # not installed: no version to state
+            continue
+    return found
+
+
+def _described() -> str | None:
+    if not shutil.which("git"):
+        return None
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    return ran.stdout.strip() or None

@@ -1,0 +1,200 @@
+"""Records as tables and pictures: python bench/report.py [--check]
+
+Writes the table between `<!-- results -->` and `<!-- /results -->` in README.md, and, where there are records of a
+GPU, docs/results.md with its pictures. Every speed-up is over the dense time of its own run.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from bench import targets
+from bench.figures import draw, thousands
+from bench.records import FOLDER, ROOT, Record, foremost, read
+
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+PAGE = """# Results
+
+Written by `python bench/report.py` from `bench/records/`; change nothing here. Times are medians, with the 20th and
+80th percentile; speed-ups are over the fastest dense attention of the same run, and beside it over FlashAttention-2
+through torch, which published speed-ups are over. An error is |answer - truth| / |truth| on sampled rows against
+float64, beside that of plain torch in the same precision. `authors` is the authors' own code on the same tensors.
+"""
+# of the README's table, in its order
+HEADLINES = (
+    "blocks, density 0.1",
+    "tokens, kept 0.3",
+    "TokenCoverage, window fill",
+    "TokenCoverage, kept 0.3, window fill",
+    "FlexPrefill",
+    "FlexPrefill, gamma 0.95",
+    "stacked, window fill",
+)
+
+
+def main(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 if something would change")] = False,
+    records: Annotated[Path, typer.Option(help="Folder with the records")] = FOLDER,
+    readme: Annotated[Path, typer.Option(help="File with the markers")] = ROOT / "README.md",
+    docs: Annotated[Path, typer.Option(help="Folder for results.md and its pictures")] = ROOT / "docs",
+) -> None:
+    """Bring README.md and docs/results.md up to date with the records."""
+    chips = {path.stem: read(path) for path in sorted(records.glob("*.jsonl"))}
+    gpus = {name: rows for name, rows in chips.items() if name != "cpu"}
+    if not check:
+        for name, rows in gpus.items():
+            draw(latest(rows), docs, f"results-{name}")
+    try:
+        texts = {readme: between(readme.read_text(), block(gpus or chips))}
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if gpus:
+        texts[docs / "results.md"] = page(gpus, [row for rows in chips.values() for row in rows], docs)
+    stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
+    if check and stale:
+        typer.echo(f"{', '.join(path.name for path in stale)}: not what the records say; run python bench/report.py")
+        raise typer.Exit(1)
+    for path in stale:
+        path.write_text(texts[path])
+
+
+def between(text: str, new: str) -> str:
+    """`text` with `new` between the markers. Raises ValueError if it lacks them."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"readme: got no {BEGIN} with {END} after it, once each: put both where the table belongs")
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{new}\n{END}{rest.split(END)[1]}"
+
+
+def latest(records: Iterable[Record]) -> list[Record]:
+    """Of each case on each backend, at each length, the newest record."""
+    found: dict[tuple, Record] = {}
+    for row in sorted(records, key=lambda row: row["date"]):
+        name = row["case"], row["backend"], row["shape"]["name"], row["length"], row["inputs"], row["dtype"]
+        found.pop(name, None)  # so that the newest stand last, in the order of their run
+        found[name] = row
+    return list(found.values())
+
+
+def block(chips: dict[str, list[Record]]) -> str:
+    """The README's tables: one a chip, the headline cases by length, each on its fastest backend."""
+    parts = []
+    for rows in chips.values():
+        timed = foremost([r for r in latest(rows) if "ms" in r and r["kind"] == "ours"])
+        best: dict[tuple[str, int], Record] = {}
+        for row in sorted(timed, key=lambda row: row["speed_up"] or 0.0):
+            best[row["case"], row["length"]] = row
+        if not best:
+            continue
+        sizes = sorted({length for _, length in best})
+        one = timed[-1]
+        axes, chip = one["shape"], ", ".join(sorted({r["gpu"] for r in best.values()}))
+        lines = [
+            f"One layer, {axes['H']} query and {axes['G']} key/value heads of {axes['D']}, {one['dtype']}, on {chip}; "
+            "speed-ups over the fastest dense\nattention of the same run, errors against float64 of the same pairs, "
+            "beside them those of plain torch:\n",
+            "| | kept | density | error | plain torch | "
+            + " | ".join(f"{thousands(length)}: ms | speed-up" for length in sizes)
+            + " |",
+            "|---|---|---|---|---|" + "---|---|" * len(sizes),
+        ]
+        for case in HEADLINES:
+            mine = {length: best[case, length] for length in sizes if (case, length) in best}
+            if mine:
+                last = mine[max(mine)]
+                cells = [
+                    f"{_ms(mine[n]['ms']['p50'])} | {mine[n]['speed_up']:.2f}x" if n in mine else "|" for n in sizes
+                ]
+                lines.append(
+                    f"| {case} | {last['kept']:.2f} | {last['density']:.3f} | {last['error']:.1e} | "
+                    f"{last['plain_torch_error']:.1e} | {' | '.join(cells)} |"
+                )
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def page(gpus: dict[str, list[Record]], everything: list[Record], docs: Path) -> str:
+    """docs/results.md, with the pictures that lie beside it."""
+    parts = [PAGE, "## Targets\n", targets.table(everything) + "\n"]
+    for name, rows in gpus.items():
+        parts.append(f"## {rows[-1]['gpu']}\n")
+        groups: dict[tuple, list[Record]] = {}
+        for row in latest(rows):
+            groups.setdefault((row["shape"]["name"], row["inputs"], row["dtype"], row["length"]), []).append(row)
+        parts += [f"![{path.stem}]({path.name})\n" for path in sorted(docs.glob(f"results-{name}-*.png"))]
+        for (shape, inputs, dtype, length), mine in sorted(groups.items()):
+            axes = mine[0]["shape"]
+            parts.append(
+                f"### {shape} ({axes['H']} query heads, {axes['G']} key/value heads, head dim {axes['D']}), "
+                f"{thousands(length)} tokens, {dtype}, {inputs} inputs\n"
+            )
+            parts.append(markdown(mine))
+    return "\n".join(parts)
+
+
+COLUMNS = ("case", "by", "kept", "density", "ms", "dense ms", "over dense", "over FA2", "error", "plain torch", "syncs")
+
+
+def markdown(records: list[Record]) -> str:
+    """One table of the timed records; under it the pipelines as specs, and what did not run and why."""
+    lines = [f"| {' | '.join((*COLUMNS, 'peak GB'))} |", "|" + "---|" * (len(COLUMNS) + 1)]
+    for row in records:
+        if "ms" in row:
+            spread = f" ({row['ms']['p20']:,.2f} to {row['ms']['p80']:,.2f})"
+            cells = _cells(row)
+            cells[4] += spread
+            peak = "" if row.get("peak_bytes") is None else f"{row['peak_bytes'] / 1e9:.2f}"
+            lines.append(f"| {' | '.join([*cells, peak])} |")
+    lost = [f"- {row['case']}, {row['backend']}: {row['skipped']}" for row in records if "skipped" in row]
+    lost += [f"- {row['case']}, {row['backend']}, REFUSED: {row['refused']}" for row in records if "refused" in row]
+    specs = {row["case"]: row["what"] for row in records if row.get("what") not in (None, "attend", "dense")}
+    named = [f"- {case}: `{what}`" for case, what in specs.items()]
+    for title, listed in (("Pipelines", named), ("Not timed", lost)):
+        lines += [f"\n{title}:\n", *listed] if listed else []
+    return "\n".join(lines) + "\n"
+
+
+def summary(records: list[Record]) -> Table:
+    """For the terminal: the timed records of one length."""
+    first = records[0]
+    table = Table(title=f"{first['shape']['name']}, {first['length']:,} tokens, {first['dtype']}, run {first['run']}")
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in COLUMNS[:2] else "right")
+    for row in records:
+        if "ms" in row:
+            table.add_row(*_cells(row))
+    lost = [row for row in records if "ms" not in row]
+    table.caption = f"{len(lost)} not timed: the records say why" if lost else None
+    return table
+
+
+def _ms(x: float) -> str:
+    return f"{x:,.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2f}"
+
+
+def _cells(row: Record) -> list[str]:
+    mine, flash2 = row["ms"]["p50"], row.get("flash2_ms")
+    share = lambda x: "" if x is None else f"{x:.3f}"  # noqa: E731
+    small = lambda x: "" if x is None else f"{x:.1e}"  # noqa: E731
+    over = lambda x: "" if x is None else f"{x['p50'] / mine:.2f}x"  # noqa: E731
+    dense = row["dense_ms"]
+    return [
+        row["case"],
+        row["backend"],
+        share(row["kept"]),
+        share(row["density"]),
+        f"{mine:,.2f}",
+        "" if dense is None else f"{dense['p50']:,.2f}",
+        over(dense),
+        over(flash2),
+        small(row["error"]),
+        small(row["plain_torch_error"]),
+        "" if row.get("syncs") is None else str(row["syncs"]),
+    ]
+
+
+if __name__ == "__main__":
+    typer.run(main)

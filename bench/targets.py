@@ -1,0 +1,177 @@
+"""What the toolkit set out to reach, and how far it is: each target from the records of one run, the newest that can
+say. Ratios of times are within that run, at one length and shape.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench.records import Record
+
+FA4 = "FlashAttention-4"
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+K128, M1 = 131072, 1048576
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run says of a target."""
+
+    text: str
+    share: float  # of the target, 1 or more is met; the least where it has several parts
+
+
+@dataclass(frozen=True)
+class Target:
+    name: str
+    text: str
+    shape: str
+    length: int
+    measure: Callable[[list[Record]], Measured | None]  # of the timed records of a run at that shape and length
+
+
+def newest(target: Target, records: list[Record]) -> tuple[Measured, Record] | None:
+    """The measure of the newest run that has one, and a record of that run."""
+    runs: dict[str, list[Record]] = {}
+    for record in records:
+        if record["shape"]["name"] == target.shape and record["length"] == target.length and "ms" in record:
+            runs.setdefault(record["run"], []).append(record)
+    for rows in sorted(runs.values(), key=lambda rows: max(row["date"] for row in rows), reverse=True):
+        if found := target.measure(rows):
+            return found, rows[0]
+    return None
+
+
+def _of(rows: list[Record], case: str, backend: str | None = None) -> list[Record]:
+    """Ours, or one backend's, whose case begins so."""
+    return [
+        row
+        for row in rows
+        if row["case"].startswith(case) and (row["kind"] == "ours" if backend is None else row["backend"] == backend)
+    ]
+
+
+def _yardstick(rows: list[Record]) -> float | None:
+    """The ms of dense FlashAttention-4."""
+    return next((row["ms"]["p50"] for row in _of(rows, "dense", FA4)), None)
+
+
+def _blocks(rows: list[Record]) -> Measured | None:
+    fa4, lists = _yardstick(rows), _of(rows, "blocks, density ")
+    best: dict[float, float] = {}  # share of the dense rate, on active blocks, by density asked for
+    for row in lists if fa4 else []:
+        asked = float(row["case"].removeprefix("blocks, density "))
+        best[asked] = max(best.get(asked, 0.0), row["active"] * (fa4 or 0.0) / row["ms"]["p50"])
+    many = [share for asked, share in best.items() if asked >= 0.1]
+    if not many or 0.02 not in best:
+        return None
+    return Measured(
+        f"{min(many):.0%} at density .1 and more, {best[0.02]:.0%} at .02", min(min(many) / 0.9, best[0.02] / 0.75)
+    )
+
+
+def _beside_attend(rows: list[Record], *names: str, most: float) -> Measured | None:
+    """All steps but attend and fill, of the slowest of some cases."""
+    spent = [
+        sum(ms for step, ms in row["steps"].items() if step not in ("attend", "fill"))
+        for row in rows
+        if row["case"] in names and row["kind"] == "ours"
+    ]
+    return Measured(f"{max(spent):.2f} ms", most / max(spent)) if spent else None
+
+
+def _tokens(rows: list[Record]) -> Measured | None:
+    fa4 = _yardstick(rows)
+    cases = [row for row in _of(rows, "TokenCoverage, kept ") if "fill" not in row["case"]]
+    if not fa4 or not cases:
+        return None
+    shares = {row["kept"]: fa4 / row["ms"]["p50"] * row["kept"] ** 2 for row in cases}
+    text = ", ".join(f"{share:.0%} at kept {kept:.1f}" for kept, share in sorted(shares.items(), reverse=True))
+    return Measured(text, min(shares.values()) / 0.9)
+
+
+def _stacked(rows: list[Record]) -> Measured | None:
+    fa4, cases = _yardstick(rows), [row for row in _of(rows, "stacked") if row["case"] == "stacked"]
+    if not fa4 or not cases:
+        return None
+    row = cases[0]
+    allowed = 1.15 * (fa4 * row["density"] + 3)
+    return Measured(f"{row['ms']['p50']:.1f} ms, allowed {allowed:.1f} ms", allowed / row["ms"]["p50"])
+
+
+def _triton(rows: list[Record]) -> Measured | None:
+    pairs = [
+        (mine, theirs)
+        for mine in _of(rows, "FlexPrefill", "triton")
+        for theirs in _of(rows, mine["case"], "authors")
+        if mine["case"] == theirs["case"] and mine["case"].endswith("attend alone")
+    ]
+    if not pairs:
+        return None
+
+    def rate(row: Record) -> float:
+        """TFLOP/s on active blocks."""
+        s, L = row["shape"], row["length"]
+        return 4 * s["H"] * s["D"] * row["active"] * L * (L + 1) / 2 / row["ms"]["p50"] / 1e9
+
+    least, ratio = min(rate(mine) for mine, _ in pairs), min(rate(mine) / rate(theirs) for mine, theirs in pairs)
+    return Measured(f"{ratio:.2f} x, {least:.0f} TFLOP/s", min(ratio / 1.4, least / 400))
+
+
+def _memory(rows: list[Record]) -> Measured | None:
+    peaks = [row for row in rows if row["kind"] == "ours" and row["peak_bytes"]]
+    if not peaks:
+        return None
+    worst = max(peaks, key=lambda row: row["peak_bytes"])
+    s = worst["shape"]
+    held = 2 * (s["H"] + s["G"]) * worst["length"] * s["D"] * BYTES[worst["dtype"]]
+    ratio = worst["peak_bytes"] / held
+    return Measured(f"{ratio:.2f} x, {worst['peak_bytes'] / 1e9:.1f} GB ({worst['case']})", 1.25 / ratio)
+
+
+def _cpu(rows: list[Record]) -> Measured | None:
+    shares = [row["speed_up"] * row["density"] for row in _of(rows, "blocks, density 0.27")]
+    return Measured(f"{max(shares):.0%} at density .27", max(shares) / 0.75) if shares else None
+
+
+LLAMA = "llama-3.1-8b"
+TARGETS = [
+    Target(
+        "T1",
+        "block-sparse attention on active blocks: 90% of the dense FA4 rate at density .1 and more, 75% at .02",
+        LLAMA, K128, _blocks,
+    ),
+    Target(
+        "T2",
+        "TokenCoverage at kept .3, 128K: at most 2.0 ms besides attention",
+        LLAMA, K128, lambda rows: _beside_attend(rows, "TokenCoverage, kept 0.3", most=2.0),
+    ),
+    Target(
+        "T3",
+        "FlexPrefill's pattern search, 128K: at most 2.0 ms",
+        LLAMA, K128,
+        lambda rows: _beside_attend(rows, "FlexPrefill, gamma 0.9", "FlexPrefill, gamma 0.95", most=2.0),
+    ),
+    Target("T4", "token pipeline at kept r, 128K: 90% of 1/r² over dense FA4", LLAMA, K128, _tokens),
+    Target("T5", "stacked, 128K: at most 1.15 x (dense FA4 x density + 3 ms)", LLAMA, K128, _stacked),
+    Target(
+        "T6",
+        "the Triton backend, 128K: 1.4 x the authors' block-sparse kernel and 400 TFLOP/s, on active blocks",
+        LLAMA, K128, _triton,
+    ),
+    Target("T7", "1M tokens: at most 1.25 x (Q + K + V + O) of memory", LLAMA, M1, _memory),
+    Target("T8", "block-sparse on a CPU, 16K: 75% of 1/density over torch SDPA", "cpu", 16384, _cpu),
+]  # fmt: skip
+
+
+def table(records: list[Record]) -> str:
+    """Markdown: target, measured, met or the distance."""
+    lines = ["| | target | measured | |", "|---|---|---|---|"]
+    for target in TARGETS:
+        found = newest(target, records)
+        if found is None:
+            lines.append(f"| {target.name} | {target.text} | not measured | |")
+            continue
+        measured, row = found
+        verdict = "met" if measured.share >= 1 else f"{measured.share:.0%} of the way"
+        lines.append(f"| {target.name} | {target.text} | {measured.text}; {row['gpu']} | {verdict} |")
+    return "\n".join(lines)

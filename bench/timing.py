@@ -1,0 +1,154 @@
+"""How long: CUDA events on a GPU, the clock on a CPU. Contenders take turns, so that a slow moment is everyone's."""
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from bench.contender import Contender
+from sparsekit import Problem, dispatch, stages
+
+SYNC = "called a synchronizing CUDA operation"  # what torch warns of
+STEPS = ("score", "select", "pattern", "compress", "attend", "decompress", "fill")
+OF_OP = {
+    "window_scores": "score",
+    "block_means": "score",
+    "select_tokens": "select",
+    "gather_tokens": "compress",
+    "scatter_tokens": "decompress",
+    "sliding_window": "fill",
+}
+Track = Callable[[Iterable[int]], Iterable[int]]  # shows progress
+OF_STAGE = {"tokens": "select", "blocks": "pattern"}  # what a stage does besides its ops, by what it chooses
+
+
+class Marks:
+    """Moments on a device, in order. On a GPU a moment is when the work before it is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._moments: list[Any] = []
+
+    def mark(self) -> None:
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._moments.append(event)
+        else:
+            self._moments.append(time.perf_counter())
+
+    def ms(self) -> list[float]:
+        """Between each moment and the next, in ms; waits for the device."""
+        pairs = zip(self._moments, self._moments[1:], strict=False)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return [a.elapsed_time(b) for a, b in pairs]
+        return [(b - a) * 1e3 for a, b in pairs]
+
+
+class StepClock:
+    """A clock for `Pipeline.output` and `dispatch.timed`: each moment counts for the innermost step it is in."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._marks = Marks(device)
+        self._open = ["other"]
+        self._spans: list[str] = []
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self._switch(lambda: self._open.append(step_of(name) or self._open[-1]))
+        yield
+        self._switch(self._open.pop)
+
+    def _switch(self, change: Callable[[], Any]) -> None:
+        self._marks.mark()
+        self._spans.append(self._open[-1])
+        change()
+
+    def ms(self) -> dict[str, float]:
+        """Per step; what lies before the first one is left out."""
+        found: dict[str, float] = {}
+        for step, spent in zip(self._spans[1:], self._marks.ms(), strict=True):
+            found[step] = found.get(step, 0.0) + spent
+        return found
+
+
+def step_of(name: str) -> str | None:
+    """The step that a stage, an op or a named part of a call counts for; None: the one it is in."""
+    if name in OF_OP:
+        return OF_OP[name]
+    if name in stages.__all__:
+        return OF_STAGE[getattr(stages, name).chooses]
+    return None if name in dispatch.ops() and name not in STEPS else name
+
+
+def turns(
+    contenders: Sequence[Contender], repeats: int, device: torch.device, track: Track
+) -> dict[tuple[str, str], list[float]]:
+    """Times in ms by contender: `repeats` turns after one that is not counted, each begun by another contender."""
+    times: dict[tuple[str, str], list[float]] = {c.key: [] for c in contenders}
+    for turn in track(range(repeats + 1)):
+        first = turn % max(len(contenders), 1)
+        for contender in (*contenders[first:], *contenders[:first]):
+            spent = once(contender, device)
+            if turn:
+                times[contender.key].append(spent)
+    return times
+
+
+def once(contender: Contender, device: torch.device) -> float:
+    """One call, in ms, begun on an idle device: what it launches, and waits for, is in it."""
+    wait(device)
+    marks = Marks(device)
+    marks.mark()
+    contender.run(nullcontext)
+    marks.mark()
+    return marks.ms()[0]
+
+
+def steps(contender: Contender, repeats: int, device: torch.device) -> dict[str, float]:
+    """The median ms of each step, over calls of their own: looking at steps costs time."""
+    found = []
+    for _ in range(repeats):
+        wait(device)
+        clock = StepClock(device)
+        with dispatch.timed(clock):
+            contender.run(clock)
+        found.append(clock.ms())
+    return {step: round(statistics.median(one[step] for one in found), 4) for step in found[0]}
+
+
+def look(contender: Contender, p: Problem) -> tuple[int, int] | tuple[None, None]:
+    """Of one call: how often it waits for the GPU, as far as torch sees it, and its peak of bytes; None on a CPU.
+
+    The peak is q, k, v, and the most that the call holds besides, its answer included.
+    """
+    if not p.q.is_cuda:
+        return None, None
+    wait(p.q.device)
+    torch.cuda.reset_peak_memory_stats(p.q.device)
+    before = torch.cuda.memory_allocated(p.q.device)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            contender.run(nullcontext)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    peak = torch.cuda.max_memory_allocated(p.q.device) - before + sum(x.nbytes for x in (p.q, p.k, p.v))
+    return sum(SYNC in str(warning.message) for warning in caught), peak
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def percentiles(ms: list[float]) -> dict[str, float]:
+    """The 20th, the median and the 80th, interpolated."""
+    fifths = statistics.quantiles(ms, n=5, method="inclusive")
+    return {"p20": round(fifths[0], 4), "p50": round(statistics.median(ms), 4), "p80": round(fifths[3], 4)}
