@@ -47,9 +47,11 @@ class Attend:
     """Who computes."""
 
     backend: str = "auto"  # a backend by name runs or raises; "auto" chooses by capability
+    check: bool = False  # look at every index of the plan before a kernel does; waits for the device
 
     def __post_init__(self) -> None:
         check_choice("backend", self.backend, dispatch.ALLOWED)
+        check_choice("check", self.check, (False, True))
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,17 @@ def attend(
     *,
     compress: str = "auto",
     backend: str = "auto",
+    check: bool = False,
     clock: Clock = nullcontext,
 ) -> Output:
     """Compute exactly the pairs of a plan (dense if None): compress, attend, decompress.
 
-    `compress` and `backend` are those of `Compress` and `Attend`; `clock(name)` is entered around each step.
-    Raises NoBackendError, with the reasons, if no backend can.
+    `compress`, `backend` and `check` are those of `Compress` and `Attend`; `clock(name)` is entered around each step.
+    Raises ValueError for a plan that is not one of the problem, and NoBackendError, with the reasons, if no backend
+    can.
     """
     plan, device = plan or Plan(), problem.q.device.type
+    plan.check(problem, contents=check)
 
     def run(op: str, *args: Any) -> Any:
         # the named backend attends; what stands beside that it does too, where it can do such a thing at all
@@ -225,7 +230,8 @@ class Pipeline:
             return Output(*library.attention(q, k, v, self._spec, causal, scale))
         problem = Problem.of(q, k, v, causal, scale)
         plan = self.decide(problem, clock) if plan is None else plan
-        return attend(problem, plan, compress=self.compress.mode, backend=self.attend.backend, clock=clock)
+        how = self.attend
+        return attend(problem, plan, compress=self.compress.mode, backend=how.backend, check=how.check, clock=clock)
 
     def explain(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None) -> "Report":
         """What each stage keeps, what that costs in accuracy, and where the time goes; prints as a table."""

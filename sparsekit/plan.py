@@ -239,6 +239,30 @@ class Plan:
             pairs = torch.where(kept, pairs, filled)
         return pairs
 
+    def check(self, problem: Problem, contents: bool = False) -> None:
+        """Raises ValueError, naming the part, if this is no plan of the problem: shapes, sizes, dtypes, devices.
+
+        With `contents` every index and count is looked at too, which waits for the device.
+        """
+        Q, K = problem.q.shape[2], problem.k.shape[2]
+        for name, t, n in (("queries", self.queries, Q), ("keys", self.keys, K)):
+            if t is not None:
+                if t.n != n:
+                    raise ValueError(f"plan.{name}: chosen out of {t.n} tokens, but there are {n}: decide anew")
+                _check_indices(f"plan.{name}.idx", t.idx, 3, t.n, problem, contents)
+        if b := self.blocks:
+            Q, K = (t.idx.shape[-1] if t else n for t, n in ((self.queries, Q), (self.keys, K)))
+            grid = -(-Q // b.size[0]), -(-K // b.size[1])
+            if (b.indices.shape[2], b.n) != grid or b.counts.shape != b.indices.shape[:3]:
+                raise ValueError(
+                    f"plan.blocks: got lists {tuple(b.indices.shape)} and counts {tuple(b.counts.shape)} for {b.n} key "
+                    f"blocks of {b.size}; {Q} queries and {K} keys have {grid[0]} query and {grid[1]} key blocks: "
+                    "decide anew"
+                )
+            _check_indices("plan.blocks.indices", b.indices, 4, b.n, problem, contents)
+            if contents and not torch.equal((b.indices < b.n).sum(-1), b.counts):
+                raise ValueError("plan.blocks.counts: not the number of blocks in each list: build them with Blocks.of")
+
     def work(self, problem: Problem) -> Int[Tensor, "B H"]:
         """How many pairs the plan computes, counted without writing them down: works at any length."""
         thin = replace(problem, q=problem.q[..., :1], k=problem.k[..., :1], v=problem.v[..., :1])
@@ -270,6 +294,25 @@ class Plan:
         """Part of the queries that is kept, in [0, 1], over all heads and sequences."""
         real = (problem.q_pos != PAD).float().mean()
         return (1 - self.dropped(problem).float().mean() / real).item()
+
+
+def _check_indices(name: str, idx: Tensor, rank: int, n: int, problem: Problem, contents: bool) -> None:
+    (B, H), G = problem.q.shape[:2], problem.k.shape[1]
+    if idx.dtype != torch.int32 or idx.device != problem.q.device:
+        raise ValueError(
+            f"{name}: got {idx.dtype} on {idx.device}; allowed is int32 on the device of q, {problem.q.device}: "
+            "convert it"
+        )
+    if idx.ndim != rank or idx.shape[0] != B or idx.shape[1] not in (1, G, H):
+        raise ValueError(
+            f"{name}: got shape {tuple(idx.shape)}; allowed are {rank} axes, batch {B}, and 1, {G} or {H} heads: "
+            "expand or decide anew"
+        )
+    if contents and not (((idx >= 0) & (idx <= n)).all() and ((idx.diff() > 0) | (idx[..., 1:] == n)).all()):
+        raise ValueError(
+            f"{name}: got an index out of range or out of order; allowed are 0 to {n - 1}, ascending without repeats, "
+            f"then {n} as padding: build it with Tokens.of or Blocks.of"
+        )
 
 
 def _block_of(tokens: Tokens | None, n: int, H: int, size: int, device: torch.device) -> Int[Tensor, "B H n"]:

@@ -73,6 +73,39 @@ def test_more_queries_than_keys_are_fine_when_not_causal():
     assert out.shape == (2, 4, 7, 8)
 
 
+def test_bad_plans():
+    """A plan of another problem, or one that was built by hand and wrong, never reaches a kernel."""
+    p = sk.Problem.of(**tensors())
+    t = sk.Tokens.of(torch.ones(2, 2, 6, dtype=torch.bool))
+    b = sk.Blocks.of(torch.ones(2, 1, 3, 3, dtype=torch.bool), (2, 2))
+    lists = lambda indices, counts=b.counts, n=3: sk.Plan(blocks=sk.Blocks(counts, indices, (2, 2), n))  # noqa: E731
+    shapes = {
+        r"^plan.queries: chosen out of 7 tokens, but there are 6": sk.Plan(sk.Tokens(t.idx, 7)),
+        r"^plan.keys.idx: got torch.int64 on cpu": sk.Plan(keys=sk.Tokens(t.idx.long(), 6)),
+        r"^plan.keys.idx: got torch.int32 on meta": sk.Plan(keys=sk.Tokens(t.idx.to("meta"), 6)),
+        r"^plan.keys.idx: got shape \(1, 2, 6\)": sk.Plan(keys=sk.Tokens(t.idx[:1], 6)),
+        r"^plan.keys.idx: got shape \(2, 3, 6\)": sk.Plan(keys=sk.Tokens(t.idx[:, [0, 1, 1]], 6)),
+        r"^plan.blocks: got lists \(2, 1, 2, 3\)": lists(b.indices[:, :, :2], b.counts[..., :2]),
+        r"^plan.blocks: got lists .*for 4 key blocks": lists(b.indices, n=4),
+        r"^plan.blocks: got lists .* 2 query and 3 key": sk.Plan(sk.Tokens(t.idx[..., :4], 6), blocks=b),
+        r"^plan.blocks: .*counts \(2, 1, 2\)": lists(b.indices, b.counts[..., :2]),
+    }
+    contents = {
+        r"^plan.queries.idx: got an index out of range": sk.Plan(sk.Tokens(t.idx - 1, 6)),
+        r"^plan.keys.idx: got an index out of range": sk.Plan(keys=sk.Tokens(t.idx + 2, 6)),
+        r"^plan.keys.idx: .*or out of order; allowed are 0 to 5": sk.Plan(keys=sk.Tokens(t.idx.flip(-1), 6)),
+        r"^plan.blocks.indices: got an index": lists(b.indices.clamp(max=1)),
+        r"^plan.blocks.counts: not the number": lists(b.indices, b.counts + 1),
+    }
+    for message, plan in {**shapes, **contents}.items():
+        refused(message, lambda plan=plan: sk.attend(p, plan, check=True))
+        refused(message, lambda plan=plan: Pipeline([sk.Attend(check=True)])(**tensors(), plan=plan))
+    for message, plan in shapes.items():
+        refused(message, lambda plan=plan: sk.attend(p, plan))
+    whole = sk.Plan(t, t).then(sk.Plan(blocks=b))
+    torch.testing.assert_close(sk.attend(p, whole, check=True).o, sk.attend(p).o)
+
+
 NUMBERS = st.one_of(st.floats(), st.integers(-5, 5), st.sampled_from([None, "x", True, math.nan]))
 COUNTS = [
     (sk.TokenCoverage, "window", 1, False),

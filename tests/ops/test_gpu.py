@@ -1,0 +1,146 @@
+"""What only a GPU can show: low precision on tensor cores, long inputs, no waiting for the host, graphs."""
+
+import warnings
+
+import pytest
+import torch
+from closeness import no_worse
+from strategies import randn
+from test_cpu import some, tiles
+
+import sparsekit as sk
+from sparsekit import NoBackendError, Pipeline, Plan, Problem, SlidingWindow, attend, dispatch, oracle
+
+pytestmark = pytest.mark.gpu
+BACKENDS = [b for b in dispatch.BACKENDS if b != "reference" and dispatch.table()["attend"][b] is None]
+# queries, keys, key/value heads, head dim, dtype
+CASES = [
+    (1, 1, 1, 64, torch.bfloat16),
+    (127, 127, 4, 64, torch.bfloat16),
+    (129, 129, 8, 128, torch.bfloat16),
+    (129, 129, 1, 128, torch.float16),
+    (4097, 4097, 4, 128, torch.bfloat16),
+    (4097, 4097, 8, 64, torch.float16),
+    (1, 4097, 1, 128, torch.float16),
+    (1000, 4097, 4, 128, torch.bfloat16),
+]
+
+
+def on_gpu(x):
+    move = lambda t: t and sk.Tokens(t.idx.cuda(), t.n, t.full)  # noqa: E731
+    b = x.blocks
+    blocks = b and sk.Blocks(b.counts.cuda(), b.indices.cuda(), b.size, b.n)
+    queries = move(x.queries)
+    return Plan(queries, queries if x.keys is x.queries else move(x.keys), blocks, x.fill)
+
+
+def plans(H, Q, K):
+    """Dense; lists per head, some of them empty; kept tokens, their window; both; keys without their queries."""
+    yield "dense", Plan()
+    yield "blocks", Plan(blocks=tiles(2, H, Q, K, 128, 0.3))
+    holes = tiles(3, 1, Q, K, 64, 0.5).mask()
+    holes[:, :, ::3] = False
+    yield "empty lists", Plan(blocks=sk.Blocks.of(holes, (64, 64)))
+    if Q == K:
+        t = some(1, K, 0.4, H)
+        yield "tokens", Plan(t, t, fill=SlidingWindow(128, sinks=3))
+        yield "tokens and blocks", Plan(t, t, tiles(4, H, t.idx.shape[-1], t.idx.shape[-1], 128, 0.4))
+    yield "other keys than queries", Plan(some(5, Q, 0.5, 1), some(6, K, 0.4, H), fill=SlidingWindow(200))
+
+
+def poisoned(x):
+    """The same values on the GPU, in the middle of a larger tensor of NaN."""
+    room = torch.full((x.shape[0] + 2, x.shape[1], x.shape[2] + 256, x.shape[3]), float("nan")).to("cuda", x.dtype)
+    inside = room[1:-1, :, 128:-128]
+    inside.copy_(x)
+    return inside
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("Q,K,G,D,dtype", CASES)
+def test_the_error_is_that_of_plain_torch(backend, Q, K, G, D, dtype):
+    q, k, v = (poisoned(randn(i, 3, h, n, D, dtype=torch.float32).to(dtype)) for i, (h, n) in
+               enumerate([(8, Q), (G, K), (G, K)]))  # fmt: skip
+    p = Problem.of(q, k, v)
+    for name, plan in plans(8, Q, K):
+        plan = on_gpu(plan)
+        rows = torch.linspace(0, Q - 1, min(Q, 64), device="cuda").long()
+        truth, plain = oracle(p, plan, rows), attend(p, plan, backend="reference")
+        for mode in ("gather", "indexed") if plan.queries else ("gather",):
+            try:
+                out = attend(p, plan, backend=backend, compress=mode)
+            except NoBackendError as reason:
+                assert str(reason)
+                continue
+            assert out.o.isfinite().all(), (name, mode)
+            no_worse(out.o[:, :, rows], plain.o[:, :, rows], truth.o, dtype)
+            finite = truth.lse.isfinite()
+            assert torch.equal(out.lse[:, :, rows].isfinite(), finite), (name, mode)
+            no_worse(out.lse[:, :, rows][finite], plain.lse[:, :, rows][finite], truth.lse[finite], dtype)
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "cpu"])
+@pytest.mark.parametrize("D", [96, 256, 40])
+def test_other_head_dims(backend, D):
+    q, k, v = (randn(i, 1, h, 515, D, dtype=torch.float32).to("cuda", torch.bfloat16) for i, h in enumerate((4, 2, 2)))
+    p = Problem.of(q, k, v)
+    for _, plan in plans(4, 515, 515):
+        plan = on_gpu(plan)
+        try:
+            out = attend(p, plan, backend=backend)
+        except NoBackendError:
+            continue
+        no_worse(out.o, attend(p, plan, backend="reference").o, oracle(p, plan).o, torch.bfloat16)
+
+
+def test_past_two_to_the_31_elements():
+    """The last head and the last rows lie where a 32-bit offset would have wrapped."""
+    L, H, D = 600_000, 32, 128
+    q = torch.randn(1, H, L, D, device="cuda", dtype=torch.bfloat16)
+    k, v = (torch.randn(1, 4, L, D, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    assert q.numel() > 2**31
+    p = Problem.of(q, k, v)
+    kept = (torch.arange(L, device="cuda") % 50 == 0).expand(1, 1, L).clone()
+    kept[..., -300:] = True
+    t = sk.Tokens.of(kept)
+    plan = Plan(t, t, fill=SlidingWindow(64))
+    out = attend(p, plan, backend="triton")
+    rows = torch.tensor([0, 49, L // 2, L - 400, L - 1], device="cuda")
+    last = p.head(H - 1)
+    truth = oracle(last, plan.head(H - 1, H), rows)
+    assert ((out.o[:, -1:, rows].double() - truth.o).norm() / truth.o.norm()).item() < 2**-6  # bfloat16's own rounding
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "cpu"])
+@pytest.mark.parametrize("spec", ["dense", "streaming(sinks=128, window=512)"])
+def test_a_pipeline_of_known_sizes_is_captured_in_a_graph(backend, spec):
+    pipeline = Pipeline([*Pipeline.from_spec(spec).named_form(), sk.Attend(backend)])
+    x = [torch.randn(1, h, 2048, 128, device="cuda", dtype=torch.bfloat16) for h in (8, 2, 2)]
+    pipeline(*x)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = pipeline(*x)
+    for tensor in x:
+        tensor.copy_(torch.randn_like(tensor))
+    graph.replay()
+    torch.testing.assert_close(captured, pipeline(*x))
+
+
+@pytest.mark.parametrize("spec", [
+    "dense", "streaming(sinks=128, window=512)", "block_topk(keep=0.3)",
+    "token_coverage(tau=0.3) | decompress(fill=sliding_window(128))", "flex_prefill(gamma=0.9)",
+])  # fmt: skip
+def test_how_often_the_host_waits(spec):
+    """Once for each choice whose size the data decide; never for the rest."""
+    pipeline = Pipeline([*Pipeline.from_spec(spec).named_form(), sk.Attend("triton")])
+    x = [torch.randn(1, h, 4096, 128, device="cuda", dtype=torch.bfloat16) for h in (8, 2, 2)]
+    pipeline(*x)
+    chosen = sum(spec.count(name) for name in ("token_coverage", "flex_prefill"))
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pipeline(*x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sum("synchronizing" in str(w.message) for w in caught) <= chosen
