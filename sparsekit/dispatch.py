@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 BACKENDS = {
+    "flash": "sparsekit_kernels.flash",
     "triton": "sparsekit_kernels.triton",
     "cpu": "sparsekit_kernels.cpu",
     "reference": "sparsekit.ops",

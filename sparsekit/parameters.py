@@ -21,7 +21,7 @@ def check_ratio(name: str, value: Any, low: str = "[", high: str = "]") -> None:
         raise ValueError(f"{name}: got {value!r}; allowed is a number in {low}0, 1{high}: pass one")
 
 
-def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, value: Any, allowed: tuple) -> None:
     """Raises ValueError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise ValueError(f"{name}: got {value!r}; allowed are {', '.join(map(repr, allowed))}: pass one of them")

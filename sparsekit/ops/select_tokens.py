@@ -6,15 +6,25 @@ from torch import Tensor
 
 from ..plan import Tokens
 
+Scores = Float[Tensor, "B h n"]
+Keep = Int[Tensor, "B _h"]
+
 
 def why_not(scores: Tensor, keep: Tensor) -> str | None:
     return None
 
 
-def select_tokens(scores: Float[Tensor, "B h n"], keep: Int[Tensor, "B _h"]) -> Tokens:
+def select_tokens(scores: Scores, keep: Keep) -> Tokens:
     """The `keep` largest of each row; of equal scores the earlier token wins, so the choice is deterministic."""
     n = scores.shape[-1]
-    width = max(int(keep.max()), 1)
+    width, full = common_width(keep, n)
     idx = scores.sort(dim=-1, descending=True, stable=True).indices[..., :width]
-    spare = torch.arange(idx.shape[-1], device=idx.device) >= keep[..., None]
-    return Tokens(idx.masked_fill(spare, n).sort(-1).values.int(), n)
+    spare = torch.arange(width, device=idx.device) >= keep[..., None]
+    return Tokens(idx.masked_fill(spare, n).sort(-1).values.int(), n, full)
+
+
+def common_width(keep: Keep, n: int) -> tuple[int, bool]:
+    """The length of the longest row of a choice among n, at least 1, and whether all rows are that long."""
+    least, most = torch.stack(keep.aminmax()).tolist()  # the one host synchronisation of a choice
+    width = min(max(most, 1), n)
+    return width, least >= width

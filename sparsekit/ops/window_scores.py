@@ -7,14 +7,14 @@ from torch.nn.functional import pad
 
 from ..problem import PAD, Problem, to_heads
 
+PerKey = Float[Tensor, "B H K"]
+
 
 def why_not(problem: Problem, window: int, diagonals: bool = False) -> str | None:
     return None
 
 
-def window_scores(
-    problem: Problem, window: int, diagonals: bool = False
-) -> tuple[Float[Tensor, "B H K"], Float[Tensor, "B H K"] | None]:
+def window_scores(problem: Problem, window: int, diagonals: bool = False) -> tuple[PerKey, PerKey | None]:
     """Column sums of softmax(q k^T scale) over the last `window` real queries of each head, over their number.
 
     With `diagonals` also the sums by distance: entry d is the mean probability the queries give the key d slots

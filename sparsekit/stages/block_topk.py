@@ -7,14 +7,14 @@ Differs from the authors' code: the budget is a ratio of the causal blocks, not 
 the diagonal are forced; ragged last blocks are averaged over their real tokens; means skip padding.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from torch.nn.functional import pad
 
+from .. import dispatch
 from ..parameters import check_count, check_ratio
 from ..plan import Blocks, Plan
 from ..problem import PAD, Problem, to_heads
@@ -34,8 +34,8 @@ class BlockTopK:
 
     def __call__(self, problem: Problem) -> Plan:
         p, m, H = problem, self.block_size, problem.q.shape[1]
-        q = block_means(p.q, p.q_pos, m)  # [B, H, I, D]
-        k = to_heads(block_means(p.k, p.k_pos, m), H)  # [B, H, J, D]
+        means = lambda x, pos: to_heads(dispatch.run("block_means", x.device.type, x, pos, m), H)  # noqa: E731
+        q, k = means(p.q, p.q_pos), means(p.k, p.k_pos)  # [B, H, I, D], [B, H, J, D]
         reach = to_heads(p.reach(), H)
         rows = pad(reach, (0, -reach.shape[2] % m)).unflatten(2, (-1, m))  # [B, H, I, m]
         start = torch.arange(k.shape[2], device=q.device) * m
@@ -45,19 +45,12 @@ class BlockTopK:
         forced = open_ & ((start + m >= first_edge) if p.causal else False)
         forced[..., 0] = open_[..., 0]
         scores = (q @ k.mT).nan_to_num(0.0, 0.0, 0.0).masked_fill(~open_, float("-inf"))
-        rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(-1)
-        best = rank < (open_.sum(-1, keepdim=True) * self.keep).ceil()
-        return Plan(blocks=Blocks.of(open_ & (best | forced), (m, m)))
-
-
-def block_means(x: Tensor, pos: Tensor, size: int) -> Float[Tensor, "B h I D"]:
-    """[B, g, n, D] -> [B, max(g, h), I, D]: the mean of the real tokens of each block, float32 or wider."""
-    heads = max(x.shape[1], pos.shape[1])
-    real = (to_heads(pos, heads) != PAD)[..., None]
-    x = to_heads(x, heads).to(torch.promote_types(x.dtype, torch.float32)).masked_fill(~real, 0.0)
-    extra = (0, 0, 0, -x.shape[2] % size)
-    total = pad(x, extra).unflatten(2, (-1, size)).sum(3)
-    return total / pad(real.to(x.dtype), extra).unflatten(2, (-1, size)).sum(3).clamp(min=1)
+        budget = (open_.sum(-1) * self.keep).ceil().int()
+        best = dispatch.run("topk_mask", scores.device.type, scores, budget)
+        # consecutive rows: the longest list is known, and the host need not wait for it
+        known = p.full and p.queries_last and p.causal
+        width = math.ceil(k.shape[2] * self.keep) + 4 if known else None
+        return Plan(blocks=Blocks.of(open_ & (best | forced), (m, m), width))
 
 
 EXAMPLES = (

@@ -25,9 +25,8 @@ from torch.nn.functional import pad
 
 from .. import dispatch
 from ..parameters import check_count, check_ratio
-from ..plan import Blocks, Plan
+from ..plan import Plan
 from ..problem import PAD, Problem, to_heads
-from .block_topk import block_means
 
 
 @dataclass(frozen=True)
@@ -65,73 +64,65 @@ class FlexPrefill:
         least = -(-(self.min_budget or 1) // m)
         if self.gamma == 1 or p.q.shape[2] == 1 or p.k.shape[2] <= m * max(2, least):
             return Plan()
-        I, J = -(-p.q.shape[2] // m), -(-p.k.shape[2] // m)
+        I = -(-p.q.shape[2] // m)
         n_q, n_k = (to_heads((pos != PAD).sum(-1), H)[..., None] for pos in (p.q_pos, p.k_pos))  # [B, H, 1]
-        columns, distances = dispatch.run("window_scores", p.q.device.type, p, m, True)
-        assert distances is not None
+        scores = torch.stack(dispatch.run("window_scores", p.q.device.type, p, m, True))  # [2, B, H, K]
+        pooled = _pooled(scores, m)  # [2, B, H, J]: vertical, slash
         blocks = -(-n_k // m)  # [B, H, 1], key blocks with real tokens
         most = blocks if self.max_budget is None else blocks.clamp(max=-(-self.max_budget // m))
-        vertical, slash = _pooled(columns, m), _pooled(distances, m)  # [B, H, J]
-
-        aware = self._query_aware(p, vertical, blocks)  # [B, H, 1]
-        take = [
-            torch.where(aware, least, self._reaching(x, n_k).clamp(min=least)).minimum(most)
-            for x in (columns, distances)
-        ]
-        verticals, slashes = (_best(x, n) for x, n in zip((vertical, slash), take, strict=True))
 
         # absolute key blocks a query block touches: one if the chunk is aligned, else two
         start = torch.arange(I, device=p.q.device) * m
         first = (n_k - n_q + start).div(m, rounding_mode="floor")  # [B, H, I]
         last = (n_k - n_q + torch.minimum(start + m, n_q) - 1).div(m, rounding_mode="floor")
-        j = torch.arange(J, device=p.q.device)
-        mask = verticals[:, :, None]
-        for r in (first, last):
-            d = r[..., None] - j  # [B, H, I, J]
-            mask = mask | ((d >= 0) & slashes.gather(-1, d.clamp(0, J - 1).flatten(2)).view_as(d))
-        if aware.any():
-            mask = mask | self._block_map(p, aware, last, n_q)
-        mask = mask | (n_k <= m * max(2, least))[..., None] | (n_q == 1)[..., None]  # short rows are dense
-        open_ = (j <= last[..., None]) & (start < n_q)[..., None]
-        return Plan(blocks=Blocks.of(mask & open_, (m, m)))
+        last = last.masked_fill(start >= n_q, -1)
+
+        aware, extra = torch.zeros_like(blocks, dtype=torch.bool), None
+        if self.tau:
+            means = to_heads(dispatch.run("block_means", p.k.device.type, p.k, p.k_pos, m), H)  # [B, H, J, D]
+            aware = self._query_aware(p, means, pooled[0], blocks)  # [B, H, 1]
+            extra = self._block_map(p, means, aware, last)
+        take = torch.where(aware, least, self._reaching(scores, n_k).clamp(min=least)).minimum(most)  # [2, B, H, 1]
+        verticals, slashes = _best(pooled, take)
+        verticals = verticals | (n_k <= m * max(2, least)) | (n_q == 1)  # short rows are dense
+        pattern = (verticals, slashes, first, last, extra, (m, m))
+        return Plan(blocks=dispatch.run("vertical_slash_blocks", p.q.device.type, *pattern))
 
     def _reaching(self, scores: Tensor, n_k: Tensor) -> Tensor:
-        """[B, H, K] -> [B, H, 1]: how many blocks hold as many entries as reach gamma."""
-        total = scores.sort(dim=-1, descending=True).values.cumsum(-1)
-        entries = (total <= self.gamma).sum(-1, keepdim=True).minimum(n_k) + 1
+        """[..., K] -> [..., 1]: how many blocks hold as many entries as reach gamma."""
+        within = _coverage(scores, scores.new_full(scores.shape[:-1], self.gamma))
+        entries = within.sum(-1, keepdim=True).minimum(n_k) + 1
         return entries // self.block_size + 1
 
-    def _query_aware(self, p: Problem, vertical: Tensor, blocks: Tensor) -> Tensor:
+    def _query_aware(self, p: Problem, means: Tensor, vertical: Tensor, blocks: Tensor) -> Tensor:
         """[B, H, 1]: whether the pooled estimate tells where the probe looks."""
-        if self.tau == 0:
-            return torch.zeros_like(blocks, dtype=torch.bool)
-        H, m = p.q.shape[1], self.block_size
-        n_q = (p.q_pos != PAD).sum(-1, keepdim=True)
-        slot = torch.arange(p.q.shape[2], device=p.q.device)
-        probe = torch.where((slot >= n_q - m) & (slot < n_q), p.q_pos, PAD)
-        q = block_means(p.q, probe, p.q.shape[2])  # [B, H, 1, D]
-        k = to_heads(block_means(p.k, p.k_pos, m), H)
-        scores = (q @ k.mT).squeeze(2) * p.scale
+        row = (p.q_pos != PAD).sum(-1, keepdim=True) - self.block_size  # [B, h, 1]
+        row = row + torch.arange(self.block_size, device=p.q.device)
+        pos = p.q_pos.gather(-1, row.clamp(min=0)).masked_fill(row < 0, PAD)
+        at = to_heads(row, p.q.shape[1]).clamp(min=0)[..., None].expand(-1, -1, -1, p.q.shape[3])
+        q = dispatch.run("block_means", p.q.device.type, p.q.gather(2, at), pos, self.block_size)  # [B, H, 1, D]
+        scores = (q @ means.mT).squeeze(2) * p.scale
         outside = torch.arange(scores.shape[-1], device=scores.device) >= blocks
         estimate = scores.masked_fill(outside, float("-inf")).softmax(-1)
         return (_jensen_shannon(estimate, vertical.to(estimate.dtype)) < self.tau)[..., None]
 
-    def _block_map(self, p: Problem, aware: Tensor, last: Tensor, n_q: Tensor) -> Tensor:
+    def _block_map(self, p: Problem, means: Tensor, aware: Tensor, last: Tensor) -> Tensor | None:
         """[B, H, I, J]: the best blocks that hold gamma of the map of block means, in the query-aware heads."""
-        H, m = p.q.shape[1], self.block_size
-        heads = aware.squeeze(-1)  # [B, H], only these are computed
-        q = block_means(p.q, p.q_pos, m)[heads]  # [N, I, D]
-        k = to_heads(block_means(p.k, p.k_pos, m), H)[heads]
-        j = torch.arange(k.shape[1], device=k.device)
-        real = torch.arange(q.shape[1], device=q.device) * m < n_q[heads]  # [N, I]
-        hidden = (j > last[heads][..., None]) | ~real[..., None]
-        weights = (q @ k.mT * p.scale).masked_fill(hidden, float("-inf")).softmax(-1).nan_to_num(0.0)
-        flat = weights.flatten(1).sort(dim=-1, descending=True, stable=True)
-        inside = flat.values.cumsum(-1) <= self.gamma * real.sum(-1, keepdim=True)
-        best = torch.zeros_like(inside).scatter(-1, flat.indices, inside).view_as(weights)
-        mask = torch.zeros(*heads.shape, *best.shape[1:], dtype=torch.bool, device=best.device)
-        mask[heads] = best
-        return mask
+        heads = aware.squeeze(-1).nonzero(as_tuple=True)  # N of them, one wait of the host: often there are none
+        if not len(heads[0]):
+            return None
+        q = dispatch.run("block_means", p.q.device.type, p.q, p.q_pos, self.block_size)
+        last = last[heads]  # [N, I]
+        hidden = torch.arange(means.shape[2], device=means.device) > last[..., None]
+        weights = (q[heads] @ means[heads].mT * p.scale).masked_fill(hidden, float("-inf")).softmax(-1).nan_to_num(0.0)
+        mass = self.gamma * (last >= 0).sum(-1).to(weights.dtype)
+        mask = torch.zeros(*aware.shape[:2], *weights.shape[1:], dtype=torch.bool, device=means.device)
+        return mask.index_put(heads, _coverage(weights.flatten(1), mass).view_as(weights))
+
+
+def _coverage(scores: Tensor, mass: Tensor) -> Tensor:
+    """The largest entries of each row that stay within a mass, as a mask."""
+    return dispatch.run("coverage_mask", scores.device.type, scores, mass, True)
 
 
 def _pooled(x: Tensor, size: int) -> Tensor:
@@ -141,10 +132,7 @@ def _pooled(x: Tensor, size: int) -> Tensor:
 def _best(pooled: Tensor, n: Tensor) -> Tensor:
     """The n largest of each row as a mask, the first always among them."""
     forced = pooled.index_fill(-1, torch.zeros(1, dtype=torch.long, device=pooled.device), math.inf)
-    order = forced.argsort(dim=-1, descending=True, stable=True)
-    return torch.zeros_like(pooled, dtype=torch.bool).scatter(
-        -1, order, (torch.arange(pooled.shape[-1], device=n.device) < n).expand(order.shape)
-    )
+    return dispatch.run("topk_mask", forced.device.type, forced, n.squeeze(-1))
 
 
 def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:

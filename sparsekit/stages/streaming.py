@@ -36,7 +36,7 @@ class Streaming:
         if not problem.causal:
             real = (problem.k_pos != PAD).sum(-1, keepdim=True)
             own = torch.arange(problem.q.shape[2], device=reach.device) + 1 + problem.k.shape[2] - problem.q.shape[2]
-            reach = own.clamp(min=1).minimum(real).expand_as(reach)
+            reach = own.clamp(min=1).minimum(real)  # [B, h, Q]
         rows = torch.nn.functional.pad(reach, (0, I * m - reach.shape[2])).unflatten(2, (I, m))
         last = rows.amax(-1)[..., None]  # [B, h, I, 1]
         first = rows.masked_fill(rows == 0, PAD).amin(-1)[..., None] - self.window

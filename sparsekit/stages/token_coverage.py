@@ -61,7 +61,7 @@ class TokenCoverage:
         scores, _ = dispatch.run("window_scores", p.q.device.type, p, self.window)
         scores = scores.masked_fill(~prefix, 0.0)
         scores = avg_pool1d(scores, self.pool, 1, self.pool // 2).masked_fill(~prefix, 0.0)
-        early, late = self._budget(scores, prefix, chunk)  # [B, 1], how many to drop of each part
+        early, late = self._budget(scores, prefix, chunk, Q < K)  # [B, 1], how many to drop of each part
         heads = {"head": p.q.shape[1], "group": G, "layer": 1}[self.per]
         # a choice shared by several heads is one on their mean; it can't be finer than the positions' own heads
         heads = max(heads, prefix.shape[1])
@@ -71,24 +71,26 @@ class TokenCoverage:
         queries = _best(voted, chunk, late, heads)
         keys = queries
         if Q < K:
-            earlier = (slot < n_k - n_q).expand(B, -1, K)
-            idx = torch.cat([_best(voted, earlier, early, heads).idx, queries.idx], -1).sort(-1).values
-            keys = Tokens(idx, K)
+            before = _best(voted, (slot < n_k - n_q).expand(B, -1, K), early, heads)
+            idx = torch.cat([before.idx, queries.idx], -1).sort(-1).values
+            keys = Tokens(idx, K, before.full and queries.full)
             offset = (n_k - n_q).expand(-1, -1, queries.idx.shape[-1])
-            queries = Tokens(torch.where(queries.idx < K, queries.idx - to_heads(offset, heads), Q).int(), Q)
+            idx = torch.where(queries.idx < K, queries.idx - to_heads(offset, heads), Q).int()
+            queries = Tokens(idx, Q, queries.full)
         return Plan(queries, keys)
 
-    def _budget(self, scores: Tensor, prefix: Tensor, chunk: Tensor) -> tuple[Tensor, Tensor]:
+    def _budget(self, scores: Tensor, prefix: Tensor, chunk: Tensor, earlier: bool) -> tuple[Tensor, Tensor]:
         """How many tokens each sequence drops: [B, 1] of the earlier keys, [B, 1] of the chunk's own."""
         most = (prefix.sum(-1).amin(1) - self.min_tokens).clamp(min=0)  # [B]
         layer = scores.mean(1)
         mass = layer / (layer.sum(-1, keepdim=True) + 1e-8)
-        mass, order = mass.masked_fill(~prefix.all(1), float("inf")).sort(dim=-1, stable=True)
-        under = (mass.cumsum(-1) < self.tau).sum(-1)  # [B]
+        mass = mass.masked_fill(~prefix.all(1), float("inf"))
+        tau = mass.new_full(mass.shape[:1], self.tau)
+        under = dispatch.run("coverage_mask", mass.device.type, mass, tau, False).sum(-1)  # [B]
         drop = torch.where(under > 0, under + 1, 0).minimum(most)
-        dropped = torch.zeros_like(prefix.all(1)).scatter(
-            -1, order, torch.arange(order.shape[-1], device=order.device) < drop[:, None]
-        )
+        if not earlier:
+            return torch.zeros_like(drop)[:, None], drop[:, None]
+        dropped = dispatch.run("topk_mask", mass.device.type, -mass, drop)
         late = (dropped & chunk.all(1)).sum(-1)
         return (drop - late)[:, None], late[:, None]
 

@@ -123,12 +123,14 @@ def _attend(
         place = tl.load(q_idx + (b * q_heads + h * q_heads // H) * Q + row, mask=real, other=n_q)
         real = real & (place < n_q)
     place = place.to(tl.int64)
-    x = tl.load(q + b * q_b + h * q_h + place[:, None] * q_l + d, mask=real[:, None] & (d < D)[None, :], other=0.0)
+    x = tl.load(
+        q + b * q_b + h.to(tl.int64) * q_h + place[:, None] * q_l + d, mask=real[:, None] & (d < D)[None, :], other=0.0
+    )
     k_idx += (b * k_heads + h * k_heads // H) * K
     keys, values = k, v
     if not DESCRIBED:
-        keys = k + b * k_b + (h // R) * k_h
-        values = v + b * v_b + (h // R) * v_h
+        keys = k + b * k_b + (h // R).to(tl.int64) * k_h
+        values = v + b * v_b + (h // R).to(tl.int64) * v_h
     at_b, at_g = b.to(tl.int32), h // R
     top = tl.full([M], -float("inf"), WIDE)  # base 2
     total = tl.zeros([M], WIDE)

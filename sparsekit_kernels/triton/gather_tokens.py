@@ -78,13 +78,13 @@ def _gather(
     if which == 0:
         if h < q_heads:
             place = _places(q_idx, b, h, row, q_heads, q_choices, n_q, S_q)
-            _copy_rows(q + b * q_b + (h * q_own // q_heads) * q_h, q_l, new_q, b * q_heads + h, place, row, n_q, S_q,
+            _copy_rows(q + b * q_b + (h * q_own // q_heads).to(tl.int64) * q_h, q_l, new_q, b * q_heads + h, place, row, n_q, S_q,
                        D, D_TILE)  # fmt: skip
             _copy_positions(q_pos + b * qp_b, qp_h, qp_l, new_q_pos, b, h, place, row, q_heads, q_pos_heads, q_pos_own,
                             n_q, S_q)  # fmt: skip
     elif h < k_heads:
         place = _places(k_idx, b, h, row, k_heads, k_choices, n_k, S_k)
-        group = h * k_own // k_heads
+        group = (h * k_own // k_heads).to(tl.int64)
         if which == 1:
             _copy_rows(k + b * k_b + group * k_h, k_l, new_k, b * k_heads + h, place, row, n_k, S_k, D, D_TILE)
             _copy_positions(k_pos + b * kp_b, kp_h, kp_l, new_k_pos, b, h, place, row, k_heads, k_pos_heads, k_pos_own,

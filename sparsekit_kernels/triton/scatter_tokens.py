@@ -24,6 +24,10 @@ FILLED = ((64, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2))
 
 
 def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
+    return why_not_rows(problem, plan)
+
+
+def why_not_rows(problem: Problem, plan: Plan) -> str | None:
     if isinstance(plan.fill, SlidingWindow) and max(problem.q.shape[3], problem.v.shape[3]) > 256:
         return f"head dim {max(problem.q.shape[3], problem.v.shape[3])} is larger than 256"
     return why_not_here(problem.q)
@@ -102,12 +106,12 @@ def _scatter(
             start = tl.min(tl.where(high > low, low, K), 0) // N * N
             end = tl.max(tl.maximum(high, first), 0)
             x = tl.load(
-                q + b * q_b + h * q_h + row.to(tl.int64)[:, None] * q_l + d,
+                q + b * q_b + h.to(tl.int64) * q_h + row.to(tl.int64)[:, None] * q_l + d,
                 mask=dropped[:, None] & (d < D)[None, :],
                 other=0.0,
             )
-            keys = k + b * k_b + (h // R) * k_h
-            near = v + b * v_b + (h // R) * v_h
+            keys = k + b * k_b + (h // R).to(tl.int64) * k_h
+            near = v + b * v_b + (h // R).to(tl.int64) * v_h
             top = tl.full([M], -float("inf"), WIDE)  # base 2
             total = tl.zeros([M], WIDE)
             acc = tl.zeros([M, DV_TILE], WIDE)

@@ -10,7 +10,7 @@ from . import scatter_tokens
 def why_not(problem: Problem, plan: Plan) -> str | None:
     if not isinstance(plan.fill, SlidingWindow):
         return "the plan's fill is not a sliding window"
-    return scatter_tokens.why_not(problem, plan, None)
+    return scatter_tokens.why_not_rows(problem, plan)
 
 
 def sliding_window(problem: Problem, plan: Plan) -> Output:

@@ -1,0 +1,29 @@
+"""The mean of the real tokens of each block."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..problem import PAD, to_heads
+
+Rows = Float[Tensor, "B _g n D"]
+Positions = Int[Tensor, "B _h n"]
+Means = Float[Tensor, "B heads I D"]
+
+
+def why_not(x: Tensor, pos: Tensor, size: int) -> str | None:
+    return None
+
+
+def block_means(x: Rows, pos: Positions, size: int) -> Means:
+    """[B, g, n, D] -> [B, max(g, h), I, D], float32 or wider; `pos` is PAD where a token is not real.
+
+    Blocks of `size` tokens, the last may be ragged; a block without real tokens has mean zero.
+    """
+    heads = max(x.shape[1], pos.shape[1])
+    real = (to_heads(pos, heads) != PAD)[..., None]
+    x = to_heads(x, heads).to(torch.promote_types(x.dtype, torch.float32)).masked_fill(~real, 0.0)
+    extra = (0, 0, 0, -x.shape[2] % size)
+    total = pad(x, extra).unflatten(2, (-1, size)).sum(3)
+    return total / pad(real.to(x.dtype), extra).unflatten(2, (-1, size)).sum(3).clamp(min=1)

@@ -1,0 +1,41 @@
+"""The block lists of a vertical-slash pattern: key blocks that many queries read, and distances many read at."""
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ..plan import Blocks
+
+OfKeys = Bool[Tensor, "B H J"]
+OfQueries = Int[Tensor, "B H I"]
+OfPairs = Bool[Tensor, "B H I J"]
+
+
+def why_not(
+    verticals: Tensor, slashes: Tensor, first: Tensor, last: Tensor, extra: Tensor | None, size: tuple[int, int]
+) -> str | None:
+    return None
+
+
+def vertical_slash_blocks(
+    verticals: OfKeys,
+    slashes: OfKeys,
+    first: OfQueries,
+    last: OfQueries,
+    extra: OfPairs | None,
+    size: tuple[int, int],
+) -> Blocks:
+    """For each query block the key blocks up to `last` that are vertical, on a slash, or `extra`.
+
+    A query block's own keys lie in the key blocks `first` to `last`, one or two (the queries need not start a block);
+    `slashes` says which distances in blocks before either are kept. `last` is -1 where there is no real query.
+    """
+    j = torch.arange(verticals.shape[-1], device=verticals.device)
+    mask = verticals[:, :, None]
+    for own in (first, last):
+        distance = own[..., None] - j  # [B, H, I, J]
+        near = slashes.gather(-1, distance.clamp(0, len(j) - 1).flatten(2)).view_as(distance)
+        mask = mask | ((distance >= 0) & near)
+    if extra is not None:
+        mask = mask | extra
+    return Blocks.of(mask & (j <= last[..., None]), size)

@@ -1,0 +1,44 @@
+"""The largest scores of each row, compacted: the search of topk_mask, then each tile's choice at a running offset."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparsekit.ops.select_tokens import Keep, Scores, common_width
+from sparsekit.plan import Tokens
+
+from . import why_not_here
+from .topk_mask import choose, keys, search, sizes
+
+
+def why_not(scores: Tensor, keep: Tensor) -> str | None:
+    return why_not_here(scores)
+
+
+def select_tokens(scores: Scores, keep: Keep) -> Tokens:
+    (B, h, n), (width, full) = scores.shape, common_width(keep, scores.shape[-1])
+    rows, each = scores.reshape(-1, n), keep.expand(B, h).int().contiguous()
+    idx = each.new_empty(B, h, width)
+    _select_tokens[(B * h,)](rows, each, idx, *rows.stride(), n, width, **sizes(rows))
+    return Tokens(idx, n, full)
+
+
+@triton.jit
+def _select_tokens(scores, keep, idx, row_stride, stride, n, width, N: tl.constexpr, WIDE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    scores += row * row_stride
+    idx += row * width
+    target = tl.load(keep + row)
+    low, high, above, within, mass = search(scores, stride, n, target, False, False, N, WIDE)
+    tied, filled = 0, 0
+    for start in range(0, n, N):
+        slot = start + tl.arange(0, N)
+        key, x = keys(scores, stride, slot, n, False, False, WIDE)
+        chosen, tied = choose(key, low, high, target - above, within, tied)
+        chosen = chosen & (slot < n)
+        at = filled + tl.cumsum(chosen.to(tl.int32), 0) - 1
+        tl.store(idx + at, slot, mask=chosen)
+        filled += tl.sum(chosen.to(tl.int32), 0)
+    for start in range(filled, width, N):
+        at = start + tl.arange(0, N)
+        tl.store(idx + at, n, mask=at < width)

@@ -1,0 +1,128 @@
+"""The largest entries of each row: a search for the smallest of them on the order-preserving bits, not a sort.
+
+A program owns a row. A pass reads it once and counts the entries at or above three thresholds, which settles two bits
+of the one looked for; it ends early once one entry is left between the bounds. `search` also sums the entries, for
+coverage_mask. A row of 128K float32 is 512 KiB: it stays in L2, and at most 16 passes read it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparsekit.ops.topk_mask import Keep, Mask, Scores
+
+from . import why_not_here
+
+
+def why_not(scores: Tensor, keep: Tensor) -> str | None:
+    return why_not_here(scores)
+
+
+def topk_mask(scores: Scores, keep: Keep) -> Mask:
+    rows = scores.reshape(-1, scores.shape[-1])
+    mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+    each = keep.expand(scores.shape[:-1]).to(torch.int32).contiguous()
+    _topk_mask[(len(rows),)](rows, each, mask, *rows.stride(), rows.shape[1], **sizes(rows))
+    return mask
+
+
+def sizes(rows: Tensor) -> dict:
+    """How a program walks a row [rows, n]: entries a step, their type, warps."""
+    step = min(max(triton.next_power_of_2(rows.shape[1]), 128), 2048)
+    wide = tl.float64 if rows.dtype == torch.float64 else tl.float32
+    return dict(N=step, WIDE=wide, num_warps=step // 128)
+
+
+@triton.jit
+def _topk_mask(scores, keep, mask, row_stride, stride, n, N: tl.constexpr, WIDE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    scores += row * row_stride
+    target = tl.load(keep + row)
+    low, high, above, within, mass = search(scores, stride, n, target, False, False, N, WIDE)
+    tied = 0
+    for start in range(0, n, N):
+        slot = start + tl.arange(0, N)
+        key, x = keys(scores, stride, slot, n, False, False, WIDE)
+        chosen, tied = choose(key, low, high, target - above, within, tied)
+        tl.store(mask + row * n + slot, chosen, mask=slot < n)
+
+
+@triton.jit
+def keys(scores, stride, slot, n, MASS: tl.constexpr, SMALLEST: tl.constexpr, WIDE: tl.constexpr):
+    """Integers in the order of the entries (with SMALLEST the reverse), NaN as the largest entry; and the entries."""
+    BITS: tl.constexpr = WIDE.primitive_bitwidth
+    MOST: tl.constexpr = 2 ** (BITS - 1) - 1
+    x = tl.load(scores + slot.to(tl.int64) * stride, mask=slot < n, other=0.0).to(WIDE)
+    bits = x.to(tl.int64 if BITS == 64 else tl.int32, bitcast=True)
+    if MASS:
+        key = bits & MOST  # no entry is below 0, and without its sign a NaN lies above inf
+    else:
+        bits = tl.where(x == 0.0, 0, bits)  # -0 is 0
+        key = tl.where(x != x, MOST, bits ^ ((bits >> (BITS - 1)) & MOST))
+    key = ~key if SMALLEST else key
+    return tl.where(slot < n, key, -MOST - 1), x  # beyond the end: below every threshold
+
+
+@triton.jit
+def search(scores, stride, n, target, MASS: tl.constexpr, SMALLEST: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr):
+    """Bounds low <= key <= high of the entry that reaches `target`, counted from the largest key down.
+
+    With MASS the target is a sum: reached where the sum is more, with SMALLEST where it is no longer less. Returns
+    the bounds, how many entries lie above them and within them, and the sum of those above. Within lies one entry, or
+    equal ones, NaN, or, if the row does not reach the target, nothing.
+    """
+    BITS: tl.constexpr = WIDE.primitive_bitwidth
+    LEAST: tl.constexpr = -(2 ** (BITS - 1))
+    KEY: tl.constexpr = tl.int64 if BITS == 64 else tl.int32
+    low, high = tl.full([], LEAST, KEY), tl.full([], -LEAST - 1, KEY)
+    shift = tl.full([], BITS, KEY)
+    above, upward = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32) + n  # entries above high, and from low up
+    mass = tl.full([], 0.0, WIDE)
+    while (shift > 0) & ((upward - above > 1) | (low == LEAST)):
+        shift -= 2
+        step = tl.full([], 1, KEY) << shift
+        n1, n2, n3 = tl.zeros([N], tl.int32), tl.zeros([N], tl.int32), tl.zeros([N], tl.int32)
+        m1, m2, m3 = tl.zeros([N], WIDE), tl.zeros([N], WIDE), tl.zeros([N], WIDE)
+        for start in tl.range(0, n, N, num_stages=4):
+            key, x = keys(scores, stride, start + tl.arange(0, N), n, MASS, SMALLEST, WIDE)
+            n1 += (key >= low + step).to(tl.int32)
+            n2 += (key >= low + 2 * step).to(tl.int32)
+            n3 += (key >= low + 3 * step).to(tl.int32)
+            if MASS:
+                m1 += tl.where(key >= low + step, x, 0.0)
+                m2 += tl.where(key >= low + 2 * step, x, 0.0)
+                m3 += tl.where(key >= low + 3 * step, x, 0.0)
+        c1, c2, c3 = tl.sum(n1, 0), tl.sum(n2, 0), tl.sum(n3, 0)
+        s1, s2, s3 = tl.sum(m1, 0), tl.sum(m2, 0), tl.sum(m3, 0)
+        r1, r2, r3 = (
+            reached(c1, s1, target, MASS, SMALLEST),
+            reached(c2, s2, target, MASS, SMALLEST),
+            reached(c3, s3, target, MASS, SMALLEST),
+        )
+        # the highest threshold that still reaches the target is the new low, the next one bounds it
+        above = tl.where(r3, above, tl.where(r2, c3, tl.where(r1, c2, c1)))
+        mass = tl.where(r3, mass, tl.where(r2, s3, tl.where(r1, s2, s1)))
+        upward = tl.where(r3, c3, tl.where(r2, c2, tl.where(r1, c1, upward)))
+        low += step * (r1.to(KEY) + r2.to(KEY) + r3.to(KEY))
+        high = low + (step - 1)
+    return low, high, above, upward - above, mass
+
+
+@triton.jit
+def reached(count, mass, target, MASS: tl.constexpr, SMALLEST: tl.constexpr):
+    if not MASS:
+        return count >= target
+    return (mass < target) == 0 if SMALLEST else (mass <= target) == 0  # so that NaN reaches it
+
+
+@triton.jit
+def choose(key, low, high, spare, within, tied):
+    """Of a tile all above the bounds and the first `spare` within them; `tied` of those came before the tile."""
+    inside = (key >= low) & (key <= high)
+    chosen = (key > high) | (inside & (spare >= within))
+    if (spare > 0) & (spare < within):
+        rank = tied + tl.cumsum(inside.to(tl.int32), 0)
+        chosen = chosen | (inside & (rank <= spare))
+        tied += tl.sum(inside.to(tl.int32), 0)
+    return chosen, tied

@@ -1,0 +1,71 @@
+"""Compile the scoring kernels for a GPU that need not be here: compile_triton_scores.py sm_80|sm_90|sm_100|gfx942
+
+Prints a line a variant, as compile_triton.py does.
+"""
+
+import sys
+from itertools import product
+
+import triton.language as tl
+from compile_triton import compile_kernel, line, tensors
+
+from sparsekit.problem import PAD
+from sparsekit_kernels.triton import block_means, coverage_mask, select_tokens, topk_mask, vertical_slash_blocks
+from sparsekit_kernels.triton import window_scores as ws
+
+
+def window_kernels(name):
+    rows = tensors("fp32", "share", seen="i32")
+    join = tensors("fp32", "top total share", seen="i32", number="i32")
+    yield "join", compile_kernel(ws._join, name, join, dict(N=32, T=32, WIDE=tl.float32))
+    strips = tensors("fp32", "strips distances", length="i32")
+    constants = dict(N=1024, LANES=ws.LANES, WIDE=tl.float32)
+    yield "distances", compile_kernel(ws._distances, name, strips, constants)
+    for dtype, D in product(("bf16", "fp16", "fp32"), (64, 128, 256)):
+        if dtype == "fp16" and D != 128:
+            continue  # as bf16, but for the type of one instruction
+        for diagonals in (False, True):
+            M, N, warps = ws.tiles(D, 4 if dtype == "fp32" else 2, name, diagonals)
+            constants = dict(M=M, N=N, D=D, D_TILE=D, WIDE=tl.float32, k_d=1)
+            pointers = tensors(dtype, "q k", seen="i32", least="i32", top="fp32", total="fp32")
+            kernel = compile_kernel(ws._exponentials, name, pointers, constants, warps)
+            yield f"exponentials {dtype} D={D} diagonals={diagonals}", kernel
+            pointers = tensors(dtype, "q k", columns="fp32", strips="fp32") | rows
+            more = dict(DIAGONALS=diagonals, LANES=ws.LANES)
+            kernel = compile_kernel(ws._probabilities, name, pointers, constants | more, warps)
+            yield f"probabilities {dtype} D={D} diagonals={diagonals}", kernel
+
+
+def row_kernels(name):
+    for n in (128, 2048):
+        constants = dict(N=n, WIDE=tl.float32, stride=1)
+        pointers = tensors("fp32", "scores", keep="i32")
+        warps = n // 128
+        kernel = compile_kernel(topk_mask._topk_mask, name, pointers | {"mask": "*i1"}, constants, warps)
+        yield f"topk_mask n={n}", kernel
+        kernel = compile_kernel(select_tokens._select_tokens, name, pointers | {"idx": "*i32"}, constants, warps)
+        yield f"select_tokens n={n}", kernel
+        for smallest in (False, True):
+            pointers = tensors("fp32", "scores limit", mask="i1")
+            more = dict(SMALLEST=smallest)
+            kernel = compile_kernel(coverage_mask._coverage_mask, name, pointers, constants | more, warps)
+            yield f"coverage_mask n={n} smallest={smallest}", kernel
+
+
+def block_kernels(name):
+    for dtype, D in (("bf16", 64), ("bf16", 128), ("fp16", 128), ("fp32", 256)):
+        pointers = tensors(dtype, "x", pos="i32", means="fp32")
+        constants = dict(N=8192 // D, D_TILE=D, PAD=PAD, WIDE=tl.float32, x_d=1, pos_l=1)
+        yield f"block_means {dtype} D={D}", compile_kernel(block_means._block_means, name, pointers, constants)
+    pattern = tensors("i1", "verticals slashes extra", first="i32", last="i32")
+    for extra in (False, True):
+        constants = dict(EXTRA=extra, N=1024)
+        count, write = vertical_slash_blocks._count, vertical_slash_blocks._write
+        yield f"count extra={extra}", compile_kernel(count, name, pattern | {"counts": "*i32"}, constants)
+        yield f"write extra={extra}", compile_kernel(write, name, pattern | {"indices": "*i32"}, constants)
+
+
+if __name__ == "__main__":
+    for kernels in (window_kernels, row_kernels, block_kernels):
+        for what, kernel in kernels(sys.argv[1]):
+            print(line(sys.argv[1], what, kernel), flush=True)

@@ -1,0 +1,416 @@
+"""FlashAttention: what we call it with and why we refuse to, on any machine; what it answers, on a GPU.
+
+Its calls are compiled without a GPU where flash-attn-4 is installed.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from closeness import no_worse, same
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import blocks, plans, problems, randn
+from test_cpu import some
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import sparsekit as sk
+from sparsekit import Blocks, Plan, Problem, SlidingWindow, Tokens, attend, dispatch, oracle
+from sparsekit.problem import PAD, to_heads
+from sparsekit_kernels import flash
+from sparsekit_kernels.flash.attend import (
+    answer,
+    arguments,
+    block_sizes,
+    head_dims,
+    irregular,
+    refusal,
+    third_or_second,
+)
+
+HOPPER, BLACKWELL = 9, 10
+
+
+@pytest.fixture(autouse=True)
+def backend(monkeypatch):
+    monkeypatch.setitem(dispatch.BACKENDS, "flash", "sparsekit_kernels.flash")
+
+
+def half(H=4, G=2, Q=8, K=8, D=16, Dv=16, dtype=torch.bfloat16, **rest):
+    q, k, v = torch.zeros(1, H, Q, D, dtype=dtype), torch.zeros(1, G, K, D, dtype=dtype), torch.zeros(1, G, K, Dv)
+    return Problem.of(q, k, v.to(dtype), **rest)
+
+
+def grid(p, size):
+    I, J = (-(-n // s) for n, s in zip((p.q.shape[2], p.k.shape[2]), size, strict=True))
+    return Blocks.of(torch.ones(1, 1, I, J, dtype=torch.bool), size)
+
+
+def by_the_documentation(q, k, v, softmax_scale, causal, seqused_q=None, seqused_k=None, block_sparse_tensors=None):
+    """What FlashAttention-4 says it computes, in plain torch; what it leaves undefined is NaN.
+
+    Its source says one thing more: of a list, it cuts off the end of the keys in the last block only.
+    """
+    (n, Q, H, _), K = q.shape, k.shape[1]
+    k, v = (x.repeat_interleave(H // x.shape[2], 2) for x in (k, v))
+    n_q, n_k = (
+        torch.full((n, 1, 1, 1), size) if used is None else used.view(n, 1, 1, 1)
+        for used, size in ((seqused_q, Q), (seqused_k, K))
+    )
+    row, col = torch.arange(Q)[:, None], torch.arange(K)
+    pairs = (col < n_k).expand(n, H, Q, K)
+    if causal:
+        pairs = pairs & (col <= row + n_k - n_q)
+    if lists := block_sparse_tensors:
+        counts, indices, (m, w) = lists["mask_block_cnt"], lists["mask_block_idx"], lists["block_size"]
+        assert counts.dtype == indices.dtype == torch.int32 and indices.stride(3) == 1
+        assert counts.shape[0] in (1, n) and counts.shape[1] in (1, H) and indices.shape[:3] == counts.shape
+        assert counts.shape[2] == -(-Q // m) and indices.shape[3] <= -(-K // w)
+        assert not lists["full_block_cnt"].any()
+        listed = torch.arange(indices.shape[3]) < counts[..., None]
+        tiles = torch.zeros(*counts.shape, -(-K // w) + 1, dtype=torch.bool)
+        tiles = tiles.scatter(3, indices.long().where(listed, tiles.shape[3] - 1), True)[..., :-1]
+        last = indices.gather(3, (counts[..., None] - 1).clamp(min=0).long())  # [n, h, I, 1]
+        inner = tiles & (torch.arange(tiles.shape[3]) != last)
+        inner, tiles = (x.repeat_interleave(m, 2).repeat_interleave(w, 3)[:, :, :Q, :K] for x in (inner, tiles))
+        pairs = pairs & tiles if causal else (pairs | inner) & tiles
+    scores = (torch.einsum("bqhd,bkhd->bhqk", q, k) * softmax_scale).masked_fill(~pairs, float("-inf"))
+    lse = scores.logsumexp(3)
+    o = torch.einsum("bhqk,bkhd->bqhd", (scores - lse[..., None]).exp().nan_to_num(0.0), v)
+    unused = row[:, 0] >= n_q[:, 0]  # [n, 1, Q]
+    return o.masked_fill(unused[:, 0, :, None, None], torch.nan), lse.masked_fill(unused, torch.nan)
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_the_call_by_its_documentation_is_the_oracle(data):
+    """Where it is refused without lists, it would be wrong: it is not refused in vain."""
+    p = data.draw(problems())
+    outer = data.draw(plans(p, fill=False))
+    p = outer.compress(p)
+    if data.draw(st.booleans()):
+        p = replace(p, queries_last=False, full=False)
+    b = outer.blocks or (data.draw(blocks(p)) if data.draw(st.booleans()) else None)
+    if b and data.draw(st.booleans()):
+        b = b | data.draw(blocks(p, b.size))
+    out = answer(p, *by_the_documentation(**arguments(p, b, data.draw(st.sampled_from([HOPPER, BLACKWELL])))))
+    truth = oracle(p, Plan(blocks=b))
+    n_q, n_k = ((to_heads(x, p.q.shape[1]) != PAD).sum(-1) for x in (p.q_pos, p.k_pos))
+    if irregular(p, told=not (b and p.causal)) is None:
+        same(out, truth)
+    elif b is None and (n_q <= n_k).all():
+        assert not torch.allclose(out.lse, truth.lse, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("h", [1, 2, 4])
+@pytest.mark.parametrize("with_blocks", [False, True])
+@pytest.mark.parametrize("told", [True, False])
+def test_the_same_tokens_on_both_sides_are_regular(h, with_blocks, told):
+    kept = torch.rand(2, h, 50, generator=torch.Generator().manual_seed(h)) < 0.4
+    tokens = Tokens.of(kept)
+    p = Problem.of(*(randn(i, 2, heads, 50, 8) for i, heads in enumerate((4, 2, 2))))
+    short = Plan(tokens, tokens).compress(p)
+    assert not short.full and irregular(short, told) is None
+    assert irregular(replace(short, queries_last=False), told) is None
+
+
+def test_padding_of_another_length_on_either_side():
+    """The queries are the last keys in each sequence, but their rows are padded differently."""
+    p = Problem.of(*(randn(i, 3, heads, 50, 8) for i, heads in enumerate((4, 2, 2))))
+    kept = (
+        torch.rand(3, 2, 50, generator=torch.Generator().manual_seed(5)) < torch.tensor([0.2, 0.5, 0.9])[:, None, None]
+    )
+    kept[..., -1] = True
+    short = Plan(Tokens.of(kept & (torch.arange(50) > 30)), Tokens.of(kept)).compress(p)
+    assert irregular(short, told=True) is None and "keep different tokens" in irregular(short, told=False)
+    same(answer(short, *by_the_documentation(**arguments(short, None, HOPPER))), oracle(short, Plan()))
+
+
+def test_lists_end_with_the_real_keys():
+    p = Problem.of(*(randn(i, 3, heads, 50, 8) for i, heads in enumerate((4, 2, 2))), causal=False)
+    keys = Tokens.of(torch.rand(3, 2, 50, generator=torch.Generator().manual_seed(6)) < 0.5)
+    short = Plan(keys=keys).compress(p)
+    every = grid(short, (8, 4))
+    b = Blocks(every.counts.expand(3, -1, -1), every.indices.expand(3, -1, -1, -1), every.size, every.n)
+    same(answer(short, *by_the_documentation(**arguments(short, b, HOPPER))), oracle(short, Plan(blocks=b)))
+
+
+@pytest.mark.parametrize(
+    "major,given,taken",
+    [
+        (9, (36, 20), (40, 24)),
+        (9, (192, 64), (192, 64)),
+        (10, (36, 20), (40, 24)),
+        (10, (128, 64), (128, 64)),
+        (10, (160, 100), (192, 128)),
+        (10, (160, 160), (256, 256)),
+        (11, (64, 200), (256, 256)),
+    ],
+)
+def test_head_dims_are_filled_up_to_those_there_are(major, given, taken):
+    p = half(D=given[0], Dv=given[1])
+    assert head_dims(p, major) == taken
+    call = arguments(p, None, major)
+    assert (call["q"].shape[3], call["k"].shape[3], call["v"].shape[3]) == (taken[0], *taken)
+
+
+def test_different_tokens_are_refused_in_words():
+    p = Problem.of(*(randn(i, 2, heads, 50, 8) for i, heads in enumerate((4, 2, 2))))
+    for plan in (Plan(some(1, 50, 0.5, 1), some(2, 50, 0.5, 1)), Plan(keys=some(3, 50, 0.5, 4))):
+        short = plan.compress(p)
+        assert "keep different tokens" in irregular(short, True) and "take triton" in irregular(short, False)
+        assert irregular(replace(short, causal=False), True) is None
+        assert irregular(replace(short, causal=False), False) is None
+    ragged = Tokens.of(torch.rand(2, 4, 50, generator=torch.Generator().manual_seed(4)) < 0.5)
+    short = Plan(keys=ragged).compress(replace(p, causal=False))
+    assert "different lengths" in irregular(short, False) and irregular(short, True) is None
+
+
+def test_what_is_known_is_not_looked_at():
+    """Looking costs a host synchronisation."""
+    p = half(Q=5)
+    unseen = replace(p, q_pos=None, k_pos=None)
+    for causal in (True, False):
+        for told in (True, False):
+            assert irregular(replace(unseen, causal=causal), told) is None
+    assert irregular(replace(unseen, full=False), told=True) is None
+
+
+def test_a_cpu_gets_no_further():
+    assert sk.why_not("flash", "attend", half(), Plan()) == "it needs a GPU, and the tensors are on cpu"
+
+
+@pytest.mark.parametrize(
+    "reason,major,problem,plan",
+    [
+        ("8.0 or newer, and this one has 7.x", 7, half(), Plan()),
+        ("float32 is not supported", HOPPER, half(dtype=torch.float32), Plan()),
+        ("float64 is not supported", 8, half(dtype=torch.float64), Plan()),
+        ("head dim 264 is larger than 256", HOPPER, half(D=264), Plan()),
+        ("head dim 300 is larger than 256", BLACKWELL, half(Dv=300), Plan()),
+        ("gather first", HOPPER, half(), Plan(queries=some(0, 8, 0.5, 1))),
+        ("gather first", 12, half(), Plan(keys=some(0, 8, 0.5, 1))),
+        ("scale -1.0 is not positive", HOPPER, half(scale=-1.0), Plan()),
+        ("scale 0.0 is not positive", 8, half(scale=0.0), Plan()),
+    ],
+)
+def test_it_says_why_not(reason, major, problem, plan):
+    assert reason in refusal(problem, plan, major, None)
+
+
+@pytest.mark.parametrize("D,Dv", [(64, 64), (128, 128), (40, 24), (36, 20), (192, 128), (256, 256), (1, 3)])
+@pytest.mark.parametrize("major", [8, 9, 10, 11, 12])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_without_lists_it_runs_anywhere_from_ampere_on(D, Dv, major, dtype):
+    assert refusal(half(D=D, Dv=Dv, dtype=dtype), Plan(), major, "it is not there") is None
+
+
+@pytest.mark.parametrize("major,reason", [(8, "silently ignores them"), (12, "has no kernel for them")])
+def test_lists_are_refused_where_there_is_no_kernel_for_them(major, reason):
+    p = half(Q=256, K=256)
+    said = refusal(p, Plan(blocks=grid(p, (128, 128))), major, flash.fourth_missing(major))
+    assert "block lists need FlashAttention-4" in said and reason in said and f"{major}.x" in said
+
+
+def test_lists_are_refused_where_flash_attention_4_is_not_installed():
+    p = half(Q=256, K=256)
+    missing = flash.fourth_missing(HOPPER) or "it cannot be imported (): pip install sparsekit[flash]"
+    assert "pip install sparsekit[flash]" in refusal(p, Plan(blocks=grid(p, (128, 128))), HOPPER, missing)
+
+
+@pytest.mark.parametrize(
+    "major,D,Dv,size,fits",
+    [
+        (9, 128, 128, (128, 128), True),
+        (9, 128, 128, (64, 64), True),
+        (9, 64, 64, (192, 16), True),
+        (9, 128, 128, (128, 256), False),  # a key block is one tile
+        (9, 128, 128, (32, 64), False),
+        (9, 128, 128, (128, 40), False),
+        (9, 192, 128, (128, 128), True),
+        (9, 192, 192, (128, 128), False),
+        (9, 192, 192, (128, 112), True),
+        (9, 256, 256, (128, 128), False),
+        (9, 256, 256, (128, 64), True),
+        (10, 128, 128, (256, 128), True),
+        (10, 128, 128, (512, 384), True),
+        (10, 128, 128, (128, 128), False),  # two tiles of 128 rows are answered together
+        (10, 128, 128, (256, 64), False),
+        (10, 256, 256, (128, 128), True),
+        (11, 128, 128, (128, 128), False),
+    ],
+)
+def test_block_sizes_are_those_of_the_kernels(major, D, Dv, size, fits):
+    p = half(Q=1024, K=1024, D=D, Dv=Dv)
+    reason = refusal(p, Plan(blocks=grid(p, size)), major, None)
+    assert (reason is None) == fits
+    assert fits or f"block size {size}" in reason and "take triton" in reason
+
+
+def test_few_queries_fit_one_tile_of_blackwell():
+    p = half(Q=32, K=1024)  # with two heads a group 64 rows
+    assert block_sizes(p, BLACKWELL)[0] == 128 and block_sizes(half(Q=65, K=1024), BLACKWELL)[0] == 256
+
+
+@pytest.mark.skipif(flash.fourth_missing(HOPPER) is not None, reason=f"flash-attn-4: {flash.fourth_missing(HOPPER)}")
+@pytest.mark.parametrize("target", ["sm_90", "sm_100"])
+def test_it_compiles(target):
+    """A process of its own, in which the GPU is the target; no GPU is needed."""
+    script = Path(__file__).with_name("compile_flash.py")
+    path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+    ran = subprocess.run(
+        [sys.executable, script, target], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.count("compiled in") >= 12, ran.stdout
+
+
+@pytest.mark.parametrize("major", [8, HOPPER, 12])
+@pytest.mark.parametrize("Q,K,causal", [(5, 9, True), (9, 9, True), (5, 9, False)])
+def test_torchs_kernels_answer_in_our_shapes(major, Q, K, causal):
+    with FakeTensorMode():
+        shapes = (2, 8, Q, 36), (2, 2, K, 36), (2, 2, K, 20)
+        q, k, v = (torch.empty(shape, dtype=torch.float16, device="cuda") for shape in shapes)
+        out = third_or_second(Problem.of(q, k, v, causal), major)
+    assert out.o.shape == (2, 8, Q, 20) and out.lse.shape == (2, 8, Q)
+    assert out.o.dtype == torch.float16 and out.lse.dtype == torch.float32
+
+
+def qkv(B, H, G, Q, K, D, Dv, dtype):
+    shapes = ((H, Q, D), (G, K, D), (G, K, Dv))
+    return [randn(i, B, *shape, dtype=torch.float32).to("cuda", dtype) for i, shape in enumerate(shapes)]
+
+
+def lists(seed, p, h, size, chance):
+    """Random lists, every fifth of them empty."""
+    B, (m, n) = p.q.shape[0], size
+    shape = (B, h, -(-p.q.shape[2] // m), -(-p.k.shape[2] // n))
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < chance
+    mask[:, :, ::5] = False
+    return Blocks.of(mask.to(p.q.device), size)
+
+
+def kinds(p):
+    """Plans that take every road through the adapter that there is on this GPU."""
+    (B, H, Q, _), (G, K), where = p.q.shape, p.k.shape[1:3], p.q.device
+    major = torch.cuda.get_device_capability(where)[0]
+    yield "dense", Plan()
+    if flash.fourth_missing(major) is None:
+        step_m, step_n, most_n = block_sizes(p, major)
+        for m, n in ((2 * step_m, most_n or step_n), (3 * step_m, step_n)):
+            for h in {1, G, H}:
+                yield f"blocks {m} {n} for {h} heads", Plan(blocks=lists(m + h, p, h, (m, n), 0.4))
+    if Q == K:
+        chance = torch.rand(B, H, Q, generator=torch.Generator().manual_seed(7)).to(where)
+        for h in {1, G, H}:
+            one = Tokens.of(chance[:, :h].argsort(-1) < -(-Q * 2 // 5))
+            yield f"tokens for {h} heads", Plan(one, one)
+        if flash.fourth_missing(major) is None:
+            for h in {1, G, H}:
+                ragged = Tokens.of(chance[:, :h] < torch.linspace(0.1, 0.9, B * h, device=where).view(B, h, 1))
+                yield f"ragged tokens for {h} heads", Plan(ragged, ragged, fill=SlidingWindow(20, sinks=3))
+                short = Plan(ragged, ragged).compress(p)
+                size = block_sizes(short, major)[:2]
+                yield f"ragged tokens and blocks, {h}", Plan(ragged, ragged, lists(11, short, H, size, 0.5))
+
+
+SHAPES = [(1, 1), (1, 4097), (127, 127), (129, 129), (127, 1000), (1000, 1000)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("Q,K", SHAPES)
+@pytest.mark.parametrize("H,G,D,Dv", [(4, 4, 64, 64), (8, 2, 128, 128), (8, 1, 36, 20)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_error_is_that_of_plain_torch(dtype, Q, K, H, G, D, Dv, causal):
+    p = Problem.of(*qkv(3, H, G, Q, K, D, Dv, dtype), causal)
+    for name, plan in kinds(p):
+        compare(p, plan, name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("D,Dv", [(192, 128), (160, 160), (256, 256)])
+def test_wide_heads(D, Dv):
+    p = Problem.of(*qkv(2, 4, 2, 300, 300, D, Dv, torch.bfloat16))
+    for name, plan in kinds(p):
+        compare(p, plan, name)
+
+
+@pytest.mark.gpu
+def test_a_long_odd_sequence():
+    p = Problem.of(*qkv(1, 4, 1, 4097, 4097, 128, 128, torch.bfloat16))
+    for name, plan in kinds(p):
+        compare(p, plan, name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", ["rows", "transposed", "poisoned", "columns"])
+def test_layouts_and_neighbours(layout):
+    """What lies beside the inputs is NaN: a kernel that reads over an end says so."""
+    from test_triton import poisoned
+
+    change = {
+        "rows": lambda x: x,
+        "transposed": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+        "poisoned": poisoned,
+        "columns": lambda x: x.mT.contiguous().mT,
+    }[layout]
+    for Q, K in ((129, 129), (127, 1000), (1, 129)):
+        p = Problem.of(*map(change, qkv(3, 8, 2, Q, K, 128, 128, torch.bfloat16)))
+        for name, plan in kinds(p):
+            compare(p, plan, name)
+
+
+@pytest.mark.gpu
+def test_lists_that_are_all_empty():
+    p = Problem.of(*qkv(2, 8, 2, 300, 300, 128, 128, torch.bfloat16))
+    major = torch.cuda.get_device_capability()[0]
+    size = block_sizes(p, major)[:2]
+    plan = Plan(blocks=lists(0, p, 8, size, -1.0))
+    if reason := sk.why_not("flash", "attend", p, plan):
+        pytest.skip(reason)
+    out = attend(p, plan, backend="flash")
+    assert not out.o.any() and (out.lse == float("-inf")).all()
+
+
+@pytest.mark.gpu
+def test_other_keys_than_queries_are_refused_or_right():
+    p = Problem.of(*qkv(2, 8, 2, 300, 300, 128, 128, torch.bfloat16))
+    idx = Plan(*(some(seed, 300, 0.5, 2) for seed in (1, 2)))
+    plan = Plan(*(replace(t, idx=t.idx.cuda()) for t in (idx.queries, idx.keys)))
+    with pytest.raises(sk.NoBackendError, match="different tokens"):
+        attend(p, plan, backend="flash", compress="gather")
+    compare(replace(p, causal=False), plan, "without causality")
+
+
+@pytest.mark.gpu
+def test_the_host_need_not_wait():
+    p = Problem.of(*qkv(1, 8, 2, 512, 512, 128, 128, torch.bfloat16))
+    one = Tokens.of((torch.arange(512, device="cuda") % 2 == 0).expand(1, 1, 512))
+    short = Plan(one, one).compress(p)
+    cases = [(p, Plan()), (short, Plan())]
+    if flash.fourth_missing(torch.cuda.get_device_capability()[0]) is None:
+        size = block_sizes(p, torch.cuda.get_device_capability()[0])[:2]
+        cases.append((p, Plan(blocks=lists(0, p, 8, size, 0.5))))
+    for problem, plan in cases:
+        attend(problem, plan, backend="flash")  # compiles
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            attend(problem, plan, backend="flash")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def compare(p, plan, name):
+    truth, plain = oracle(p, plan), attend(p, plan, backend="reference")
+    out = attend(p, plan, backend="flash", compress="gather")
+    assert out.o.dtype == p.q.dtype and out.lse.dtype == torch.float32, name
+    no_worse(out.o, plain.o, truth.o, p.q.dtype)
+    finite = truth.lse.isfinite()
+    assert torch.equal(out.lse.isfinite(), finite), name
+    assert not out.o[~finite].any(), name
+    no_worse(out.lse[finite], plain.lse[finite], truth.lse[finite], torch.float32)

@@ -1,0 +1,270 @@
+"""The scoring kernels in Triton's interpreter, or on a GPU where there is one, and compiled for GPUs not here."""
+
+import math
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from closeness import no_worse
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from strategies import SEEDS, named, problems, randn, tokens
+from test_triton import not_interpreted, poisoned
+
+import sparsekit as sk
+from sparsekit import Plan, Problem, dispatch
+from sparsekit.problem import PAD
+from sparsekit.stages import block_topk, flex_prefill, token_coverage
+
+pytest.importorskip("triton", reason="the kernels are Triton's, and it is only made for Linux")
+WHERE = "cuda" if torch.cuda.is_available() else "cpu"
+interpreted = pytest.mark.skipif(WHERE == "cuda", reason="float64, which only the interpreter takes")
+close = lambda a, b: torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)  # noqa: E731
+
+
+def plain(op, *args):
+    return dispatch.run(op, WHERE, *args, backend="reference")
+
+
+def fast(op, *args):
+    """With room made for results full of NaN, or of the largest integer: what a kernel leaves out shows."""
+    with poisoned_room():
+        return dispatch.run(op, WHERE, *args, backend="triton")
+
+
+@contextmanager
+def poisoned_room():
+    make = torch.Tensor.new_empty, torch.empty, torch.empty_like
+
+    def full(x):
+        return x.fill_(
+            math.nan if x.is_floating_point() else True if x.dtype == torch.bool else torch.iinfo(x.dtype).max
+        )
+
+    with (
+        mock.patch.object(torch.Tensor, "new_empty", lambda *a, **k: full(make[0](*a, **k))),
+        mock.patch.object(torch, "empty", lambda *a, **k: full(make[1](*a, **k))),
+        mock.patch.object(torch, "empty_like", lambda *a, **k: full(make[2](*a, **k))),
+    ):
+        yield
+
+
+# --- window_scores ------------------------------------------------------------------------------------------------
+
+
+@interpreted
+@settings(max_examples=14)
+@given(data=st.data(), window=st.sampled_from([1, 2, 3, 7, 20, 40]))
+def test_window_scores_are_the_definition(data, window):
+    """Positions per head and padding too, through the tokens of a plan."""
+    p = data.draw(problems(most=12))
+    if data.draw(st.booleans()):
+        keys = data.draw(tokens(p, "k"))
+        queries = keys if p.q.shape[2] == p.k.shape[2] else data.draw(tokens(p, "q"))
+        p = Plan(queries, keys).compress(p)
+    if data.draw(st.booleans()):
+        p = replace(p, scale=-p.scale)
+    for mine, theirs in zip(
+        fast("window_scores", p, window, True), plain("window_scores", p, window, True), strict=True
+    ):
+        close(mine, theirs)
+    columns, nothing = fast("window_scores", p, window)
+    assert nothing is None
+    close(columns, plain("window_scores", p, window)[0])
+
+
+HALF, SINGLE = torch.float16, torch.float32
+
+
+@pytest.mark.parametrize(
+    "dtype,Q,K,D,window,causal",
+    [
+        (HALF, 389, 389, 64, 48, True),
+        (HALF, 389, 389, 64, 20, False),
+        (HALF, 130, 389, 40, 128, True),
+        (HALF, 127, 127, 24, 200, True),
+        (HALF, 129, 129, 256, 1, True),
+        (SINGLE, 129, 129, 64, 48, True),
+        (SINGLE, 1, 127, 40, 20, False),
+    ],
+)
+def test_the_error_of_window_scores_is_that_of_plain_torch(dtype, Q, K, D, window, causal):
+    """What lies beside the inputs is NaN: a kernel that reads over an end says so."""
+    q, k = (
+        poisoned(randn(i, 1, *s, dtype=torch.float32).to(WHERE, dtype)) for i, s in enumerate([(4, Q, D), (2, K, D)])
+    )
+    p = Problem.of(q, k, k, causal)
+    wide = Problem.of(q.double(), k.double(), k.double(), causal)
+    results = (fast("window_scores", p, window, True), plain("window_scores", p, window, True))
+    for mine, theirs, truth in zip(*results, plain("window_scores", wide, window, True), strict=True):
+        assert mine.dtype == torch.float32
+        no_worse(mine, theirs, truth, dtype)
+
+
+def test_window_scores_read_any_layout():
+    rows = lambda seed, *shape: randn(seed, *shape, dtype=torch.float32).to(WHERE)  # noqa: E731
+    q, k = rows(0, 2, 70, 4, 24).transpose(1, 2), rows(1, 2, 1, 24, 70).transpose(2, 3).expand(2, 2, 70, 24)
+    p = Problem.of(q, k, k)
+    dense = Problem.of(q.contiguous(), k.contiguous(), k.contiguous())
+    for mine, theirs in zip(fast("window_scores", p, 48, True), fast("window_scores", dense, 48, True), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@interpreted
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("side,at", [("q", (0, 1, 37)), ("q", (0, 1, 20)), ("k", (0, 0, 3)), ("k", (0, 0, 38))])
+def test_rows_with_nan_give_nothing_and_the_others_what_they_gave(bad, side, at):
+    p = Problem.of(randn(0, 1, 2, 40, 8), randn(1, 1, 1, 40, 8), randn(2, 1, 1, 40, 8))
+    getattr(p, side)[at] = bad
+    mine, theirs = (run("window_scores", p, 7, True) for run in (fast, plain))
+    close(mine, theirs)
+
+
+# --- topk_mask, select_tokens, coverage_mask ----------------------------------------------------------------------
+
+
+@st.composite
+def scores(draw):
+    """Rows [1, h, n] with ties, zeros of both signs, infinities and NaN."""
+    h, n = draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 5, 127, 129]))
+    x = randn(draw(SEEDS), 1, h, n)
+    x = x if draw(st.booleans()) else x.mul(draw(st.sampled_from([0.1, 1.0, 10.0]))).round()
+    odd = randn(draw(SEEDS), 1, h, n) > 1.5
+    x = x.masked_fill(odd, draw(st.sampled_from([0.0, -0.0, math.inf, -math.inf, math.nan, -math.nan])))
+    return x.to(WHERE, torch.float64 if WHERE == "cpu" and draw(st.booleans()) else torch.float32)
+
+
+@settings(max_examples=14)
+@given(data=st.data())
+def test_the_largest_are_the_definition(data):
+    x = data.draw(scores())
+    keep = torch.randint(0, x.shape[2] + 2, (1, data.draw(st.sampled_from([1, x.shape[1]]))), device=WHERE)
+    assert torch.equal(fast("topk_mask", x, keep), plain("topk_mask", x, keep))
+    mine, theirs = fast("select_tokens", x, keep), plain("select_tokens", x, keep)
+    assert torch.equal(mine.idx, theirs.idx) and mine.idx.dtype == torch.int32
+    assert (mine.n, mine.full) == (theirs.n, theirs.full)
+
+
+@settings(max_examples=20)
+@given(data=st.data(), largest=st.booleans())
+def test_the_entries_within_a_mass_are_the_definition(data, largest):
+    """Sums of whole numbers are exact: what fits is no matter of rounding."""
+    x = data.draw(scores()).abs()
+    if data.draw(st.booleans()):
+        x = x.round()
+    else:
+        assume(x.isfinite().all())
+        x = x.double().to(x.dtype)
+    total = torch.nan_to_num(x, 0.0, 0.0, 0.0).sum(-1)
+    part = data.draw(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0, 2.0]))
+    mass = (total * part).round() + (0.0 if torch.equal(x, x.round()) else 0.001)
+    assert torch.equal(fast("coverage_mask", x, mass, largest), plain("coverage_mask", x, mass, largest))
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns", "one row for all"])
+def test_long_rows_in_any_layout(layout):
+    """More entries than a program reads in one step, and ties on both sides of the step."""
+    x = randn(0, 2, 2300, dtype=torch.float32).mul(4).round().abs().to(WHERE)
+    x = {"rows": x, "columns": x.T.contiguous().T, "one row for all": x[:1].expand(2, -1)}[layout]
+    keep = torch.tensor([2200, 1900], device=WHERE)
+    assert torch.equal(fast("topk_mask", x, keep), plain("topk_mask", x, keep))
+    mine, theirs = (run("select_tokens", x[:, None], keep[:, None]) for run in (fast, plain))
+    assert torch.equal(mine.idx, theirs.idx)
+    for largest in (True, False):
+        mass = x.sum(-1) * 0.75 // 1
+        mine, theirs = (run("coverage_mask", x, mass, largest) for run in (fast, plain))
+        assert torch.equal(mine, theirs) and 0 < mine.sum() < mine.numel()
+
+
+# --- block_means, vertical_slash_blocks ---------------------------------------------------------------------------
+
+
+@interpreted
+@settings(max_examples=25)
+@given(data=st.data(), size=st.integers(1, 40))
+def test_block_means_are_the_definition(data, size):
+    p = data.draw(problems())
+    p = Plan(data.draw(tokens(p, "q")), data.draw(tokens(p, "k"))).compress(p)
+    for x, pos in ((p.q, p.q_pos), (p.k, p.k_pos)):
+        x = x.masked_fill((pos == PAD)[:, :1, :, None].expand_as(x), math.nan) if pos.shape[1] == 1 else x
+        x = x.mT.contiguous().mT if size % 2 else x
+        close(fast("block_means", x, pos, size), plain("block_means", x, pos, size))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("n,D,size", [(389, 64, 128), (1, 24, 128), (127, 300, 32)])
+def test_the_error_of_block_means_is_that_of_plain_torch(dtype, n, D, size):
+    x = poisoned(randn(0, 2, 2, n, D, dtype=torch.float32).to(WHERE, dtype))
+    pos = torch.arange(n, dtype=torch.int32, device=WHERE).expand(2, 1, n)
+    mine, theirs, truth = fast("block_means", x, pos, size), plain("block_means", x, pos, size), x.double()
+    assert mine.dtype == torch.float32
+    no_worse(mine, theirs, plain("block_means", truth, pos, size), torch.float32)
+
+
+@settings(max_examples=30)
+@given(data=st.data(), m=st.sampled_from([1, 3, 4]))
+def test_vertical_slash_blocks_are_the_definition(data, m):
+    """Chunks that start within a block, rows with padding, lists that are empty and lists that are whole."""
+    K = data.draw(st.sampled_from([1, 7, 11, 16]))
+    n_k = torch.tensor([[[K]], [[data.draw(st.integers(1, K))]]])
+    n_q = torch.tensor([[[data.draw(st.integers(1, int(n)))]] for n in n_k])
+    start = torch.arange(-(-int(n_q.max()) // m)) * m
+    first = (n_k - n_q + start) // m
+    last = ((n_k - n_q + torch.minimum(start + m, n_q) - 1) // m).masked_fill(start >= n_q, -1)
+    first, last = (x.expand(2, 2, -1).to(WHERE) for x in (first, last))
+    J, chance = -(-K // m), data.draw(st.sampled_from([0.0, 0.2, 0.6, 1.0]))
+    draw = lambda *shape: (randn(data.draw(SEEDS), 2, 2, *shape).sigmoid() < chance).to(WHERE)  # noqa: E731
+    extra = draw(len(start), J) if data.draw(st.booleans()) else None
+    pattern = (draw(J), draw(J), first, last, extra, (m, m))
+    mine, theirs = (run("vertical_slash_blocks", *pattern) for run in (fast, plain))
+    assert torch.equal(mine.indices, theirs.indices) and torch.equal(mine.counts, theirs.counts)
+    assert (mine.size, mine.n) == (theirs.size, theirs.n)
+
+
+@pytest.mark.parametrize("n_k,n_q,m", [(16, 7, 4), (11, 4, 3)])
+def test_a_chunk_within_a_block_takes_the_slashes_of_both_its_key_blocks(n_k, n_q, m):
+    start = torch.arange(-(-n_q // m), device=WHERE) * m
+    first = ((n_k - n_q + start) // m).expand(1, 2, -1)
+    last = ((n_k - n_q + (start + m).clamp(max=n_q) - 1) // m).expand(1, 2, -1)
+    slashes = torch.zeros(1, 2, -(-n_k // m), dtype=torch.bool, device=WHERE)
+    slashes[0, 0, 0] = slashes[0, 1, 2] = True
+    pattern = (torch.zeros_like(slashes), slashes, first, last, None, (m, m))
+    mine, theirs = (run("vertical_slash_blocks", *pattern) for run in (fast, plain))
+    assert torch.equal(mine.counts, theirs.counts) and torch.equal(mine.indices, theirs.indices)
+
+
+# --- the stages that use them -------------------------------------------------------------------------------------
+
+
+@interpreted
+@pytest.mark.parametrize("stage", **named([s for m in (block_topk, flex_prefill, token_coverage) for s in m.EXAMPLES]))
+@settings(max_examples=2)
+@given(p=problems(causal=True, most=9))
+def test_a_stage_decides_the_same(stage, p):
+    with mock.patch.dict(dispatch.AUTO, cpu=("triton", "reference")), poisoned_room():
+        mine = stage(p)
+    theirs = stage(p)
+    assert torch.equal(mine.pairs(p), theirs.pairs(p))
+
+
+def test_it_says_why_not():
+    x = randn(0, 1, 1, 8, 300, dtype=torch.float32)
+    assert "300 is larger than 256" in sk.why_not("triton", "window_scores", Problem.of(x, x, x), 4)
+    if WHERE == "cpu":
+        half = x[..., :8].bfloat16()
+        assert "bfloat16" in sk.why_not("triton", "window_scores", Problem.of(half, half, half), 4, True)
+        assert "bfloat16" in sk.why_not("triton", "topk_mask", half, torch.ones(1, 1, 8, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_it_compiles_without_spills(target):
+    """A process of its own, in which kernels are not interpreted; no GPU is needed."""
+    script = Path(__file__).with_name("compile_triton_scores.py")
+    ran = subprocess.run([sys.executable, script, target], capture_output=True, text=True, env=not_interpreted())
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.count("spills 0 ") == ran.stdout.count("fits") == len(ran.stdout.splitlines()) >= 40, ran.stdout
