@@ -6,6 +6,9 @@ import sys
 
 import matplotlib.image
 import pytest
+import torch
+
+from sparsekit import dispatch
 
 SPECS = [
     "token_coverage(tau=0.2, window=16, min_tokens=64) | flex_prefill(block_size=32)"
@@ -74,6 +77,8 @@ def test_an_unknown_command_and_none_say_what_there_is(tmp_path):
 
 def test_backends_prints_each_op_and_why_not():
     ran = sparsekit("backends")
-    assert ran.returncode == 0
-    for word in ("attend", "window_scores", "reference", "cpu", "yes", "auto"):
-        assert word in ran.stdout
+    assert ran.returncode == 0, ran.stderr
+    for word in (*dispatch.ops(), *dispatch.BACKENDS, "yes", "auto", "attend, block lists"):
+        assert word in ran.stdout, word
+    if not torch.cuda.is_available():
+        assert "flash: it needs a GPU, and the tensors are on cpu" in ran.stdout

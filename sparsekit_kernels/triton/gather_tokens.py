@@ -78,8 +78,8 @@ def _gather(
     if which == 0:
         if h < q_heads:
             place = _places(q_idx, b, h, row, q_heads, q_choices, n_q, S_q)
-            _copy_rows(q + b * q_b + (h * q_own // q_heads).to(tl.int64) * q_h, q_l, new_q, b * q_heads + h, place, row, n_q, S_q,
-                       D, D_TILE)  # fmt: skip
+            rows = q + b * q_b + (h * q_own // q_heads).to(tl.int64) * q_h
+            _copy_rows(rows, q_l, new_q, b * q_heads + h, place, row, n_q, S_q, D, D_TILE)
             _copy_positions(q_pos + b * qp_b, qp_h, qp_l, new_q_pos, b, h, place, row, q_heads, q_pos_heads, q_pos_own,
                             n_q, S_q)  # fmt: skip
     elif h < k_heads:
