@@ -66,8 +66,8 @@ def tensors(dtype, low, **others):
 def attend_kernels(name):
     pointers = dict.fromkeys("q_idx k_idx reach whole counts indices".split(), "*i32") | {"lse": "*fp32"}
     for dtype, D, sparse, some in product(("bf16", "fp16"), (64, 128, 256), (False, True), (False, True)):
-        if dtype == "fp16" and D != 128:
-            continue  # as bf16, but for the type of one instruction
+        if (dtype, D) != ("bf16", 128) and (sparse == some or (dtype == "fp16" and D != 128)):
+            continue  # most at the usual head dim; fp16 is as bf16, but for the type of one instruction
         M, N, warps, stages = attend.tiles(D, name)
         described = name in attend.DESCRIBED and not some
         constants = dict(
