@@ -291,7 +291,7 @@ def test_the_dense_setting_is_dense_attention(module, p):
 
 
 @pytest.mark.parametrize("stage", **named(EXAMPLES))
-@settings(max_examples=20)
+@settings(max_examples=80)
 @given(p=problems())
 def test_a_stage_judges_each_sequence_alone(stage, p):
     pairs = lawful(stage, p).pairs(p)
