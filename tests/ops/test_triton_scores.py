@@ -150,6 +150,12 @@ def test_the_largest_are_the_definition(data):
     assert (mine.n, mine.full) == (theirs.n, theirs.full)
 
 
+def test_zeros_of_both_signs_are_equal():
+    x, keep = torch.tensor([[[-0.0, 0.0, -0.0, 0.0, 1.0]]], device=WHERE), torch.tensor([[3]], device=WHERE)
+    assert fast("topk_mask", x, keep).tolist() == [[[True, True, False, False, True]]]
+    assert fast("select_tokens", x, keep).idx.tolist() == [[[0, 1, 4]]]
+
+
 @settings(max_examples=20)
 @given(data=st.data(), largest=st.booleans())
 def test_the_entries_within_a_mass_are_the_definition(data, largest):
