@@ -22,14 +22,16 @@ from . import positive_scale, target, tile, why_not_here
 
 DESCRIBED = ("sm_90", "sm_100")  # targets with a copy engine that reads tiles through tensor descriptors
 LN2 = tl.constexpr(math.log(2))
-# per target, for head dims up to 64, 128, 256: query rows and keys of a tile, warps, stages; compiled without spills,
-# and within the shared memory that every GPU of the family has
+# per target, for head dims up to 64, 128, 256: query rows and keys of a tile, warps, stages; in 16 bits compiled without
+# spills, and within the shared memory that every GPU of the family has
 TILES = {
     "sm_80": ((128, 64, 8, 3), (64, 64, 8, 2), (32, 32, 8, 2)),
     "sm_90": ((128, 128, 8, 3), (128, 64, 8, 3), (64, 32, 8, 2)),
     "sm_100": ((128, 64, 8, 3), (128, 64, 8, 3), (64, 64, 8, 2)),
     "gfx942": ((128, 64, 8, 2), (128, 64, 8, 2), (64, 32, 8, 2)),
 }
+DENSE = {("sm_90", 128): (128, 128, 8, 3)}  # without lists fewer registers are needed
+PRECISE = ((32, 32, 4, 2), (32, 32, 4, 2), (16, 16, 4, 2))  # float32, on any target: exact, and no tensor cores
 
 
 def why_not(problem: Problem, plan: Plan) -> str | None:
@@ -65,7 +67,7 @@ def attend(problem: Problem, plan: Plan) -> Output:
     nothing = reach.new_empty(0, dtype=torch.int32)
     q_idx, k_idx = (t.idx.contiguous() if t else nothing for t in (plan.queries, plan.keys))
     gpu = target(q.device)
-    most_m, most_n, warps, stages = tiles(max(D, Dv), gpu)
+    most_m, most_n, warps, stages = tiles(max(D, Dv), q.dtype, gpu, blocks is not None)
     m, n = tile(size[0], most_m), tile(size[1], most_n)
     per_block = -(-size[0] // m)
     described = plan.keys is None and gpu in DESCRIBED and fits_descriptor(k) and fits_descriptor(v)
@@ -84,10 +86,11 @@ def attend(problem: Problem, plan: Plan) -> Output:
     return out
 
 
-def tiles(head_dim: int, target: str) -> tuple[int, int, int, int]:
-    """Query rows and keys of a tile, at most, warps and stages: the largest that do not spill."""
-    row = TILES.get(target, TILES["sm_80"])
-    return row[0] if head_dim <= 64 else row[1] if head_dim <= 128 else row[2]
+def tiles(head_dim: int, dtype: torch.dtype, target: str, sparse: bool) -> tuple[int, int, int, int]:
+    """Query rows and keys of a tile, at most, warps and stages."""
+    most = 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256
+    row = (PRECISE if dtype.itemsize > 2 else TILES.get(target, TILES["sm_80"]))[(64, 128, 256).index(most)]
+    return row if sparse or dtype.itemsize > 2 else DENSE.get((target, most), row)
 
 
 def fits_descriptor(x: Tensor) -> bool:
@@ -140,12 +143,15 @@ def _attend(
         at = chosen * I + i
         n_whole, n_all = tl.load(whole + at), tl.load(counts + at)
         lists = indices + at * width
+        # the next block is known a step ahead, so that its address waits for no load and its copy can begin early
+        block = tl.load(lists, mask=n_whole > 0, other=0)
         for t in range(0, n_whole * PER):
-            start = tl.load(lists + t // PER) * block_k
+            start = block * block_k
             top, total, acc = _step(
                 x, keys, values, k_idx, n_k, at_b, at_g, start + t % PER * N, start + block_k, seen, k_l, v_l,
                 scale, top, total, acc, N, D, DV, D_TILE, DV_TILE, EVEN, SOME_KEYS, DESCRIBED, PRECISION,
             )  # fmt: skip
+            block = tl.load(lists + (t + 1) // PER, mask=(t + 1) // PER < n_whole, other=0)
         for t in tl.range(n_whole * PER, n_all * PER, num_stages=1):
             start = tl.load(lists + t // PER) * block_k
             if start + t % PER * N < last:

@@ -15,7 +15,7 @@ from sparsekit.plan import Plan
 from sparsekit.problem import Output, Problem
 
 from . import positive_scale, tile, why_not_here
-from .attend import LN2, online_softmax
+from .attend import LN2, PRECISE, online_softmax
 
 COPIED = 64  # rows of a program that only copies
 # for head dims up to 64, 128, 256: rows and keys of a tile that fills, warps, stages; few rows, since a row's window is
@@ -49,7 +49,7 @@ def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
     q, scale = positive_scale(q, p.scale)
     if isinstance(fill, SlidingWindow):
         low, high, sinks = (x.to(torch.int32).contiguous() for x in fill.spans(p))
-        m, n, warps, stages = fill_tiles(max(D, Dv))
+        m, n, warps, stages = fill_tiles(max(D, Dv), p.q.dtype)
         m, heads = tile(Q, m), low.shape[1]
     else:
         low = high = sinks = nothing
@@ -68,8 +68,9 @@ def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
     return out
 
 
-def fill_tiles(head_dim: int) -> tuple[int, int, int, int]:
-    return FILLED[0] if head_dim <= 64 else FILLED[1] if head_dim <= 128 else FILLED[2]
+def fill_tiles(head_dim: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+    rows = PRECISE if dtype.itemsize > 2 else FILLED
+    return rows[0] if head_dim <= 64 else rows[1] if head_dim <= 128 else rows[2]
 
 
 @triton.jit

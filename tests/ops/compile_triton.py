@@ -10,6 +10,7 @@ import tempfile
 from itertools import product
 from pathlib import Path
 
+import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
@@ -68,7 +69,7 @@ def attend_kernels(name):
     for dtype, D, sparse, some in product(("bf16", "fp16"), (64, 128, 256), (False, True), (False, True)):
         if (dtype, D) != ("bf16", 128) and (sparse == some or (dtype == "fp16" and D != 128)):
             continue  # most at the usual head dim; fp16 is as bf16, but for the type of one instruction
-        M, N, warps, stages = attend.tiles(D, name)
+        M, N, warps, stages = attend.tiles(D, torch.bfloat16, name, sparse)
         described = name in attend.DESCRIBED and not some
         constants = dict(
             M=M, N=N, D=D, DV=D, D_TILE=D, DV_TILE=D, PER=128 // N if sparse else 1, SPARSE=sparse, EVEN=True,
@@ -92,7 +93,7 @@ def gather_kernels(name):
 def scatter_kernels(name):
     pointers = dict.fromkeys("ranks lows highs sinks".split(), "*i32") | {"short_lse": "*fp32", "lse": "*fp32"}
     for D, fill in product((64, 128, 256), (False, True)):
-        M, N, warps, stages = scatter_tokens.fill_tiles(D) if fill else (scatter_tokens.COPIED, 16, 4, 2)
+        M, N, warps, stages = scatter_tokens.fill_tiles(D, torch.bfloat16) if fill else (scatter_tokens.COPIED, 16, 4, 2)
         constants = dict(
             M=M, N=N, D=D, DV=D, D_TILE=D, DV_TILE=D, SOME=True, SHORT=True, FILL=fill, WIDE=tl.float32,
             PRECISION="tf32",

@@ -19,13 +19,13 @@ LAYOUTS = [lambda x: x, lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]  # the truth is float64
 
 
-def some(seed, L, keep, H):
-    order = torch.rand(2, H, L, generator=torch.Generator().manual_seed(seed)).argsort(-1)
+def some(seed, L, keep, H, B=2):
+    order = torch.rand(B, H, L, generator=torch.Generator().manual_seed(seed)).argsort(-1)
     return Tokens(order[..., : max(int(keep * L), 1)].sort(-1).values.int(), L)
 
 
-def tiles(seed, H, Q, K, size, chance):
-    grid = (2, H, -(-Q // size), -(-K // size))
+def tiles(seed, H, Q, K, size, chance, B=2):
+    grid = (B, H, -(-Q // size), -(-K // size))
     mask = torch.rand(grid, generator=torch.Generator().manual_seed(seed)) < chance
     mask[..., -grid[2] :].diagonal(dim1=-2, dim2=-1).fill_(True)
     return Blocks.of(mask, (size, size))

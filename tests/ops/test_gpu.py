@@ -23,6 +23,7 @@ CASES = [
     (4097, 4097, 8, 64, torch.float16),
     (1, 4097, 1, 128, torch.float16),
     (1000, 4097, 4, 128, torch.bfloat16),
+    (515, 515, 2, 128, torch.float32),
 ]
 
 
@@ -34,18 +35,18 @@ def on_gpu(x):
     return Plan(queries, queries if x.keys is x.queries else move(x.keys), blocks, x.fill)
 
 
-def plans(H, Q, K):
+def plans(B, H, Q, K):
     """Dense; lists per head, some of them empty; kept tokens, their window; both; keys without their queries."""
     yield "dense", Plan()
-    yield "blocks", Plan(blocks=tiles(2, H, Q, K, 128, 0.3))
-    holes = tiles(3, 1, Q, K, 64, 0.5).mask()
+    yield "blocks", Plan(blocks=tiles(2, H, Q, K, 128, 0.3, B))
+    holes = tiles(3, 1, Q, K, 64, 0.5, B).mask()
     holes[:, :, ::3] = False
     yield "empty lists", Plan(blocks=sk.Blocks.of(holes, (64, 64)))
     if Q == K:
-        t = some(1, K, 0.4, H)
+        t = some(1, K, 0.4, H, B)
         yield "tokens", Plan(t, t, fill=SlidingWindow(128, sinks=3))
-        yield "tokens and blocks", Plan(t, t, tiles(4, H, t.idx.shape[-1], t.idx.shape[-1], 128, 0.4))
-    yield "other keys than queries", Plan(some(5, Q, 0.5, 1), some(6, K, 0.4, H), fill=SlidingWindow(200))
+        yield "tokens and blocks", Plan(t, t, tiles(4, H, t.idx.shape[-1], t.idx.shape[-1], 128, 0.4, B))
+    yield "other keys than queries", Plan(some(5, Q, 0.5, 1, B), some(6, K, 0.4, H, B), fill=SlidingWindow(200))
 
 
 def poisoned(x):
@@ -62,7 +63,7 @@ def test_the_error_is_that_of_plain_torch(backend, Q, K, G, D, dtype):
     q, k, v = (poisoned(randn(i, 3, h, n, D, dtype=torch.float32).to(dtype)) for i, (h, n) in
                enumerate([(8, Q), (G, K), (G, K)]))  # fmt: skip
     p = Problem.of(q, k, v)
-    for name, plan in plans(8, Q, K):
+    for name, plan in plans(3, 8, Q, K):
         plan = on_gpu(plan)
         rows = torch.linspace(0, Q - 1, min(Q, 64), device="cuda").long()
         truth, plain = oracle(p, plan, rows), attend(p, plan, backend="reference")
@@ -84,7 +85,7 @@ def test_the_error_is_that_of_plain_torch(backend, Q, K, G, D, dtype):
 def test_other_head_dims(backend, D):
     q, k, v = (randn(i, 1, h, 515, D, dtype=torch.float32).to("cuda", torch.bfloat16) for i, h in enumerate((4, 2, 2)))
     p = Problem.of(q, k, v)
-    for _, plan in plans(4, 515, 515):
+    for _, plan in plans(1, 4, 515, 515):
         plan = on_gpu(plan)
         try:
             out = attend(p, plan, backend=backend)

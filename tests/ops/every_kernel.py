@@ -1,0 +1,60 @@
+"""Run every Triton kernel once on the GPU, small: compute-sanitizer --tool memcheck python tests/ops/every_kernel.py
+
+Under racecheck too. Each tensor gets memory of its own, so that a read past an end is seen. Says which ops ran, and
+fails if one of ours did not.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+
+import torch
+
+from sparsekit import Pipeline, Problem, attend, dispatch
+
+FILL = "decompress(fill=sliding_window(20, sinks=3))"
+SPECS = (
+    "dense",
+    f"token_coverage(tau=0.3, window=40, min_tokens=30) | {FILL}",
+    f'token_coverage(tau=0.3, window=40, min_tokens=30, per="group") | compress(mode="indexed") | {FILL}',
+    "flex_prefill(gamma=0.8, tau=0, block_size=32)",
+    "flex_prefill(gamma=0.8, tau=1, block_size=64)",
+    "token_coverage(tau=0.3, min_tokens=30) | flex_prefill(gamma=0.8, block_size=32)",
+    "block_topk(keep=0.3, block_size=64)",
+)
+# queries, keys, query heads, key heads, head dim, dtype
+SHAPES = (
+    (389, 389, 4, 2, 128, torch.bfloat16),
+    (131, 389, 4, 1, 96, torch.float16),
+    (257, 257, 2, 2, 64, torch.float32),
+)
+
+
+def main() -> None:
+    ran: set[str] = set()
+
+    @contextmanager
+    def note(op: str) -> Iterator[None]:
+        ran.add(op)
+        yield
+
+    ours = {op for op, row in dispatch.table().items() if row["triton"] is None}
+    dispatch.AUTO["cuda"] = ("triton", "cpu", "reference")
+    torch.manual_seed(0)
+    for Q, K, H, G, D, dtype in SHAPES:
+        q, k, v = (torch.randn(2, h, n, D, device="cuda").to(dtype) for h, n in ((H, Q), (G, K), (G, K)))
+        with dispatch.timed(note):
+            for spec in SPECS:
+                pipeline = Pipeline.from_spec(spec)
+                p = Problem.of(q, k, v)
+                out = attend(p, pipeline.decide(p), compress=pipeline.compress.mode, backend="triton")
+                assert out.o.isfinite().all(), spec
+    if missing := ours - ran:
+        raise SystemExit(f"not run: {', '.join(sorted(missing))}")
+    print(f"ran: {', '.join(sorted(ours))}")
+
+
+if __name__ == "__main__":
+    main()
