@@ -119,6 +119,8 @@ def _samples(device: torch.device) -> dict[str, tuple[str, tuple]]:
         "select_tokens": ("select_tokens", (scores, one)),
         "topk_mask": ("topk_mask", (scores, one)),
         "coverage_mask": ("coverage_mask", (scores, one.float(), True)),
+        "coverage_count": ("coverage_count", (scores, one.float(), True)),
+        "seen_blocks": ("seen_blocks", (blocks.blocks, p.reach())),
         "block_means": ("block_means", (x, p.q_pos, 128)),
         "vertical_slash_blocks": ("vertical_slash_blocks", (some, some, some.int(), some.int(), None, (128, 128))),
     }

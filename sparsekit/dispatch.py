@@ -20,7 +20,7 @@ BACKENDS = {
 }
 AUTO: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu", "reference"),
-    "cuda": ("cpu", "reference"),
+    "cuda": ("flash", "triton", "cpu", "reference"),
 }  # what "auto" may try, in order, by device type: a backend joins once it has been measured there
 ALLOWED = ("auto", *BACKENDS)
 

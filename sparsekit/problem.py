@@ -97,6 +97,15 @@ class Problem:
             seen = real.expand(q_pos.shape)
         return seen.masked_fill(q_pos == PAD, 0)
 
+    def lengths(self) -> tuple[Tensor, Tensor]:
+        """How many of the queries and of the keys are no padding: int64 [B, h, 1]; if `full` a number of no axis each.
+
+        A number is on the CPU: torch computes with it and tensors of any device, without a launch or a wait.
+        """
+        if self.full:
+            return torch.tensor(self.q.shape[2]), torch.tensor(self.k.shape[2])
+        return (self.q_pos != PAD).sum(-1, keepdim=True), (self.k_pos != PAD).sum(-1, keepdim=True)
+
     def head(self, h: int) -> "Problem":
         """The problem of query head `h` alone."""
         q, k, v, q_pos, k_pos = (

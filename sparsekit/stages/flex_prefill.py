@@ -64,69 +64,75 @@ class FlexPrefill:
         least = -(-(self.min_budget or 1) // m)
         if self.gamma == 1 or p.q.shape[2] == 1 or p.k.shape[2] <= m * max(2, least):
             return Plan()
-        I = -(-p.q.shape[2] // m)
-        n_q, n_k = (to_heads((pos != PAD).sum(-1), H)[..., None] for pos in (p.q_pos, p.k_pos))  # [B, H, 1]
-        scores = torch.stack(dispatch.run("window_scores", p.q.device.type, p, m, True))  # [2, B, H, K]
+        (B, _, Q, _), device = p.q.shape, p.q.device
+        I = -(-Q // m)
+        n_q, n_k = (to_heads(n, H) if n.ndim else n for n in p.lengths())  # [B, H, 1]
+        scores = torch.stack(dispatch.run("window_scores", device.type, p, m, True))  # [2, B, H, K]
         pooled = _pooled(scores, m)  # [2, B, H, J]: vertical, slash
         blocks = -(-n_k // m)  # [B, H, 1], key blocks with real tokens
         most = blocks if self.max_budget is None else blocks.clamp(max=-(-self.max_budget // m))
 
         # absolute key blocks a query block touches: one if the chunk is aligned, else two
-        start = torch.arange(I, device=p.q.device) * m
-        first = (n_k - n_q + start).div(m, rounding_mode="floor")  # [B, H, I]
-        last = (n_k - n_q + torch.minimum(start + m, n_q) - 1).div(m, rounding_mode="floor")
-        last = last.masked_fill(start >= n_q, -1)
+        start = torch.arange(0, Q, m, device=device)
+        first = (start + (n_k - n_q)).div(m, rounding_mode="floor")  # [B, H, I]
+        last = ((start + m).minimum(n_q) + (n_k - n_q - 1)).div(m, rounding_mode="floor")
+        last = torch.where(start < n_q, last, -1)
+        first, last = (x.int().expand(B, H, I) for x in (first, last))
 
-        aware, extra = torch.zeros_like(blocks, dtype=torch.bool), None
+        take, extra = self._reaching(scores, n_k).clamp(min=least), None  # [2, B, H, 1]
         if self.tau:
-            means = to_heads(dispatch.run("block_means", p.k.device.type, p.k, p.k_pos, m), H)  # [B, H, J, D]
+            means = to_heads(dispatch.run("block_means", device.type, p.k, p.k_pos, m), H)  # [B, H, J, D]
             aware = self._query_aware(p, means, pooled[0], blocks)  # [B, H, 1]
             extra = self._block_map(p, means, aware, last)
-        take = torch.where(aware, least, self._reaching(scores, n_k).clamp(min=least)).minimum(most)  # [2, B, H, 1]
-        verticals, slashes = _best(pooled, take)
-        verticals = verticals | (n_k <= m * max(2, least)) | (n_q == 1)  # short rows are dense
+            take = torch.where(aware, least, take)
+        verticals, slashes = _best(pooled, take.minimum(most))
+        if not p.full:
+            verticals = verticals | (n_k <= m * max(2, least)) | (n_q == 1)  # short rows are dense
         pattern = (verticals, slashes, first, last, extra, (m, m))
-        return Plan(blocks=dispatch.run("vertical_slash_blocks", p.q.device.type, *pattern))
+        return Plan(blocks=dispatch.run("vertical_slash_blocks", device.type, *pattern))
 
     def _reaching(self, scores: Tensor, n_k: Tensor) -> Tensor:
         """[..., K] -> [..., 1]: how many blocks hold as many entries as reach gamma."""
-        within = _coverage(scores, scores.new_full(scores.shape[:-1], self.gamma))
-        entries = within.sum(-1, keepdim=True).minimum(n_k) + 1
-        return entries // self.block_size + 1
+        mass = scores.new_full(scores.shape[:-1], self.gamma)
+        within = dispatch.run("coverage_count", scores.device.type, scores, mass, True)
+        return (within[..., None].minimum(n_k) + 1) // self.block_size + 1
 
     def _query_aware(self, p: Problem, means: Tensor, vertical: Tensor, blocks: Tensor) -> Tensor:
         """[B, H, 1]: whether the pooled estimate tells where the probe looks."""
-        row = (p.q_pos != PAD).sum(-1, keepdim=True) - self.block_size  # [B, h, 1]
-        row = row + torch.arange(self.block_size, device=p.q.device)
-        pos = p.q_pos.gather(-1, row.clamp(min=0)).masked_fill(row < 0, PAD)
-        at = to_heads(row, p.q.shape[1]).clamp(min=0)[..., None].expand(-1, -1, -1, p.q.shape[3])
-        q = dispatch.run("block_means", p.q.device.type, p.q.gather(2, at), pos, self.block_size)  # [B, H, 1, D]
-        scores = (q @ means.mT).squeeze(2) * p.scale
-        outside = torch.arange(scores.shape[-1], device=scores.device) >= blocks
-        estimate = scores.masked_fill(outside, float("-inf")).softmax(-1)
-        return (_jensen_shannon(estimate, vertical.to(estimate.dtype)) < self.tau)[..., None]
+        if p.full:
+            q, pos = p.q[:, :, -self.block_size :], p.q_pos[..., -self.block_size :]
+        else:
+            row = p.lengths()[0] - self.block_size + torch.arange(self.block_size, device=p.q.device)  # [B, h, m]
+            pos = p.q_pos.gather(-1, row.clamp(min=0)).masked_fill(row < 0, PAD)
+            at = to_heads(row, p.q.shape[1]).clamp(min=0)[..., None].expand(-1, -1, -1, p.q.shape[3])
+            q = p.q.gather(2, at)
+        probe = dispatch.run("block_means", p.q.device.type, q, pos, self.block_size)  # [B, H, 1, D]
+        scores = (probe @ means.mT).squeeze(2) * p.scale
+        if not p.full:
+            outside = torch.arange(scores.shape[-1], device=scores.device) >= blocks
+            scores = scores.masked_fill(outside, float("-inf"))
+        return (_jensen_shannon(scores.softmax(-1), vertical.to(scores.dtype)) < self.tau)[..., None]
 
     def _block_map(self, p: Problem, means: Tensor, aware: Tensor, last: Tensor) -> Tensor | None:
         """[B, H, I, J]: the best blocks that hold gamma of the map of block means, in the query-aware heads."""
-        heads = aware.squeeze(-1).nonzero(as_tuple=True)  # N of them, one wait of the host: often there are none
-        if not len(heads[0]):
+        heads = aware.flatten().nonzero().squeeze(-1)  # N of them, one wait of the host: often there are none
+        if not len(heads):
             return None
-        q = dispatch.run("block_means", p.q.device.type, p.q, p.q_pos, self.block_size)
-        last = last[heads]  # [N, I]
+        of = lambda x: x.flatten(0, 1).index_select(0, heads)  # noqa: E731  # [B, H, ...] -> [N, ...]
+        pos = of(to_heads(p.q_pos, p.q.shape[1]))[:, None]
+        q = dispatch.run("block_means", p.q.device.type, of(p.q)[:, None], pos, self.block_size)[:, 0]
+        last = of(last)  # [N, I]
         hidden = torch.arange(means.shape[2], device=means.device) > last[..., None]
-        weights = (q[heads] @ means[heads].mT * p.scale).masked_fill(hidden, float("-inf")).softmax(-1).nan_to_num(0.0)
+        weights = (q @ of(means).mT * p.scale).masked_fill(hidden, float("-inf")).softmax(-1).nan_to_num(0.0)
         mass = self.gamma * (last >= 0).sum(-1).to(weights.dtype)
-        mask = torch.zeros(*aware.shape[:2], *weights.shape[1:], dtype=torch.bool, device=means.device)
-        return mask.index_put(heads, _coverage(weights.flatten(1), mass).view_as(weights))
-
-
-def _coverage(scores: Tensor, mass: Tensor) -> Tensor:
-    """The largest entries of each row that stay within a mass, as a mask."""
-    return dispatch.run("coverage_mask", scores.device.type, scores, mass, True)
+        chosen = dispatch.run("coverage_mask", weights.device.type, weights.flatten(1), mass, True).view_as(weights)
+        mask = torch.zeros(aware.numel(), *weights.shape[1:], dtype=torch.bool, device=means.device)
+        return mask.index_copy(0, heads, chosen).unflatten(0, aware.shape[:2])
 
 
 def _pooled(x: Tensor, size: int) -> Tensor:
-    return pad(x, (0, -x.shape[-1] % size)).unflatten(-1, (-1, size)).sum(-1)
+    spare = -x.shape[-1] % size
+    return (pad(x, (0, spare)) if spare else x).unflatten(-1, (-1, size)).sum(-1)
 
 
 def _best(pooled: Tensor, n: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch.nn.functional import avg_pool1d
 from .. import dispatch
 from ..parameters import check_choice, check_count, check_ratio
 from ..plan import Plan, Tokens
-from ..problem import PAD, Problem, to_heads
+from ..problem import Problem, to_heads
 
 
 @dataclass(frozen=True)
@@ -51,55 +51,62 @@ class TokenCoverage:
         p.require_queries_last("TokenCoverage")
         if self.tau == 0 or K <= self.min_tokens + min(self.window, Q):
             return Plan()
-        n_k = (p.k_pos != PAD).sum(-1, keepdim=True)  # [B, h, 1], real keys
-        n_q = (p.q_pos != PAD).sum(-1, keepdim=True)
-        w = n_q.clamp(max=self.window)
-        slot = torch.arange(K, device=p.q.device)
-        prefix = slot < n_k - w  # [B, h, K], what is scored
-        chunk = (slot >= n_k - n_q) & (slot < n_k)  # the keys that are queries too
+        n_q, n_k = p.lengths()
+        earlier, scored = n_k - n_q, n_k - n_q.clamp(max=self.window)
+        slot = torch.arange(K, device=p.q.device).expand(B, 1, K)
+        prefix = slot < scored  # [B, h, K]
+        chunk = slot < n_k if Q == K else (slot >= earlier) & (slot < n_k)  # the keys that are queries too
 
         scores, _ = dispatch.run("window_scores", p.q.device.type, p, self.window)
-        scores = scores.masked_fill(~prefix, 0.0)
-        scores = avg_pool1d(scores, self.pool, 1, self.pool // 2).masked_fill(~prefix, 0.0)
-        early, late = self._budget(scores, prefix, chunk, Q < K)  # [B, 1], how many to drop of each part
+        scores = avg_pool1d(torch.where(prefix, scores, 0.0), self.pool, 1, self.pool // 2)
+        scores = torch.where(prefix, scores, 0.0)
+        early, late = self._budget(scores, prefix, chunk, scored, Q < K)  # [B, 1, 1], how many to drop of each part
         heads = {"head": p.q.shape[1], "group": G, "layer": 1}[self.per]
         # a choice shared by several heads is one on their mean; it can't be finer than the positions' own heads
         heads = max(heads, prefix.shape[1])
-        scores = scores.unflatten(1, (heads, -1)).mean(2)
+        if heads < scores.shape[1]:
+            scores = scores.unflatten(1, (heads, -1)).mean(2)
 
-        voted = scores.masked_fill(~prefix, float("inf"))  # the window is always kept
-        queries = _best(voted, chunk, late, heads)
+        voted = torch.where(prefix, scores, float("inf"))  # the window is always kept
+        queries = _best(voted, chunk, n_q - late)
         keys = queries
         if Q < K:
-            before = _best(voted, (slot < n_k - n_q).expand(B, -1, K), early, heads)
+            before = _best(voted, slot < earlier, earlier - early)
             idx = torch.cat([before.idx, queries.idx], -1).sort(-1).values
             keys = Tokens(idx, K, before.full and queries.full)
-            offset = (n_k - n_q).expand(-1, -1, queries.idx.shape[-1])
-            idx = torch.where(queries.idx < K, queries.idx - to_heads(offset, heads), Q).int()
+            idx = torch.where(queries.idx < K, queries.idx - _to(earlier, heads), Q).int()
             queries = Tokens(idx, Q, queries.full)
         return Plan(queries, keys)
 
-    def _budget(self, scores: Tensor, prefix: Tensor, chunk: Tensor, earlier: bool) -> tuple[Tensor, Tensor]:
-        """How many tokens each sequence drops: [B, 1] of the earlier keys, [B, 1] of the chunk's own."""
-        most = (prefix.sum(-1).amin(1) - self.min_tokens).clamp(min=0)  # [B]
+    def _budget(
+        self, scores: Tensor, prefix: Tensor, chunk: Tensor, scored: Tensor, earlier: bool
+    ) -> tuple[Tensor, Tensor]:
+        """How many tokens each sequence drops: [B, 1, 1] of the earlier keys, [B, 1, 1] of the chunk's own."""
+        most = (scored - self.min_tokens).clamp(min=0)
+        if most.ndim:
+            most = most.squeeze(-1).amin(1)  # [B]
         layer = scores.mean(1)
         mass = layer / (layer.sum(-1, keepdim=True) + 1e-8)
-        mass = mass.masked_fill(~prefix.all(1), float("inf"))
+        mass = torch.where(prefix.all(1), mass, float("inf"))
         tau = mass.new_full(mass.shape[:1], self.tau)
-        under = dispatch.run("coverage_mask", mass.device.type, mass, tau, False).sum(-1)  # [B]
+        under = dispatch.run("coverage_count", mass.device.type, mass, tau, False)  # [B]
         drop = torch.where(under > 0, under + 1, 0).minimum(most)
-        if not earlier:
-            return torch.zeros_like(drop)[:, None], drop[:, None]
-        dropped = dispatch.run("topk_mask", mass.device.type, -mass, drop)
-        late = (dropped & chunk.all(1)).sum(-1)
-        return (drop - late)[:, None], late[:, None]
+        late = drop
+        if earlier:
+            dropped = dispatch.run("topk_mask", mass.device.type, -mass, drop)
+            late = (dropped & chunk.all(1)).sum(-1)
+        return (drop - late)[:, None, None], late[:, None, None]
 
 
-def _best(voted: Tensor, part: Tensor, drop: Tensor, heads: int) -> Tokens:
-    """All but the `drop` lowest of a part of the tokens, per head."""
-    keep = to_heads(part.sum(-1) - drop, heads).clamp(min=0)
-    part = to_heads(part, heads).expand_as(voted)
-    return dispatch.run("select_tokens", voted.device.type, voted.masked_fill(~part, float("-inf")), keep)
+def _best(voted: Tensor, part: Tensor, keep: Tensor) -> Tokens:
+    """The `keep` [B, h, 1] best of a part of the tokens, per head."""
+    scores = torch.where(part, voted, float("-inf"))
+    return dispatch.run("select_tokens", voted.device.type, scores, _to(keep, voted.shape[1]).squeeze(-1).clamp(min=0))
+
+
+def _to(x: Tensor, heads: int) -> Tensor:
+    """To so many heads, unless it is a number."""
+    return to_heads(x, heads) if x.ndim else x
 
 
 EXAMPLES = (

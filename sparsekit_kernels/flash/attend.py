@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sparsekit import dispatch
 from sparsekit.plan import Blocks, Plan
 from sparsekit.problem import PAD, Output, Problem, to_heads
 
@@ -142,9 +143,10 @@ def arguments(problem: Problem, blocks: Blocks | None, major: int) -> dict[str, 
     given = dict(q=q, k=k, v=v, softmax_scale=p.scale, causal=p.causal)
     given |= {name: n.flatten() for name, n in (("seqused_q", n_q), ("seqused_k", n_k)) if n is not None}
     if blocks:
-        whole, part = blocks.seen(p.reach())  # [B, g, I]; it cuts off the end of the keys in the last block only
+        # [B, g, I]; the kernel cuts off the end of the keys in the last block only
+        whole, part = dispatch.run("seen_blocks", p.q.device.type, blocks, p.reach())
         heads = c if whole.shape[1] <= c else p.q.shape[1]  # one list for all heads of a sequence, or one for each
-        lists = (whole + part).int(), blocks.indices.split(blocks.n, -1)[0]  # joined lists may be wider, all padding
+        lists = whole + part, blocks.indices.split(blocks.n, -1)[0]  # joined lists may be wider, all padding
         counts, indices = (_folded(to_heads(x, heads), c) for x in lists)
         given["block_sparse_tensors"] = dict(
             mask_block_cnt=counts,

@@ -16,9 +16,10 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sparsekit.plan import Plan
-from sparsekit.problem import Output, Problem, to_heads
+from sparsekit.problem import Output, Problem
 
 from . import positive_scale, target, tile, why_not_here
+from .seen_blocks import seen_blocks
 
 DESCRIBED = ("sm_90", "sm_100")  # targets with a copy engine that reads tiles through tensor descriptors
 LN2 = tl.constexpr(math.log(2))
@@ -48,22 +49,19 @@ def attend(problem: Problem, plan: Plan) -> Output:
     # of the kept tokens only the positions are gathered
     short = plan.compress(replace(p, q=q[..., :0], k=k[..., :0], v=v[..., :0]))
     Q, K = short.q.shape[2], short.k.shape[2]
-    seen = reach = short.reach()
+    reach = short.reach()
     wide = torch.promote_types(q.dtype, torch.float32)
     if plan.queries:
         out = Output(q.new_zeros(B, H, n_q, Dv), q.new_full((B, H, n_q), float("-inf"), dtype=wide))
     else:
         out = Output(q.new_empty(B, H, n_q, Dv), q.new_empty(B, H, n_q, dtype=wide))
     if blocks is None:
-        size, width, heads = (Q, K), 1, reach.shape[1]
-        counts, indices = reach.new_empty(0), reach.new_empty(0)
-        whole = counts
+        size, width, heads, list_heads = (Q, K), 1, 1, 1
+        whole = counts = indices = reach.new_empty(0, dtype=torch.int32)
     else:
-        size, width = blocks.size, blocks.indices.shape[-1]
-        heads = max(reach.shape[1], blocks.indices.shape[1])
-        reach, indices = to_heads(reach, heads), to_heads(blocks.indices, heads).contiguous()
-        whole, part = blocks.seen(seen)
-        counts, whole = (whole + part).int(), whole.int()
+        size, width, indices = blocks.size, blocks.indices.shape[-1], blocks.indices.contiguous()
+        whole, part = seen_blocks(blocks, reach)
+        counts, heads, list_heads = whole + part, whole.shape[1], indices.shape[1]
     nothing = reach.new_empty(0, dtype=torch.int32)
     q_idx, k_idx = (t.idx.contiguous() if t else nothing for t in (plan.queries, plan.keys))
     gpu = target(q.device)
@@ -73,9 +71,9 @@ def attend(problem: Problem, plan: Plan) -> Output:
     described = plan.keys is None and gpu in DESCRIBED and fits_descriptor(k) and fits_descriptor(v)
     keys, values = (_descriptor(x, n) for x in (k, v)) if described else (k, v)
     _attend[(-(-Q // size[0]) * per_block, B * H)](
-        q, keys, values, q_idx, k_idx, reach.to(torch.int32).contiguous(), whole, counts, indices, out.o, out.lse,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        scale / math.log(2), H, H // G, heads, q_idx.shape[1] if plan.queries else 1,
+        q, keys, values, q_idx, k_idx, reach, whole, counts, indices, out.o, out.lse,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *reach.stride(),
+        scale / math.log(2), H, H // G, reach.shape[1], heads, list_heads, q_idx.shape[1] if plan.queries else 1,
         k_idx.shape[1] if plan.keys else 1, n_q, n_k, Q, K, -(-Q // size[0]), width, size[0], size[1], per_block,
         M=m, N=n, D=D, DV=Dv, D_TILE=tile(D, 256), DV_TILE=tile(Dv, 256), PER=-(-size[1] // n) if blocks else 1,
         SPARSE=blocks is not None, EVEN=size[1] % n == 0, SOME_QUERIES=plan.queries is not None,
@@ -106,8 +104,9 @@ def _descriptor(x: Tensor, rows: int) -> TensorDescriptor:
 @triton.jit
 def _attend(
     q, k, v, q_idx, k_idx, reach, whole, counts, indices, o, lse,
-    q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l,
-    scale, H, R, heads, q_heads, k_heads, n_q, n_k, Q, K, I, width, block_q, block_k, per_block,
+    q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, reach_b, reach_h, reach_l,
+    scale, H, R, reach_heads, heads, list_heads, q_heads, k_heads, n_q, n_k, Q, K, I, width, block_q, block_k,
+    per_block,
     M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D_TILE: tl.constexpr, DV_TILE: tl.constexpr,
     PER: tl.constexpr, SPARSE: tl.constexpr, EVEN: tl.constexpr, SOME_QUERIES: tl.constexpr, SOME_KEYS: tl.constexpr,
     DESCRIBED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
@@ -118,8 +117,8 @@ def _attend(
     row = i * block_q + (tile % per_block) * M + tl.arange(0, M)
     real = (row < Q) & (row < (i + 1) * block_q)
     d, dv = tl.arange(0, D_TILE), tl.arange(0, DV_TILE)
-    chosen = b * heads + h * heads // H
-    seen = tl.load(reach + chosen * Q + row, mask=real, other=0)
+    reach += b * reach_b + h * reach_heads // H * reach_h
+    seen = tl.load(reach + row * reach_l, mask=real, other=0).to(tl.int32)
     last = tl.max(seen, 0)
     place = row  # in the original sequence
     if SOME_QUERIES:
@@ -140,9 +139,9 @@ def _attend(
     acc = tl.zeros([M, DV_TILE], WIDE)
 
     if SPARSE:
-        at = chosen * I + i
+        at = (b * heads + h * heads // H) * I + i
         n_whole, n_all = tl.load(whole + at), tl.load(counts + at)
-        lists = indices + at * width
+        lists = indices + ((b * list_heads + h * list_heads // H) * I + i) * width
         # the next block is known a step ahead, so that its address waits for no load and its copy can begin early
         block = tl.load(lists, mask=n_whole > 0, other=0)
         for t in range(0, n_whole * PER):

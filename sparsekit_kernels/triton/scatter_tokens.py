@@ -14,13 +14,13 @@ from sparsekit.fills import SlidingWindow
 from sparsekit.plan import Plan
 from sparsekit.problem import Output, Problem
 
-from . import positive_scale, tile, why_not_here
-from .attend import LN2, PRECISE, online_softmax
+from . import positive_scale, target, tile, why_not_here
+from .attend import DESCRIBED, LN2, PRECISE, online_softmax
 
 COPIED = 64  # rows of a program that only copies
-# for head dims up to 64, 128, 256: rows and keys of a tile that fills, warps, stages; few rows, since a row's window is
-# short and the tile reads those of all its rows
+# for head dims up to 64, 128, 256: rows and keys of a tile that fills, warps, stages; on any target, and where more fits
 FILLED = ((64, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2))
+LARGER = ((128, 64, 8, 2), (128, 64, 8, 2), (32, 32, 8, 2))
 
 
 def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
@@ -49,17 +49,17 @@ def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
     q, scale = positive_scale(q, p.scale)
     if isinstance(fill, SlidingWindow):
         low, high, sinks = (x.to(torch.int32).contiguous() for x in fill.spans(p))
-        m, n, warps, stages = fill_tiles(max(D, Dv), p.q.dtype)
+        m, n, warps, stages = fill_tiles(max(D, Dv), p.q.dtype, target(p.q.device))
         m, heads = tile(Q, m), low.shape[1]
     else:
         low = high = sinks = nothing
         m, n, warps, stages, heads = COPIED, 16, 4, 2, 1
     given = out if short is None else short
-    o, lse = given.o.contiguous(), given.lse.contiguous()
+    o, lse = given.o if given.o.stride(3) == 1 else given.o.contiguous(), given.lse
     _scatter[(triton.cdiv(Q, m), B * H)](
         q, k, v, ranks, low, high, sinks, o, lse, out.o, out.lse,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        scale / math.log(2), H, H // G, ranks.shape[1], heads, Q, K, o.shape[2],
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3], *lse.stride(),
+        scale / math.log(2), H, H // G, ranks.shape[1], heads, Q, K,
         M=m, N=n, D=D, DV=Dv, D_TILE=tile(D, 1024), DV_TILE=tile(Dv, 1024),
         SOME=t is not None, SHORT=short is not None, FILL=isinstance(fill, SlidingWindow),
         WIDE=tl.float64 if wide == torch.float64 else tl.float32, PRECISION="ieee" if wide == q.dtype else "tf32",
@@ -68,16 +68,16 @@ def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
     return out
 
 
-def fill_tiles(head_dim: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    rows = PRECISE if dtype.itemsize > 2 else FILLED
+def fill_tiles(head_dim: int, dtype: torch.dtype, target: str) -> tuple[int, int, int, int]:
+    rows = PRECISE if dtype.itemsize > 2 else LARGER if target in DESCRIBED else FILLED
     return rows[0] if head_dim <= 64 else rows[1] if head_dim <= 128 else rows[2]
 
 
 @triton.jit
 def _scatter(
     q, k, v, ranks, lows, highs, sinks, short_o, short_lse, o, lse,
-    q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l,
-    scale, H, R, choices, heads, Q, K, S,
+    q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, o_b, o_h, o_l, lse_b, lse_h, lse_l,
+    scale, H, R, choices, heads, Q, K,
     M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D_TILE: tl.constexpr, DV_TILE: tl.constexpr,
     SOME: tl.constexpr, SHORT: tl.constexpr, FILL: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -93,10 +93,10 @@ def _scatter(
     values = tl.zeros([M, DV_TILE], WIDE)
     logs = tl.full([M], -float("inf"), WIDE)
     if SHORT:
-        line = (b * H + h) * S + rank
-        copied = real & kept
-        values = tl.load(short_o + line[:, None] * DV + dv, mask=copied[:, None] & wide, other=0.0).to(WIDE)
-        logs = tl.load(short_lse + line, mask=copied, other=-float("inf")).to(WIDE)
+        copied, at, head = real & kept, rank.to(tl.int64), h.to(tl.int64)
+        rows = short_o + b * o_b + head * o_h + at[:, None] * o_l + dv
+        values = tl.load(rows, mask=copied[:, None] & wide, other=0.0).to(WIDE)
+        logs = tl.load(short_lse + b * lse_b + head * lse_h + at * lse_l, mask=copied, other=-float("inf")).to(WIDE)
 
     if FILL:
         dropped = real & ~kept

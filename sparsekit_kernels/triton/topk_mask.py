@@ -1,8 +1,9 @@
 """The largest entries of each row: a search for the smallest of them on the order-preserving bits, not a sort.
 
 A program owns a row. A pass reads it once and counts the entries at or above three thresholds, which settles two bits
-of the one looked for; it ends early once one entry is left between the bounds. `search` also sums the entries, for
-coverage_mask. A row of 128K float32 is 512 KiB: it stays in L2, and at most 16 passes read it.
+of the one looked for; it ends early once one entry is left between the bounds. Two steps of a pass go together, so
+that the loads overlap. `search` also sums the entries, for coverage_mask. A row of 128K float32 is 512 KiB: it stays
+in L2, and at most 16 passes read it.
 """
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from sparsekit.ops.topk_mask import Keep, Mask, Scores
 
 from . import why_not_here
+
+STEP = 4096  # entries, at most: a row waits for the entries of each step, so few and large ones
 
 
 def why_not(scores: Tensor, keep: Tensor) -> str | None:
@@ -29,9 +32,9 @@ def topk_mask(scores: Scores, keep: Keep) -> Mask:
 
 def sizes(rows: Tensor) -> dict:
     """How a program walks a row [rows, n]: entries a step, their type, warps."""
-    step = min(max(triton.next_power_of_2(rows.shape[1]), 128), 2048)
+    step = min(max(triton.next_power_of_2(rows.shape[1]), 128), STEP)
     wide = tl.float64 if rows.dtype == torch.float64 else tl.float32
-    return dict(N=step, WIDE=wide, num_warps=step // 128)
+    return dict(N=step, WIDE=wide, num_warps=max(step // 256, 1))
 
 
 @triton.jit
@@ -84,15 +87,16 @@ def search(scores, stride, n, target, MASS: tl.constexpr, SMALLEST: tl.constexpr
         step = tl.full([], 1, KEY) << shift
         n1, n2, n3 = tl.zeros([N], tl.int32), tl.zeros([N], tl.int32), tl.zeros([N], tl.int32)
         m1, m2, m3 = tl.zeros([N], WIDE), tl.zeros([N], WIDE), tl.zeros([N], WIDE)
-        for start in tl.range(0, n, N, num_stages=4):
+        for start in range(0, n, 2 * N):
             key, x = keys(scores, stride, start + tl.arange(0, N), n, MASS, SMALLEST, WIDE)
-            n1 += (key >= low + step).to(tl.int32)
-            n2 += (key >= low + 2 * step).to(tl.int32)
-            n3 += (key >= low + 3 * step).to(tl.int32)
+            other, y = keys(scores, stride, start + N + tl.arange(0, N), n, MASS, SMALLEST, WIDE)
+            n1 += (key >= low + step).to(tl.int32) + (other >= low + step).to(tl.int32)
+            n2 += (key >= low + 2 * step).to(tl.int32) + (other >= low + 2 * step).to(tl.int32)
+            n3 += (key >= low + 3 * step).to(tl.int32) + (other >= low + 3 * step).to(tl.int32)
             if MASS:
-                m1 += tl.where(key >= low + step, x, 0.0)
-                m2 += tl.where(key >= low + 2 * step, x, 0.0)
-                m3 += tl.where(key >= low + 3 * step, x, 0.0)
+                m1 += tl.where(key >= low + step, x, 0.0) + tl.where(other >= low + step, y, 0.0)
+                m2 += tl.where(key >= low + 2 * step, x, 0.0) + tl.where(other >= low + 2 * step, y, 0.0)
+                m3 += tl.where(key >= low + 3 * step, x, 0.0) + tl.where(other >= low + 3 * step, y, 0.0)
         c1, c2, c3 = tl.sum(n1, 0), tl.sum(n2, 0), tl.sum(n3, 0)
         s1, s2, s3 = tl.sum(m1, 0), tl.sum(m2, 0), tl.sum(m3, 0)
         r1, r2, r3 = (

@@ -1,8 +1,7 @@
 """Block lists of a vertical-slash pattern, without the [B, H, I, J] grid: a program a list, which walks the key blocks.
 
-Twice, once to count and once to write: in between the host learns the longest list, a wait that exact lists take
-anyhow; a bound known before (verticals and slashes of a head) would be as long a wait, and longer lists. The walk
-reads 3 bytes a block pair, all from L2.
+Twice, once to count and once to write. Lists that are small anyhow are as wide as the grid; for larger ones the host
+waits for the length of the longest. The walk reads 3 bytes a block pair, all from L2.
 """
 
 import triton
@@ -13,6 +12,8 @@ from sparsekit.ops.vertical_slash_blocks import OfKeys, OfPairs, OfQueries
 from sparsekit.plan import Blocks
 
 from . import why_not_here
+
+SMALL = 2**26  # entries of all lists together, 256 MiB: up to here the host need not wait
 
 
 def why_not(
@@ -36,7 +37,7 @@ def vertical_slash_blocks(
     constants = dict(EXTRA=extra is not None, N=min(max(triton.next_power_of_2(J), 32), 1024))
     counts = first.new_empty(B, H, I)
     _count[(I, B * H)](*pattern, counts, J, **constants)
-    width = max(int(counts.max()), 1)  # the one host synchronisation of a choice
+    width = J if B * H * I * J <= SMALL else max(int(counts.max()), 1)  # the one host synchronisation of a choice
     indices = first.new_empty(B, H, I, width)
     _write[(I, B * H)](*pattern, indices, J, width, **constants)
     return Blocks(counts, indices, size, J)

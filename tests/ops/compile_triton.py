@@ -93,7 +93,9 @@ def gather_kernels(name):
 def scatter_kernels(name):
     pointers = dict.fromkeys("ranks lows highs sinks".split(), "*i32") | {"short_lse": "*fp32", "lse": "*fp32"}
     for D, fill in product((64, 128, 256), (False, True)):
-        M, N, warps, stages = scatter_tokens.fill_tiles(D, torch.bfloat16) if fill else (scatter_tokens.COPIED, 16, 4, 2)
+        M, N, warps, stages = (
+            scatter_tokens.fill_tiles(D, torch.bfloat16, name) if fill else (scatter_tokens.COPIED, 16, 4, 2)
+        )
         constants = dict(
             M=M, N=N, D=D, DV=D, D_TILE=D, DV_TILE=D, SOME=True, SHORT=True, FILL=fill, WIDE=tl.float32,
             PRECISION="tf32",

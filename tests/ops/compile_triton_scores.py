@@ -10,7 +10,15 @@ import triton.language as tl
 from compile_triton import compile_kernel, line, tensors
 
 from sparsekit.problem import PAD
-from sparsekit_kernels.triton import block_means, coverage_mask, select_tokens, topk_mask, vertical_slash_blocks
+from sparsekit_kernels.triton import (
+    block_means,
+    coverage_count,
+    coverage_mask,
+    seen_blocks,
+    select_tokens,
+    topk_mask,
+    vertical_slash_blocks,
+)
 from sparsekit_kernels.triton import window_scores as ws
 
 
@@ -37,10 +45,10 @@ def window_kernels(name):
 
 
 def row_kernels(name):
-    for n in (128, 2048):
+    for n in (128, topk_mask.STEP):
         constants = dict(N=n, WIDE=tl.float32, stride=1)
         pointers = tensors("fp32", "scores", keep="i32")
-        warps = n // 128
+        warps = max(n // 256, 1)  # as `sizes` has it
         kernel = compile_kernel(topk_mask._topk_mask, name, pointers | {"mask": "*i1"}, constants, warps)
         yield f"topk_mask n={n}", kernel
         kernel = compile_kernel(select_tokens._select_tokens, name, pointers | {"idx": "*i32"}, constants, warps)
@@ -50,6 +58,9 @@ def row_kernels(name):
             more = dict(SMALLEST=smallest)
             kernel = compile_kernel(coverage_mask._coverage_mask, name, pointers, constants | more, warps)
             yield f"coverage_mask n={n} smallest={smallest}", kernel
+            pointers = tensors("fp32", "scores limit", counts="i64")
+            kernel = compile_kernel(coverage_count._coverage_count, name, pointers, constants | more, warps)
+            yield f"coverage_count n={n} smallest={smallest}", kernel
 
 
 def block_kernels(name):
@@ -63,6 +74,8 @@ def block_kernels(name):
         count, write = vertical_slash_blocks._count, vertical_slash_blocks._write
         yield f"count extra={extra}", compile_kernel(count, name, pattern | {"counts": "*i32"}, constants)
         yield f"write extra={extra}", compile_kernel(write, name, pattern | {"indices": "*i32"}, constants)
+    pointers = tensors("i32", "reach counts indices whole part")
+    yield "seen_blocks", compile_kernel(seen_blocks._seen_blocks, name, pointers, dict(M=128, N=1024))
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def test_a_pipeline_of_known_sizes_is_captured_in_a_graph(backend, spec):
 ])  # fmt: skip
 def test_how_often_the_host_waits(spec):
     """Once for each choice whose size the data decide; never for the rest."""
-    pipeline = Pipeline([*Pipeline.from_spec(spec).named_form(), sk.Attend("triton")])
+    pipeline = Pipeline.from_spec(spec)
     x = [torch.randn(1, h, 4096, 128, device="cuda", dtype=torch.bfloat16) for h in (8, 2, 2)]
     pipeline(*x)
     chosen = sum(spec.count(name) for name in ("token_coverage", "flex_prefill"))

@@ -13,7 +13,7 @@ import torch
 from closeness import no_worse
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import SEEDS, named, problems, randn, tokens
+from strategies import SEEDS, blocks, named, problems, randn, tokens
 from test_triton import not_interpreted, poisoned
 
 import sparsekit as sk
@@ -170,14 +170,17 @@ def test_the_entries_within_a_mass_are_the_definition(data, largest):
     part = data.draw(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0, 2.0]))
     mass = (total * part).round() + (0.0 if torch.equal(x, x.round()) else 0.001)
     assert torch.equal(fast("coverage_mask", x, mass, largest), plain("coverage_mask", x, mass, largest))
+    assert torch.equal(fast("coverage_count", x, mass, largest), plain("coverage_count", x, mass, largest))
 
 
 @pytest.mark.parametrize("layout", ["rows", "columns", "one row for all"])
 def test_long_rows_in_any_layout(layout):
-    """More entries than a program reads in one step, and ties on both sides of the step."""
-    x = randn(0, 2, 2300, dtype=torch.float32).mul(4).round().abs().to(WHERE)
+    """More entries than a program reads at once, and ties on both sides."""
+    from sparsekit_kernels.triton.topk_mask import STEP
+
+    x = randn(0, 2, 2 * STEP + 300, dtype=torch.float32).mul(4).round().abs().to(WHERE)
     x = {"rows": x, "columns": x.T.contiguous().T, "one row for all": x[:1].expand(2, -1)}[layout]
-    keep = torch.tensor([2200, 1900], device=WHERE)
+    keep = torch.tensor([2 * STEP, STEP - 100], device=WHERE)
     assert torch.equal(fast("topk_mask", x, keep), plain("topk_mask", x, keep))
     mine, theirs = (run("select_tokens", x[:, None], keep[:, None]) for run in (fast, plain))
     assert torch.equal(mine.idx, theirs.idx)
@@ -185,9 +188,10 @@ def test_long_rows_in_any_layout(layout):
         mass = x.sum(-1) * 0.75 // 1
         mine, theirs = (run("coverage_mask", x, mass, largest) for run in (fast, plain))
         assert torch.equal(mine, theirs) and 0 < mine.sum() < mine.numel()
+        assert torch.equal(fast("coverage_count", x, mass, largest), mine.sum(-1))
 
 
-# --- block_means, vertical_slash_blocks ---------------------------------------------------------------------------
+# --- block_means, vertical_slash_blocks, seen_blocks --------------------------------------------------------------
 
 
 @interpreted
@@ -228,8 +232,10 @@ def test_vertical_slash_blocks_are_the_definition(data, m):
     extra = draw(len(start), J) if data.draw(st.booleans()) else None
     pattern = (draw(J), draw(J), first, last, extra, (m, m))
     mine, theirs = (run("vertical_slash_blocks", *pattern) for run in (fast, plain))
-    assert torch.equal(mine.indices, theirs.indices) and torch.equal(mine.counts, theirs.counts)
+    assert torch.equal(mine.mask(), theirs.mask()) and torch.equal(mine.counts, theirs.counts)
     assert (mine.size, mine.n) == (theirs.size, theirs.n)
+    with mock.patch("sparsekit_kernels.triton.vertical_slash_blocks.SMALL", 0):  # the lists as short as can be
+        assert torch.equal(fast("vertical_slash_blocks", *pattern).indices, theirs.indices)
 
 
 @pytest.mark.parametrize("n_k,n_q,m", [(16, 7, 4), (11, 4, 3)])
@@ -241,7 +247,18 @@ def test_a_chunk_within_a_block_takes_the_slashes_of_both_its_key_blocks(n_k, n_
     slashes[0, 0, 0] = slashes[0, 1, 2] = True
     pattern = (torch.zeros_like(slashes), slashes, first, last, None, (m, m))
     mine, theirs = (run("vertical_slash_blocks", *pattern) for run in (fast, plain))
-    assert torch.equal(mine.counts, theirs.counts) and torch.equal(mine.indices, theirs.indices)
+    assert torch.equal(mine.counts, theirs.counts) and torch.equal(mine.mask(), theirs.mask())
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_what_is_seen_of_lists_is_the_definition(data):
+    p = data.draw(problems())
+    p = Plan(data.draw(tokens(p, "q")), data.draw(tokens(p, "k"))).compress(p)
+    lists = data.draw(blocks(p))
+    where = sk.Blocks(lists.counts.to(WHERE), lists.indices.to(WHERE), lists.size, lists.n)
+    for mine, theirs in zip(*(run("seen_blocks", where, p.reach().to(WHERE)) for run in (fast, plain)), strict=True):
+        assert torch.equal(mine, theirs) and mine.dtype == torch.int32
 
 
 # --- the stages that use them -------------------------------------------------------------------------------------
@@ -274,3 +291,4 @@ def test_it_compiles_without_spills(target):
     ran = subprocess.run([sys.executable, script, target], capture_output=True, text=True, env=not_interpreted())
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.count("spills 0 ") == ran.stdout.count("fits") == len(ran.stdout.splitlines()) >= 40, ran.stdout
+

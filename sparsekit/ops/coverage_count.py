@@ -1,0 +1,18 @@
+"""How many entries of each row stay within a given mass: the sum of coverage_mask, where the mask itself is not wanted."""
+
+from jaxtyping import Int
+from torch import Tensor
+
+from . import coverage_mask as definition
+from .coverage_mask import Mass, Scores
+
+Counts = Int[Tensor, "*r"]
+
+
+def why_not(scores: Tensor, mass: Tensor, largest: bool) -> str | None:
+    return None
+
+
+def coverage_count(scores: Scores, mass: Mass, largest: bool) -> Counts:
+    """How many of the largest entries have a running sum of at most `mass`, or of the smallest one below it."""
+    return definition.coverage_mask(scores, mass, largest).sum(-1)

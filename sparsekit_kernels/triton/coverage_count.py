@@ -1,0 +1,35 @@
+"""How many entries lie within a mass: the search of coverage_mask, without the pass that marks them."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparsekit.ops.coverage_count import Counts, Mass, Scores
+
+from . import why_not_here
+from .coverage_mask import limits, within_mass
+from .topk_mask import sizes
+
+
+def why_not(scores: Tensor, mass: Tensor, largest: bool) -> str | None:
+    return why_not_here(scores)
+
+
+def coverage_count(scores: Scores, mass: Mass, largest: bool) -> Counts:
+    rows = scores.reshape(-1, scores.shape[-1])
+    counts = torch.empty(scores.shape[:-1], dtype=torch.int64, device=scores.device)
+    _coverage_count[(len(rows),)](
+        rows, limits(scores, mass), counts, *rows.stride(), rows.shape[1], SMALLEST=not largest, **sizes(rows)
+    )
+    return counts
+
+
+@triton.jit
+def _coverage_count(
+    scores, limit, counts, row_stride, stride, n, SMALLEST: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    target = tl.load(limit + row)
+    low, high, above, within, spare = within_mass(scores + row * row_stride, stride, n, target, SMALLEST, N, WIDE)
+    tl.store(counts + row, above + tl.minimum(spare, within))
