@@ -1,4 +1,4 @@
-"""How many entries of each row stay within a given mass: the sum of coverage_mask, where the mask itself is not wanted."""
+"""How many entries of each row stay within a given mass: the sum of coverage_mask, where the mask is not wanted."""
 
 from jaxtyping import Int
 from torch import Tensor

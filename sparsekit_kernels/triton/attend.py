@@ -23,8 +23,8 @@ from .seen_blocks import seen_blocks
 
 DESCRIBED = ("sm_90", "sm_100")  # targets with a copy engine that reads tiles through tensor descriptors
 LN2 = tl.constexpr(math.log(2))
-# per target, for head dims up to 64, 128, 256: query rows and keys of a tile, warps, stages; in 16 bits compiled without
-# spills, and within the shared memory that every GPU of the family has
+# per target, for head dims up to 64, 128, 256: query rows and keys of a tile, warps, stages; with 16 bits compiled
+# without spills, and within the shared memory that every GPU of the family has
 TILES = {
     "sm_80": ((128, 64, 8, 3), (64, 64, 8, 2), (32, 32, 8, 2)),
     "sm_90": ((128, 128, 8, 3), (128, 64, 8, 3), (64, 32, 8, 2)),

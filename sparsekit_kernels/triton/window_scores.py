@@ -3,9 +3,9 @@
 A program owns a tile of keys and answers every row of every query head of their group, so K is read once a pass. The
 first pass leaves, per tile, each row's largest score and sum of exponentials; a small kernel joins the tiles; the
 second pass sums probabilities down the columns. No sum is shared between programs: no atomics, the same bits each run.
-Distances: key minus row is constant along a diagonal. In a strip of LANES rows each key's probabilities turn by the
-key's place, and what was a diagonal is a column: a warp shuffle a probability. The strips' sums go through memory,
-2 W / LANES numbers a key, where the probabilities themselves would be W numbers.
+Distances: key minus row is constant along a diagonal. Every FOLD-th row meets keys that are moved on by as much as
+the row is, FOLD times, so what was a diagonal of FOLD rows is one place of FOLD products, and they add up in registers:
+no element changes its thread. Folded rows go through memory, W / FOLD numbers a key, for the last kernel to sum.
 """
 
 import math
@@ -17,16 +17,32 @@ import triton.language as tl
 from sparsekit.ops.window_scores import PerKey
 from sparsekit.problem import PAD, Problem, to_heads
 
-from . import target, tile, why_not_here
+from . import positive_scale, target, tile, why_not_here
 
-LANES = 32  # rows of a strip: what one warp shuffle reaches
+FOLD = 4  # more halve the folded rows and double the reads of K, which the caches answer
 
-# per target, for head dims up to 128, 256: rows and keys of a tile, warps; the largest without spills
+# per target and pass, for head dims up to 128, 256: rows and keys of a tile at most, warps, stages
 TILES = {
-    "sm_80": ((128, 128, 8), (64, 64, 8)),
-    "sm_90": ((128, 128, 8), (64, 64, 8)),
-    "sm_100": ((128, 64, 8), (64, 64, 8)),
-    "gfx942": ((64, 64, 8), (32, 32, 4)),
+    "sm_80": {
+        "exponentials": ((128, 128, 8, 2), (64, 64, 8, 2)),
+        "columns": ((128, 128, 8, 2), (64, 64, 8, 2)),
+        "diagonals": ((64, 64, 8, 2), (64, 64, 8, 2)),
+    },
+    "sm_90": {
+        "exponentials": ((64, 128, 8, 2), (64, 64, 8, 2)),
+        "columns": ((128, 128, 8, 2), (64, 64, 8, 2)),
+        "diagonals": ((128, 128, 8, 2), (64, 64, 8, 2)),
+    },
+    "sm_100": {
+        "exponentials": ((128, 64, 8, 2), (64, 64, 8, 2)),
+        "columns": ((128, 64, 8, 2), (64, 64, 8, 2)),
+        "diagonals": ((128, 64, 8, 2), (64, 64, 8, 2)),
+    },
+    "gfx942": {
+        "exponentials": ((64, 64, 8, 2), (32, 32, 4, 2)),
+        "columns": ((64, 64, 8, 2), (32, 32, 4, 2)),
+        "diagonals": ((64, 64, 8, 2), (32, 32, 4, 2)),
+    },
 }
 
 
@@ -39,50 +55,58 @@ def why_not(problem: Problem, window: int, diagonals: bool = False) -> str | Non
 def window_scores(problem: Problem, window: int, diagonals: bool = False) -> tuple[PerKey, PerKey | None]:
     p, (B, H, Q, D), (G, K) = problem, problem.q.shape, problem.k.shape[1:3]
     W = min(window, Q)
-    real = (p.q_pos != PAD).sum(-1, keepdim=True)
-    row = real - W + torch.arange(W, device=p.q.device)  # [B, h, W]
-    reach = p.reach()
-    heads = max(reach.shape[1], row.shape[1])
-    seen = to_heads(reach, heads).gather(-1, to_heads(row, heads).clamp(min=0)) * to_heads(row >= 0, heads)
-    seen = to_heads(seen, H).to(torch.int32).contiguous()  # [B, H, W]
-    number = to_heads(real.clamp(1, W), H).to(torch.int32).contiguous()  # [B, H, 1]
-    q = p.q.gather(2, to_heads(row, H).clamp(min=0)[..., None].expand(B, H, W, D))
+    if p.full and (p.queries_last or not p.causal):
+        q, seen, number, length = p.q[:, :, Q - W :], None, None, None  # the kernels know: no launch
+        sure = K - (W - 1) * p.causal  # how many keys the first row sees, the least of all
+    else:
+        real, sure = (p.q_pos != PAD).sum(-1, keepdim=True), 0
+        row = real - W + torch.arange(W, device=p.q.device)  # [B, h, W]
+        reach = p.reach()
+        heads = max(reach.shape[1], row.shape[1])
+        seen = to_heads(reach, heads).gather(-1, to_heads(row, heads).clamp(min=0)) * to_heads(row >= 0, heads)
+        seen = to_heads(seen, H).to(torch.int32).contiguous()  # [B, H, W]
+        number = to_heads(real.clamp(1, W), H).to(torch.int32).contiguous()  # [B, H, 1]
+        length = to_heads((p.k_pos != PAD).sum(-1, dtype=torch.int32, keepdim=True), H).contiguous()
+        q = p.q.gather(2, to_heads(row, H).clamp(min=0)[..., None].expand(B, H, W, D))
+    q, scale = positive_scale(q, p.scale / math.log(2))
 
     wide = torch.promote_types(q.dtype, torch.float32)
     WIDE = tl.float64 if wide == torch.float64 else tl.float32
-    most, N, warps = tiles(D, q.dtype.itemsize, target(q.device), diagonals)
-    M = max(LANES, tile(W, most))
-    per_head, n_tiles, lines = -(-W // M), -(-K // N), B * H * W
-    n_strips = per_head * M // LANES
-    top, total = q.new_empty(2, n_tiles, lines, dtype=wide)
-    share = q.new_empty(2, lines, dtype=wide)  # each row's largest score, and the weight of its exponentials
-    columns = q.new_empty(B, H, K, dtype=wide)
-    strips = q.new_empty(B, H, n_strips, 2, n_tiles * N, dtype=wide) if diagonals else columns
+    inputs = (q, p.k, seen, *q.stride(), *p.k.stride(), scale, sure, int(p.causal), H, G, W, K)
+    sizes = dict(D=D, D_TILE=tile(D, 256), WIDE=WIDE)
 
-    grid, scale = (n_tiles, B * G), p.scale / math.log(2)
-    sizes = dict(M=M, N=N, D=D, D_TILE=tile(D, 256), WIDE=WIDE, num_warps=warps, num_stages=2)
-    _exponentials[grid](
-        q, p.k, seen, seen.amin(-1), top, total, *p.k.stride(), scale, lines, H, G, W, K, per_head, **sizes
-    )  # fmt: skip
-    _join[(-(-lines // 32),)](top, total, seen, number, share, n_tiles, lines, W, N=32, T=32, WIDE=WIDE)
-    _probabilities[grid](
-        q, p.k, seen, share, columns, strips, *p.k.stride(), scale, lines, H, G, W, K, per_head, n_strips, n_tiles * N,
-        DIAGONALS=diagonals, LANES=LANES, **sizes,
-    )  # fmt: skip
-    if not diagonals:
-        return columns, None
-    distances = torch.empty_like(columns)
-    length = to_heads((p.k_pos != PAD).sum(-1, dtype=torch.int32, keepdim=True), H).contiguous()
-    _distances[(-(-K // 1024), B * H)](
-        strips, length, distances, W, K, n_strips, n_tiles * N, N=1024, LANES=LANES, WIDE=WIDE
+    first = tiles(D, q.dtype.itemsize, target(q.device), "exponentials", H // G, W)
+    n_tiles, lines = -(-K // first["N"]), B * H * W
+    top, total = q.new_empty(2, n_tiles, lines, dtype=wide)
+    _exponentials[(n_tiles, B * G)](*inputs, top, total, lines, **first, **sizes)
+    share = q.new_empty(lines, dtype=wide)
+    _join[(-(-lines // 8),)](top, total, number, share, n_tiles, lines, W, N=8, T=128, WIDE=WIDE)
+
+    R, step = (FOLD, "diagonals") if diagonals else (1, "columns")
+    folds = -(-W // R)
+    second = tiles(D, q.dtype.itemsize, target(q.device), step, H // G, folds)
+    n_tiles, per_head = -(-(K + R - 1) // second["N"]), -(-folds // second["ROWS"])
+    width = n_tiles * second["N"] if diagonals else K
+    parts = q.new_empty(B, H, per_head * R, width, dtype=wide)
+    folded = q.new_empty(B, H, folds, width, dtype=wide) if diagonals else None
+    _probabilities[(n_tiles, B * G)](*inputs, share, parts, folded, width, R=R, **second, **sizes)
+    if parts.shape[2] == 1:
+        return parts[:, :, 0], None
+    columns = q.new_empty(B, H, K, dtype=wide)
+    distances = torch.empty_like(columns) if diagonals else None
+    _sums[(-(-K // 1024), B * H)](
+        parts, folded, length, columns, distances, W, K, per_head, width, N=1024, R=R, WIDE=WIDE
     )
     return columns, distances
 
 
-def tiles(head_dim: int, itemsize: int, target: str, diagonals: bool) -> tuple[int, int, int]:
-    """Rows and keys of a tile, at most, and warps."""
-    M, N, warps = (32, 32, 4) if itemsize > 2 else TILES[target][head_dim > 128]
-    return min(M, 64) if diagonals else M, N, warps  # strips turn in shared memory: room for two programs on an SM
+def tiles(head_dim: int, itemsize: int, target: str, step: str, heads: int, rows: int) -> dict[str, int]:
+    """Sizes of a launch. A tile of rows takes a head's before those of a second one: HEADS of the group, ROWS each."""
+    M, N, warps, stages = (32, 32, 4, 2) if itemsize > 2 else TILES[target][step][head_dim > 128]
+    rows = triton.next_power_of_2(rows)
+    M = tile(triton.next_power_of_2(heads) * rows, M)
+    ROWS = min(rows, M)
+    return dict(HEADS=M // ROWS, ROWS=ROWS, N=N, num_warps=warps, num_stages=stages)
 
 
 @triton.jit
@@ -94,41 +118,57 @@ def _keys(k, k_b, k_h, k_l, k_d, b, g, slot, K, D: tl.constexpr, D_TILE: tl.cons
 
 
 @triton.jit
-def _rows(q, seen, head, x, W, M: tl.constexpr, D: tl.constexpr, D_TILE: tl.constexpr):
-    """The x-th tile of rows of a head [M, D], their lines in [B, H, W], which are inside, how many keys each sees."""
-    row = x * M + tl.arange(0, M)
-    line, inside = head * W + row, row < W
+def _places(x, group, per_head, HEADS: tl.constexpr, ROWS: tl.constexpr):
+    """Of the x-th tile of a group's rows the head within the group, and the place in it: [HEADS * ROWS] each."""
+    m = tl.arange(0, HEADS * ROWS)
+    return x // per_head * HEADS + m // ROWS, x % per_head * ROWS + m % ROWS
+
+
+@triton.jit
+def _rows(
+    q, seen, q_b, q_h, q_l, q_d, sure, causal, b, head, row, inside, H, W, D: tl.constexpr, D_TILE: tl.constexpr
+):  # fmt: skip
+    """These rows of these heads, [M, D], and how many keys each sees."""
     d = tl.arange(0, D_TILE)
-    rows = tl.load(q + line[:, None] * D + d, mask=inside[:, None] & (d < D)[None, :], other=0.0)
-    return rows, line, inside, tl.load(seen + line, mask=inside, other=0)
+    near = q + b * q_b + head.to(tl.int64) * q_h + row.to(tl.int64) * q_l
+    rows = tl.load(near[:, None] + d[None, :] * q_d, mask=inside[:, None] & (d < D)[None, :], other=0.0)
+    if seen is None:
+        last = sure + causal * row
+    else:
+        last = tl.load(seen + (b * H + head) * W + row, mask=inside, other=0)
+    return rows, last
 
 
 @triton.jit
 def _exponentials(
-    q, k, seen, least, top, total, k_b, k_h, k_l, k_d, scale, lines, H, G, W, K, per_head,
-    M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, D_TILE: tl.constexpr, WIDE: tl.constexpr,
+    q, k, seen, q_b, q_h, q_l, q_d, k_b, k_h, k_l, k_d, scale, sure, causal, H, G, W, K, top, total, lines,
+    HEADS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, D: tl.constexpr, D_TILE: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """Of each row, over one tile of keys: the largest score, base 2, and the sum of exponentials below it."""
-    b, g = (tl.program_id(1) // G).to(tl.int64), (tl.program_id(1) % G).to(tl.int64)
+    b, g = (tl.program_id(1) // G).to(tl.int64), tl.program_id(1) % G
+    group, per_head = H // G, tl.cdiv(W, ROWS)
     end = (tl.program_id(0) + 1) * N
     slot = end - N + tl.arange(0, N)
-    keys = _keys(k, k_b, k_h, k_l, k_d, b, g, slot, K, D, D_TILE)
+    keys = _keys(k, k_b, k_h, k_l, k_d, b, g.to(tl.int64), slot, K, D, D_TILE)
     mine = tl.program_id(0).to(tl.int64) * lines
-    for x in range(H // G * per_head):
-        head = b * H + g * (H // G) + x // per_head
-        rows, line, inside, last = _rows(q, seen, head, x % per_head, W, M, D, D_TILE)
-        scores = tl.dot(rows, tl.trans(keys), input_precision="ieee", out_dtype=WIDE) * scale  # [M, N]
-        if end > tl.load(least + head):
+    for x in range(tl.cdiv(group, HEADS) * per_head):
+        head, row = _places(x, group, per_head, HEADS, ROWS)
+        inside, head = (head < group) & (row < W), g * group + head
+        rows, last = _rows(q, seen, q_b, q_h, q_l, q_d, sure, causal, b, head, row, inside, H, W, D, D_TILE)
+        scores = tl.dot(rows, tl.trans(keys), input_precision="ieee", out_dtype=WIDE)  # [M, N]
+        if end > sure:
             scores = tl.where(slot[None, :] < last[:, None], scores, -float("inf"))
-        most = tl.max(scores, 1)
+        most = tl.max(scores, 1) * scale
         safe = tl.where(most == -float("inf"), 0.0, most)  # a row that sees no key of the tile
-        tl.store(top + mine + line, most, mask=inside)
-        tl.store(total + mine + line, tl.sum(tl.exp2(scores - safe[:, None]), 1), mask=inside)
+        at = mine + (b * H + head) * W + row
+        tl.store(top + at, most, mask=inside)
+        tl.store(total + at, tl.sum(tl.exp2(scores * scale - safe[:, None]), 1), mask=inside)
 
 
 @triton.jit
-def _join(top, total, seen, number, share, n_tiles, lines, W, N: tl.constexpr, T: tl.constexpr, WIDE: tl.constexpr):
-    """Of each row, over all keys: the largest score, and 1 / (sum of exponentials x number of rows)."""
+def _join(top, total, number, share, n_tiles, lines, W, N: tl.constexpr, T: tl.constexpr, WIDE: tl.constexpr):
+    """Of each row, over all keys: the log of (the sum of exponentials x number of rows), base 2."""
     line, tile = tl.program_id(0) * N + tl.arange(0, N), tl.arange(0, T)
     inside = line < lines
     most = tl.full([T, N], -float("inf"), WIDE)
@@ -144,61 +184,75 @@ def _join(top, total, seen, number, share, n_tiles, lines, W, N: tl.constexpr, T
         sums += decay * tl.load(total + at, mask=here, other=0.0)
     whole = tl.sum(sums, 0)
     good = (whole > 0.0) & (whole < float("inf"))  # not a row that sees no key, or has NaN or inf among its scores
-    divisor = tl.where(good, whole, 1.0) * tl.load(number + line // W, mask=inside, other=1).to(WIDE)
-    tl.store(share + line, highest, mask=inside)
-    tl.store(share + lines + line, 1.0 / divisor, mask=inside)
-    tl.store(seen + line, 0, mask=inside & (good == 0))  # such a row gives nothing to any key
+    if number is None:
+        rows = W
+    else:
+        rows = tl.load(number + line // W, mask=inside, other=1)
+    log = highest + tl.log2(tl.where(good, whole, 1.0) * rows)
+    tl.store(share + line, tl.where(good, log, float("inf")), mask=inside)  # inf: such a row gives nothing to any key
 
 
 @triton.jit
 def _probabilities(
-    q, k, seen, share, columns, strips, k_b, k_h, k_l, k_d, scale, lines, H, G, W, K, per_head, n_strips, padded,
-    M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, D_TILE: tl.constexpr, WIDE: tl.constexpr,
-    DIAGONALS: tl.constexpr, LANES: tl.constexpr,
+    q, k, seen, q_b, q_h, q_l, q_d, k_b, k_h, k_l, k_d, scale, sure, causal, H, G, W, K, share, parts, folded, width,
+    R: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, D: tl.constexpr, D_TILE: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Of each key of a tile the sum over rows; of each strip of rows the sums along its diagonals."""
-    b, g = (tl.program_id(1) // G).to(tl.int64), (tl.program_id(1) % G).to(tl.int64)
-    end = (tl.program_id(0) + 1) * N
-    slot = end - N + tl.arange(0, N)
-    keys = _keys(k, k_b, k_h, k_l, k_d, b, g, slot, K, D, D_TILE)
-    column = tl.zeros([N], WIDE)
-    for x in range(H // G * per_head):
-        head = b * H + g * (H // G) + x // per_head
-        rows, line, inside, last = _rows(q, seen, head, x % per_head, W, M, D, D_TILE)
-        highest = tl.load(share + line, mask=inside, other=0.0)
-        weight = tl.load(share + lines + line, mask=inside, other=0.0)
-        # keys by rows here, rows by keys above: the axis that is summed lies within a thread
-        scores = tl.dot(keys, tl.trans(rows), input_precision="ieee", out_dtype=WIDE) * scale  # [N, M]
-        p = tl.exp2(scores - highest[None, :]) * weight[None, :]
-        p = tl.where(slot[:, None] < last[None, :], p, 0.0)
-        column = tl.where(x % per_head == 0, 0.0, column) + tl.sum(p, 1)
-        tl.store(columns + head * K + slot, column, mask=(slot < K) & (x % per_head == per_head - 1))
-        if DIAGONALS:
-            key, lane = tl.arange(0, N)[:, None, None] % LANES, tl.arange(0, LANES)[None, None, :]
-            turn = tl.broadcast_to((key - lane + LANES) % LANES, [N, M // LANES, LANES])
-            turned = tl.gather(tl.reshape(p, [N, M // LANES, LANES]), turn, 2)
-            turned = tl.reshape(turned, [N // LANES, LANES, M // LANES, LANES])
-            ahead = (tl.arange(0, LANES)[:, None] >= tl.arange(0, LANES)[None, :])[None, :, None, :].to(WIDE)
-            strip = x % per_head * (M // LANES) + tl.arange(0, M // LANES)[None, :, None]
-            spot = (head * n_strips + strip) * 2 * padded + (end - N) + lane
-            spot += tl.arange(0, N // LANES)[:, None, None] * LANES
-            tl.store(strips + spot, tl.sum(turned * ahead, 1))
-            tl.store(strips + spot + padded, tl.sum(turned * (1.0 - ahead), 1))
+    """Of each key the sums over every R-th row of a tile, [R]; of R rows, each met with the keys at a distance."""
+    b, g = (tl.program_id(1) // G).to(tl.int64), tl.program_id(1) % G
+    group, folds = H // G, tl.cdiv(W, R)
+    per_head = tl.cdiv(folds, ROWS)
+    slot = tl.program_id(0) * N + tl.arange(0, N)
+    keys = _keys(k, k_b, k_h, k_l, k_d, b, g.to(tl.int64), slot, K, D, D_TILE)
+    for x in range(tl.cdiv(group, HEADS) * per_head):
+        head, fold = _places(x, group, per_head, HEADS, ROWS)
+        inside, head = (head < group) & (fold < folds), g * group + head
+        heads = x // per_head * HEADS + tl.arange(0, HEADS)
+        part = ((b * H + g * group + heads) * per_head + x % per_head) * R
+        there = (slot < width)[:, None] & (heads < group)[None, :]
+        sums = tl.zeros([N, HEADS * ROWS], WIDE)
+        for r in range(R):
+            row, key = fold * R + r, slot - (R - 1) + r  # key - row is the same for all r
+            if R > 1:
+                key = tl.where(key < 0, K, key)  # no key
+                keys = _keys(k, k_b, k_h, k_l, k_d, b, g.to(tl.int64), key, K, D, D_TILE)
+            real = inside & (row < W)
+            rows, last = _rows(q, seen, q_b, q_h, q_l, q_d, sure, causal, b, head, row, real, H, W, D, D_TILE)
+            log = tl.load(share + (b * H + head) * W + row, mask=real, other=float("inf"))
+            # keys by rows here, rows by keys above: the axis that is summed lies within a thread
+            scores = tl.dot(keys, tl.trans(rows), input_precision="ieee", out_dtype=WIDE)  # [N, M]
+            p = tl.exp2(scores * scale - log[None, :])
+            p = tl.where(key[:, None] < tl.where(log < float("inf"), last, 0)[None, :], p, 0.0)
+            column = tl.sum(tl.reshape(p, [N, HEADS, ROWS]), 2)
+            tl.store(parts + (part + r)[None, :] * width + slot[:, None], column, mask=there)
+            sums += p
+        if R > 1:
+            at = ((b * H + head) * folds + fold) * width
+            tl.store(folded + at[None, :] + slot[:, None], sums, mask=inside[None, :])
 
 
 @triton.jit
-def _distances(
-    strips, length, distances, W, K, n_strips, padded, N: tl.constexpr, LANES: tl.constexpr, WIDE: tl.constexpr
+def _sums(
+    parts, folded, length, columns, distances, W, K, per_head, width,
+    N: tl.constexpr, R: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Entry d: the strips' sums on the diagonal key - row = length - W - d."""
+    """The sum of each key's parts; and entry d: of the folded rows on the diagonal key - row = length - W - d."""
     head = tl.program_id(1).to(tl.int64)
     d = tl.program_id(0) * N + tl.arange(0, N)
-    n = tl.load(length + head)
     total = tl.zeros([N], WIDE)
-    for a in range(n_strips):
-        key = n - W - d + a * LANES  # the one that row a * LANES meets there
-        ahead = strips + (head * n_strips + a) * 2 * padded + key
-        total += tl.load(ahead, mask=(key >= 0) & (key < padded) & (d < n), other=0.0)
-        behind = ahead + padded + LANES
-        total += tl.load(behind, mask=(key + LANES >= 0) & (key + LANES < padded) & (d < n), other=0.0)
-    tl.store(distances + head * K + d, total, mask=d < K)
+    for x in range(per_head * R):
+        part = parts + (head * per_head * R + x) * width
+        total += tl.load(part + d + R - 1 - x % R, mask=d < K, other=0.0)
+    tl.store(columns + head * K + d, total, mask=d < K)
+    if R > 1:
+        if length is None:
+            n = K
+        else:
+            n = tl.load(length + head)
+        folds = tl.cdiv(W, R)
+        total = tl.zeros([N], WIDE)
+        for a in range(folds):
+            slot = n - W - d + a * R + R - 1
+            at = folded + (head * folds + a) * width + slot
+            total += tl.load(at, mask=(slot >= 0) & (d < n), other=0.0)
+        tl.store(distances + head * K + d, total, mask=d < K)

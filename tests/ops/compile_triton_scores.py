@@ -23,25 +23,28 @@ from sparsekit_kernels.triton import window_scores as ws
 
 
 def window_kernels(name):
-    rows = tensors("fp32", "share", seen="i32")
-    join = tensors("fp32", "top total share", seen="i32", number="i32")
-    yield "join", compile_kernel(ws._join, name, join, dict(N=32, T=32, WIDE=tl.float32))
-    strips = tensors("fp32", "strips distances", length="i32")
-    constants = dict(N=1024, LANES=ws.LANES, WIDE=tl.float32)
-    yield "distances", compile_kernel(ws._distances, name, strips, constants)
+    join = tensors("fp32", "top total share", number="i32")
+    yield "join", compile_kernel(ws._join, name, join, dict(N=32, T=128, WIDE=tl.float32), 8)
+    folded = tensors("fp32", "folded sums columns distances", length="i32")
+    yield "unfold", compile_kernel(ws._unfold, name, folded, dict(N=1024, FOLD=ws.FOLD, WIDE=tl.float32))
     for dtype, D in product(("bf16", "fp16", "fp32"), (64, 128, 256)):
         if dtype == "fp16" and D != 128:
             continue  # as bf16, but for the type of one instruction
-        for diagonals in (False, True):
-            M, N, warps = ws.tiles(D, 4 if dtype == "fp32" else 2, name, diagonals)
-            constants = dict(M=M, N=N, D=D, D_TILE=D, WIDE=tl.float32, k_d=1)
-            pointers = tensors(dtype, "q k", seen="i32", least="i32", top="fp32", total="fp32")
-            kernel = compile_kernel(ws._exponentials, name, pointers, constants, warps)
-            yield f"exponentials {dtype} D={D} diagonals={diagonals}", kernel
-            pointers = tensors(dtype, "q k", columns="fp32", strips="fp32") | rows
-            more = dict(DIAGONALS=diagonals, LANES=ws.LANES)
-            kernel = compile_kernel(ws._probabilities, name, pointers, constants | more, warps)
-            yield f"probabilities {dtype} D={D} diagonals={diagonals}", kernel
+        first, second, folding = ws.tiles(D, 4 if dtype == "fp32" else 2, name)
+        constants = dict(D=D, D_TILE=D, WIDE=tl.float32, k_d=1, q_d=1, seen_l=1)
+        given = tensors(dtype, "q k", seen="i64", share="fp32")
+        M, N, warps = first
+        pointers = tensors(dtype, "q k", seen="i64", top="fp32", total="fp32")
+        kernel = compile_kernel(ws._exponentials, name, pointers, constants | dict(M=M, N=N), warps)
+        yield f"exponentials {dtype} D={D}", kernel
+        M, N, warps = second
+        kernel = compile_kernel(ws._columns, name, given | {"columns": "*fp32"}, constants | dict(M=M, N=N), warps)
+        yield f"columns {dtype} D={D}", kernel
+        M, N, warps = folding
+        pointers = given | tensors("fp32", "folded sums")
+        for some in (M, min(M, 32)):
+            more = constants | dict(SOME=some, SEVERAL=M // some, N=N, FOLD=ws.FOLD)
+            yield f"folded {dtype} D={D} rows={some}", compile_kernel(ws._folded, name, pointers, more, warps)
 
 
 def row_kernels(name):
