@@ -10,7 +10,7 @@ from bench.contender import Contender
 from sparsekit import Blocks, Pipeline, Plan, Problem, SlidingWindow, Tokens, attend, dispatch
 from sparsekit.pipeline import Clock
 
-BLOCK = 128
+BLOCK, COPY = 128, "device copy"
 WINDOW = "decompress(fill=sliding_window(128))"
 Make = Callable[[Problem], Plan]
 Spec = Callable[[int], str]
@@ -24,6 +24,7 @@ class Case:
     plan: Make | None = None
     spec: Spec | None = None  # for a length in tokens
     compress: str = "auto"
+    break_even: str | int = 0  # of a pipeline: it runs its stages even where they cost more than they save
 
 
 def random_blocks(density: float) -> Make:
@@ -56,7 +57,7 @@ def random_tokens(kept: float, fill: SlidingWindow | None = None) -> Make:
 
 def decided(spec: str) -> Make:
     """The plan of a pipeline, as one made in advance."""
-    return lambda p: Pipeline.from_spec(spec).decide(p)
+    return lambda p: Pipeline([Pipeline.from_spec(spec)], break_even=0).decide(p)
 
 
 def spec(text: str) -> Spec:
@@ -92,6 +93,7 @@ STAGES = [
     *FLEX_PREFILL,
     Case("stacked", spec=coverage(0.3, FLEX[0.95])),
     Case("stacked, window fill", spec=coverage(0.3, FLEX[0.95], WINDOW)),
+    Case("stacked, auto", spec=coverage(0.3, FLEX[0.95]), break_even="auto"),
 ]
 PEERS = [
     COVERAGE,
@@ -107,11 +109,17 @@ MEMORY = [
 SUITES = {"attend": ATTEND, "stages": STAGES, "peers": PEERS, "memory": MEMORY}
 
 
+def device_copy(p: Problem) -> list[Contender]:
+    """q copied: what the memory gives, for the steps that only move rows."""
+    room = torch.empty_like(p.q)
+    return [Contender(COPY, "torch", "peer", lambda clock: room.copy_(p.q), what=f"{2 * p.q.nbytes} bytes")]
+
+
 def contenders(case: Case, p: Problem, backends: list[str]) -> Iterator[Contender]:
     """A case ready to run: a plan on each backend, which raises if it cannot; a pipeline chooses its own."""
     if case.spec:
         text = case.spec(p.q.shape[2])
-        pipeline = Pipeline.from_spec(text)
+        pipeline = Pipeline([Pipeline.from_spec(text)], break_even=case.break_even)
         plan = pipeline.decide(p)
         asked = plan.compress(p), Plan(blocks=plan.blocks)
         yield Contender(

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from bench import dense
-from bench.cases import SUITES, contenders
+from bench.cases import COPY, SUITES, contenders, device_copy
 from bench.inputs import INPUTS, SHAPES, lengths
 from bench.judge import Judge, measure
 from bench.peers.load import PEERS, peer_contenders
@@ -43,7 +43,7 @@ def main(
     only: Annotated[str, typer.Option(help="Cases whose name has this in it")] = "",
     backends: Annotated[str, typer.Option(help="Backends that attend alone is tried on; default all fast ones")] = "",
     auto: Annotated[str, typer.Option(help='What "auto" tries in this run, in order; default as shipped')] = "",
-    yardsticks: Annotated[str, typer.Option("--dense", help="Dense kernels to take turns with; default all")] = "",
+    yardsticks: Annotated[str, typer.Option("--dense", help="Dense kernels to take turns with, or none; default all")] = "",
     peers: Annotated[Path | None, typer.Option(help="Folder with checkouts of the authors' code")] = None,
     records: Annotated[Path | None, typer.Option(help="File to append to; default bench/records/<chip>.jsonl")] = None,
     commit: Annotated[
@@ -65,7 +65,9 @@ def main(
     tried = _named("backends", backends, dispatch.BACKENDS) if backends else fast
     if auto:
         dispatch.AUTO[where.type] = tuple(_named("auto", auto, dispatch.BACKENDS))
-    kernels = _named("dense", yardsticks, dense.names(where.type)) if yardsticks else dense.names(where.type)
+    kernels = dense.names(where.type)
+    if yardsticks:
+        kernels = [] if yardsticks == "none" else _named("dense", yardsticks, kernels)
     repeats = repeats or (10 if gpu else 5)
     if repeats < 3 or not (chosen or theirs):
         raise typer.BadParameter(f"{len(chosen)} cases and {repeats} repeats: at least 1 and 3 are needed")
@@ -83,6 +85,8 @@ def main(
             judge.consider("dense", name, "dense", partial(dense.contenders, name, p))
         for case in chosen.values():
             judge.consider(case.name, "auto", "ours", partial(contenders, case, p, tried))
+        if gpu:
+            judge.consider(COPY, "torch", "peer", partial(device_copy, p))
         for name in theirs:
             judge.consider(name, "authors", "peer", partial(peer_contenders, name, peers, p, only))
         common = origin | {

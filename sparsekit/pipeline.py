@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import dispatch, library
+from .break_even import worth_it
 from .fills import Fill, SlidingWindow, Zeros
-from .parameters import check_choice
+from .parameters import check_choice, check_count
 from .plan import Plan
 from .problem import Output, Problem
 
@@ -48,10 +49,13 @@ class Attend:
 
     backend: str = "auto"  # a backend by name runs or raises; "auto" chooses by capability
     check: bool = False  # look at every index of the plan before a kernel does; waits for the device
+    break_even: str | int = "auto"  # keys from which on stages run, else dense; "auto": by measured times; 0: always
 
     def __post_init__(self) -> None:
         check_choice("backend", self.backend, dispatch.ALLOWED)
         check_choice("check", self.check, (False, True))
+        if self.break_even != "auto":
+            check_count("break_even", self.break_even, 0)
 
 
 @dataclass(frozen=True)
@@ -111,11 +115,14 @@ class Pipeline:
 
     `stages` may name, after the deciding stages, `Compress`, `Attend` and `Decompress`, each at most once, to set
     their policy. A Pipeline among the stages counts as its own stages. `Pipeline([])` is dense attention.
+    `break_even` is that of `Attend`: the number of keys from which on the stages are worth their overhead.
     Raises ValueError for a second policy of a kind, tokens after blocks, or something that is not a stage.
     """
 
-    def __init__(self, stages: Iterable[Any] = ()) -> None:
+    def __init__(self, stages: Iterable[Any] = (), *, break_even: str | int | None = None) -> None:
         given = tuple(_flatten(stages))
+        if break_even is not None:
+            given = _with_break_even(given, break_even)
         self.compress: Compress = _only(given, Compress)
         self.attend: Attend = _only(given, Attend)
         self.decompress: Decompress = _only(given, Decompress)
@@ -168,8 +175,10 @@ class Pipeline:
         return write(self.named_form())
 
     def decide(self, problem: Problem, clock: Clock = nullcontext) -> Plan:
-        """The plan for a problem: every stage on what the ones before it left."""
+        """The plan for a problem: every stage on what the ones before it left; dense below break-even."""
         plan = Plan()
+        if not worth_it(self.stages, self.attend.break_even, problem):
+            return plan
         for stage in self.stages:
             with clock(type(stage).__name__):
                 plan = plan.then(stage(plan.compress(problem)))
@@ -256,6 +265,14 @@ def _flatten(stages: Iterable[Any]) -> Iterator[Any]:
                 f"stages: got {stage!r}; allowed are stages, that is functions from Problem to Plan, and Compress(), "
                 "Attend(), Decompress(): pass an instance, with parentheses"
             )
+
+
+def _with_break_even(given: tuple, keys: str | int) -> tuple:
+    """The steps with that policy in their Attend, which stands before a Decompress."""
+    how = replace(_only(given, Attend), break_even=keys)
+    rest = [step for step in given if not isinstance(step, Attend)]
+    at = next((i for i, step in enumerate(rest) if isinstance(step, Decompress)), len(rest))
+    return (*rest[:at], how, *rest[at:])
 
 
 def _only(given: tuple, kind: type) -> Any:

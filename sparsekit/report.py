@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from torch import Tensor
 
+from .break_even import reason, worth_it
 from .oracle import oracle
 from .pipeline import Pipeline, attend
 from .plan import Plan
@@ -85,7 +86,8 @@ def explain(pipeline: Pipeline, problem: Problem) -> Report:
     rows = rows.round().long().unique()
     dense = _dense(problem, rows)
     steps, plan = [], Plan()
-    for i, stage in enumerate(pipeline.stages):
+    how = pipeline.stages, pipeline.attend.break_even, problem
+    for i, stage in enumerate(pipeline.stages if worth_it(*how) else ()):
         name = f"{i + 1}. {type(stage).__name__}"
         with clock(name):
             plan = plan.then(stage(plan.compress(problem)))
@@ -99,7 +101,8 @@ def explain(pipeline: Pipeline, problem: Problem) -> Report:
     attend(problem, backend=policy["backend"])
     with clock("dense"):
         attend(problem, backend=policy["backend"])
-    return Report(tuple(steps), ms["dense"], tuple(_notes(problem, plan, len(rows))))
+    told = reason(*how)
+    return Report(tuple(steps), ms["dense"], (*_notes(problem, plan, len(rows)), *([told] if told else [])))
 
 
 def _dense(problem: Problem, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from .attend import DESCRIBED, LN2, PRECISE, online_softmax
 COPIED = 64  # rows of a program that only copies
 # for head dims up to 64, 128, 256: rows and keys of a tile that fills, warps, stages; anywhere, and on DESCRIBED
 FILLED = ((64, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2))
-LARGER = ((128, 64, 8, 2), (128, 64, 8, 2), (32, 32, 8, 2))
+LARGER = ((64, 32, 4, 3), (64, 32, 4, 3), (32, 32, 8, 2))
 
 
 def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:

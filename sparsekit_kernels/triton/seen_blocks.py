@@ -14,7 +14,7 @@ NOBODY = tl.constexpr(PAD)
 
 
 def why_not(blocks: Blocks, reach: Tensor) -> str | None:
-    return why_not_here(reach)
+    return why_not_here(blocks.counts)
 
 
 def seen_blocks(blocks: Blocks, reach: Reach) -> tuple[Counts, Counts]:
