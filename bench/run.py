@@ -43,7 +43,7 @@ def main(
     only: Annotated[str, typer.Option(help="Cases whose name has this in it")] = "",
     backends: Annotated[str, typer.Option(help="Backends that attend alone is tried on; default all fast ones")] = "",
     auto: Annotated[str, typer.Option(help='What "auto" tries in this run, in order; default as shipped')] = "",
-    yardsticks: Annotated[str, typer.Option("--dense", help="Dense kernels to take turns with, or none; default all")] = "",
+    yardsticks: Annotated[str, typer.Option("--dense", help="Dense kernels to take turns with, or none")] = "",
     peers: Annotated[Path | None, typer.Option(help="Folder with checkouts of the authors' code")] = None,
     records: Annotated[Path | None, typer.Option(help="File to append to; default bench/records/<chip>.jsonl")] = None,
     commit: Annotated[

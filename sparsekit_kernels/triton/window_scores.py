@@ -1,11 +1,14 @@
 """The attention the last queries give each key, and each distance, in two passes over the keys.
 
-A program owns a tile of keys and answers every row of every query head of their group, so K is read once a pass. The
-first pass leaves, per tile, each row's largest score and sum of exponentials; a small kernel joins the tiles; the
-second pass sums probabilities down the columns. No sum is shared between programs: no atomics, the same bits each run.
-Distances: key minus row is constant along a diagonal. Every FOLD-th row meets keys that are moved on by as much as
-the row is, FOLD times, so what was a diagonal of FOLD rows is one place of FOLD products, and they add up in registers:
-no element changes its thread. Folded rows go through memory, W / FOLD numbers a key, for the last kernel to sum.
+A program owns a tile of keys and answers every row of every query head of their group, so K comes from memory once a
+pass. The first pass leaves, per tile, each row's largest score and sum of exponentials; a small kernel joins the
+tiles; the second pass sums probabilities down the columns. No sum is shared between programs: no atomics, the same
+bits each run.
+Distances: key minus row is constant along a diagonal. Of FOLD steps the r-th takes the rows a FOLD + r, for all a, and
+the keys moved on by r: key minus row is the same in each, so their probabilities add up in registers, where a sum
+along the diagonals of one tile would send each probability to another thread. These sums, W / FOLD a key, go through
+memory to a last kernel. A first kernel copies the rows in the order in which the steps take them: all else about them
+is then contiguous, and what no longer depends on padding, heads or strides costs the passes no registers.
 """
 
 import math
@@ -15,13 +18,13 @@ import triton
 import triton.language as tl
 
 from sparsekit.ops.window_scores import PerKey
-from sparsekit.problem import PAD, Problem, to_heads
+from sparsekit.problem import Problem, to_heads
 
 from . import positive_scale, target, tile, why_not_here
 
-FOLD = 4  # more halve the folded rows and double the reads of K, which the caches answer
+FOLD = 8  # steps; twice as many halve what goes through memory, and read K twice as often, from the caches
 
-# per target and pass, for head dims up to 128, 256: rows and keys of a tile at most, warps, stages
+# per target and pass, for head dims up to 128, 256: rows and keys of a tile at most, warps, stages; none spills
 TILES = {
     "sm_80": {
         "exponentials": ((128, 128, 8, 2), (64, 64, 8, 2)),
@@ -29,9 +32,9 @@ TILES = {
         "diagonals": ((64, 64, 8, 2), (64, 64, 8, 2)),
     },
     "sm_90": {
-        "exponentials": ((64, 128, 8, 2), (64, 64, 8, 2)),
-        "columns": ((128, 128, 8, 2), (64, 64, 8, 2)),
-        "diagonals": ((128, 128, 8, 2), (64, 64, 8, 2)),
+        "exponentials": ((64, 128, 4, 2), (64, 64, 8, 2)),
+        "columns": ((64, 128, 8, 2), (64, 64, 8, 2)),
+        "diagonals": ((64, 128, 4, 2), (64, 64, 8, 2)),
     },
     "sm_100": {
         "exponentials": ((128, 64, 8, 2), (64, 64, 8, 2)),
@@ -42,6 +45,11 @@ TILES = {
         "exponentials": ((64, 64, 8, 2), (32, 32, 4, 2)),
         "columns": ((64, 64, 8, 2), (32, 32, 4, 2)),
         "diagonals": ((64, 64, 8, 2), (32, 32, 4, 2)),
+    },
+    "float32": {  # on any
+        "exponentials": ((32, 32, 4, 2), (32, 32, 4, 2)),
+        "columns": ((32, 32, 4, 2), (32, 32, 4, 2)),
+        "diagonals": ((16, 32, 4, 2), (32, 32, 4, 2)),
     },
 }
 
@@ -54,205 +62,212 @@ def why_not(problem: Problem, window: int, diagonals: bool = False) -> str | Non
 
 def window_scores(problem: Problem, window: int, diagonals: bool = False) -> tuple[PerKey, PerKey | None]:
     p, (B, H, Q, D), (G, K) = problem, problem.q.shape, problem.k.shape[1:3]
-    W = min(window, Q)
-    if p.full and (p.queries_last or not p.causal):
-        q, seen, number, length = p.q[:, :, Q - W :], None, None, None  # the kernels know: no launch
-        sure = K - (W - 1) * p.causal  # how many keys the first row sees, the least of all
-    else:
-        real, sure = (p.q_pos != PAD).sum(-1, keepdim=True), 0
-        row = real - W + torch.arange(W, device=p.q.device)  # [B, h, W]
-        reach = p.reach()
-        heads = max(reach.shape[1], row.shape[1])
-        seen = to_heads(reach, heads).gather(-1, to_heads(row, heads).clamp(min=0)) * to_heads(row >= 0, heads)
-        seen = to_heads(seen, H).to(torch.int32).contiguous()  # [B, H, W]
-        number = to_heads(real.clamp(1, W), H).to(torch.int32).contiguous()  # [B, H, 1]
-        length = to_heads((p.k_pos != PAD).sum(-1, dtype=torch.int32, keepdim=True), H).contiguous()
-        q = p.q.gather(2, to_heads(row, H).clamp(min=0)[..., None].expand(B, H, W, D))
-    q, scale = positive_scale(q, p.scale / math.log(2))
-
-    wide = torch.promote_types(q.dtype, torch.float32)
+    W, R, step = min(window, Q), FOLD if diagonals else 1, "diagonals" if diagonals else "columns"
+    reach, sure = None, K - (W - 1) * p.causal  # keys that every row sees; the usual problem launches no torch op
+    if not p.full or (p.causal and not p.queries_last):
+        reach, sure = p.reach().contiguous(), 0
+    real, length = (None, None) if p.full else (to_heads(n, H).contiguous() for n in p.lengths())
+    q, scale = positive_scale(p.q, p.scale / math.log(2))
+    wide, D_TILE = torch.promote_types(q.dtype, torch.float32), tile(D, 256)
     WIDE = tl.float64 if wide == torch.float64 else tl.float32
-    inputs = (q, p.k, seen, *q.stride(), *p.k.stride(), scale, sure, int(p.causal), H, G, W, K)
-    sizes = dict(D=D, D_TILE=tile(D, 256), WIDE=WIDE)
 
-    first = tiles(D, q.dtype.itemsize, target(q.device), "exponentials", H // G, W)
-    n_tiles, lines = -(-K // first["N"]), B * H * W
-    top, total = q.new_empty(2, n_tiles, lines, dtype=wide)
-    _exponentials[(n_tiles, B * G)](*inputs, top, total, lines, **first, **sizes)
-    share = q.new_empty(lines, dtype=wide)
-    _join[(-(-lines // 8),)](top, total, number, share, n_tiles, lines, W, N=8, T=128, WIDE=WIDE)
+    most, N, launch = tiles(D, q.dtype.itemsize, target(q.device), step)
+    HEADS, ROWS = split(H // G, -(-W // R), most)
+    per_head = -(-W // (R * ROWS))
+    n_rows = -(-H // (G * HEADS)) * per_head  # tiles of rows in a step
+    lanes = n_rows * R * HEADS * ROWS  # places for a row, of a group
+    order = dict(R=R, HEADS=HEADS, ROWS=ROWS)
+    rows = q.new_empty(B * G, lanes, D_TILE)
+    last, number = q.new_empty(2, B * G, lanes, dtype=torch.int32)
+    _rows[(lanes // 16, B * G)](
+        q, reach, real, rows, last, number, *q.stride(), int(p.causal), 1 if reach is None else reach.shape[1],
+        H, G, Q, K, W, per_head, N=16, D=D, D_TILE=D_TILE, **order,
+    )  # fmt: skip
 
-    R, step = (FOLD, "diagonals") if diagonals else (1, "columns")
-    folds = -(-W // R)
-    second = tiles(D, q.dtype.itemsize, target(q.device), step, H // G, folds)
-    n_tiles, per_head = -(-(K + R - 1) // second["N"]), -(-folds // second["ROWS"])
-    width = n_tiles * second["N"] if diagonals else K
-    parts = q.new_empty(B, H, per_head * R, width, dtype=wide)
-    folded = q.new_empty(B, H, folds, width, dtype=wide) if diagonals else None
-    _probabilities[(n_tiles, B * G)](*inputs, share, parts, folded, width, R=R, **second, **sizes)
-    if parts.shape[2] == 1:
-        return parts[:, :, 0], None
+    M1, N1, launch1 = tiles(D, q.dtype.itemsize, target(q.device), "exponentials")
+    n_keys = -(-K // N1)
+    top, total = q.new_empty(2, n_keys, B * G * lanes, dtype=wide)
+    _exponentials[(n_keys, B * G)](
+        rows, last, p.k, top, total, *p.k.stride(), scale, sure, G, K, lanes, M=math.gcd(lanes, M1), N=N1,
+        D=D, D_TILE=D_TILE, WIDE=WIDE, **launch1,
+    )  # fmt: skip
+    log = q.new_empty(B * G * lanes, dtype=wide)
+    _join[(B * G * lanes // 8,)](top, total, number, log, n_keys, B * G * lanes, N=8, T=128, WIDE=WIDE)
+
+    n_keys = -(-(K + R - 1) // N)
+    width = n_keys * N if diagonals else K
+    parts = q.new_empty(B, G, n_rows, R, HEADS, width, dtype=wide)
+    folded = q.new_empty(B, G, n_rows, HEADS * ROWS, width, dtype=wide) if diagonals else None
+    _probabilities[(n_keys, B * G)](
+        rows, last, log, p.k, parts, folded, *p.k.stride(), scale, sure, G, K, n_rows, N=N, D=D, D_TILE=D_TILE,
+        WIDE=WIDE, **order, **launch,
+    )  # fmt: skip
+    if per_head * R == 1:
+        return parts.view(B, G, -1, K)[:, :, : H // G].reshape(B, H, K), None
     columns = q.new_empty(B, H, K, dtype=wide)
     distances = torch.empty_like(columns) if diagonals else None
     _sums[(-(-K // 1024), B * H)](
-        parts, folded, length, columns, distances, W, K, per_head, width, N=1024, R=R, WIDE=WIDE
+        parts, folded, length, columns, distances, H, G, K, W, per_head, n_rows, width, N=1024, WIDE=WIDE, **order
     )
     return columns, distances
 
 
-def tiles(head_dim: int, itemsize: int, target: str, step: str, heads: int, rows: int) -> dict[str, int]:
-    """Sizes of a launch. A tile of rows takes a head's before those of a second one: HEADS of the group, ROWS each."""
-    M, N, warps, stages = (32, 32, 4, 2) if itemsize > 2 else TILES[target][step][head_dim > 128]
+def tiles(head_dim: int, itemsize: int, target: str, step: str) -> tuple[int, int, dict[str, int]]:
+    """Rows and keys of a tile at most, and how it is launched."""
+    M, N, warps, stages = TILES["float32" if itemsize > 2 else target][step][head_dim > 128]
+    return M, N, dict(num_warps=warps, num_stages=stages)
+
+
+def split(heads: int, rows: int, most: int) -> tuple[int, int]:
+    """Heads of a tile, and rows of each: all of a head before a second head."""
     rows = triton.next_power_of_2(rows)
-    M = tile(triton.next_power_of_2(heads) * rows, M)
-    ROWS = min(rows, M)
-    return dict(HEADS=M // ROWS, ROWS=ROWS, N=N, num_warps=warps, num_stages=stages)
-
-
-@triton.jit
-def _keys(k, k_b, k_h, k_l, k_d, b, g, slot, K, D: tl.constexpr, D_TILE: tl.constexpr):
-    """A tile of keys, [N, D]."""
-    d = tl.arange(0, D_TILE)
-    near = k + b * k_b + g * k_h + slot.to(tl.int64)[:, None] * k_l
-    return tl.load(near + d[None, :] * k_d, mask=(slot < K)[:, None] & (d < D)[None, :], other=0.0)
-
-
-@triton.jit
-def _places(x, group, per_head, HEADS: tl.constexpr, ROWS: tl.constexpr):
-    """Of the x-th tile of a group's rows the head within the group, and the place in it: [HEADS * ROWS] each."""
-    m = tl.arange(0, HEADS * ROWS)
-    return x // per_head * HEADS + m // ROWS, x % per_head * ROWS + m % ROWS
+    M = tile(triton.next_power_of_2(heads) * rows, most)
+    return M // min(rows, M), min(rows, M)
 
 
 @triton.jit
 def _rows(
-    q, seen, q_b, q_h, q_l, q_d, sure, causal, b, head, row, inside, H, W, D: tl.constexpr, D_TILE: tl.constexpr
+    q, reach, real, rows, last, number, q_b, q_h, q_l, q_d, causal, reach_heads, H, G, Q, K, W, per_head,
+    R: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, D: tl.constexpr, D_TILE: tl.constexpr,
 ):  # fmt: skip
-    """These rows of these heads, [M, D], and how many keys each sees."""
-    d = tl.arange(0, D_TILE)
-    near = q + b * q_b + head.to(tl.int64) * q_h + row.to(tl.int64) * q_l
-    rows = tl.load(near[:, None] + d[None, :] * q_d, mask=inside[:, None] & (d < D)[None, :], other=0.0)
-    if seen is None:
-        last = sure + causal * row
+    """Rows in the order of the second pass: of each tile the R steps, of each step the heads, of each every R-th row.
+
+    With each row how many keys it sees, and of how many rows it is one: 0 where a place is left over.
+    """
+    b, g = tl.program_id(1) // G, tl.program_id(1) % G
+    lane = tl.program_id(0) * N + tl.arange(0, N)
+    m, r, x = lane % (HEADS * ROWS), lane // (HEADS * ROWS) % R, lane // (HEADS * ROWS * R)
+    h, row = x // per_head * HEADS + m // ROWS, (x % per_head * ROWS + m % ROWS) * R + r
+    inside, head = (h < H // G) & (row < W), g * (H // G) + h
+    n = tl.full([N], Q, tl.int32)
+    if real is not None:
+        n = tl.load(real + b * H + head, mask=inside, other=0).to(tl.int32)
+    row += n - W
+    inside = inside & (row >= 0)
+    if reach is None:
+        seen = K - causal * (Q - 1 - row)
     else:
-        last = tl.load(seen + (b * H + head) * W + row, mask=inside, other=0)
-    return rows, last
+        seen = tl.load(reach + (b * reach_heads + head * reach_heads // H).to(tl.int64) * Q + row, mask=inside)
+    at, d = tl.program_id(1).to(tl.int64) * tl.num_programs(0) * N + lane, tl.arange(0, D_TILE)
+    tl.store(last + at, tl.where(inside, seen, 0))
+    tl.store(number + at, tl.where(inside, tl.minimum(n, W), 0))
+    near = q + b.to(tl.int64) * q_b + head.to(tl.int64) * q_h + row.to(tl.int64) * q_l
+    found = tl.load(near[:, None] + d * q_d, mask=inside[:, None] & (d < D), other=0.0)
+    tl.store(rows + at[:, None] * D_TILE + d, found)
+
+
+@triton.jit
+def _keys(k, k_b, k_h, k_l, k_d, slot, G, K, D: tl.constexpr, D_TILE: tl.constexpr):
+    """A tile of keys, [N, D], of the program's group; any key in a slot where there is none."""
+    b, g, d = tl.program_id(1) // G, tl.program_id(1) % G, tl.arange(0, D_TILE)
+    near = k + b.to(tl.int64) * k_b + g.to(tl.int64) * k_h
+    near += tl.minimum(tl.maximum(slot, 0), K - 1).to(tl.int64)[:, None] * k_l
+    return tl.load(near + d[None, :] * k_d, mask=(d < D)[None, :], other=0.0)
 
 
 @triton.jit
 def _exponentials(
-    q, k, seen, q_b, q_h, q_l, q_d, k_b, k_h, k_l, k_d, scale, sure, causal, H, G, W, K, top, total, lines,
-    HEADS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, D: tl.constexpr, D_TILE: tl.constexpr,
-    WIDE: tl.constexpr,
+    rows, last, k, top, total, k_b, k_h, k_l, k_d, scale, sure, G, K, lanes,
+    M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, D_TILE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Of each row, over one tile of keys: the largest score, base 2, and the sum of exponentials below it."""
-    b, g = (tl.program_id(1) // G).to(tl.int64), tl.program_id(1) % G
-    group, per_head = H // G, tl.cdiv(W, ROWS)
     end = (tl.program_id(0) + 1) * N
     slot = end - N + tl.arange(0, N)
-    keys = _keys(k, k_b, k_h, k_l, k_d, b, g.to(tl.int64), slot, K, D, D_TILE)
-    mine = tl.program_id(0).to(tl.int64) * lines
-    for x in range(tl.cdiv(group, HEADS) * per_head):
-        head, row = _places(x, group, per_head, HEADS, ROWS)
-        inside, head = (head < group) & (row < W), g * group + head
-        rows, last = _rows(q, seen, q_b, q_h, q_l, q_d, sure, causal, b, head, row, inside, H, W, D, D_TILE)
-        scores = tl.dot(rows, tl.trans(keys), input_precision="ieee", out_dtype=WIDE)  # [M, N]
+    keys = _keys(k, k_b, k_h, k_l, k_d, slot, G, K, D, D_TILE)
+    at, m, d = tl.program_id(1).to(tl.int64) * lanes, tl.arange(0, M), tl.arange(0, D_TILE)
+    mine = tl.program_id(0).to(tl.int64) * tl.num_programs(1) * lanes + at
+    for x in range(0, lanes, M):
+        q = tl.load(rows + (at + x) * D_TILE + m[:, None] * D_TILE + d)
+        scores = tl.dot(q, tl.trans(keys), input_precision="ieee", out_dtype=WIDE)  # [M, N]
         if end > sure:
-            scores = tl.where(slot[None, :] < last[:, None], scores, -float("inf"))
+            scores = tl.where(slot < tl.load(last + at + x + m)[:, None], scores, -float("inf"))
         most = tl.max(scores, 1) * scale
         safe = tl.where(most == -float("inf"), 0.0, most)  # a row that sees no key of the tile
-        at = mine + (b * H + head) * W + row
-        tl.store(top + at, most, mask=inside)
-        tl.store(total + at, tl.sum(tl.exp2(scores * scale - safe[:, None]), 1), mask=inside)
+        tl.store(top + mine + x + m, most)
+        tl.store(total + mine + x + m, tl.sum(tl.exp2(scores * scale - safe[:, None]), 1))
 
 
 @triton.jit
-def _join(top, total, number, share, n_tiles, lines, W, N: tl.constexpr, T: tl.constexpr, WIDE: tl.constexpr):
+def _join(top, total, number, log, n_keys, lanes, N: tl.constexpr, T: tl.constexpr, WIDE: tl.constexpr):
     """Of each row, over all keys: the log of (the sum of exponentials x number of rows), base 2."""
-    line, tile = tl.program_id(0) * N + tl.arange(0, N), tl.arange(0, T)
-    inside = line < lines
+    lane, tile = tl.program_id(0) * N + tl.arange(0, N), tl.arange(0, T)
     most = tl.full([T, N], -float("inf"), WIDE)
-    for t in range(0, n_tiles, T):
-        at, here = (t + tile).to(tl.int64)[:, None] * lines + line, (t + tile < n_tiles)[:, None] & inside[None, :]
+    for t in range(0, n_keys, T):
+        at, here = (t + tile).to(tl.int64)[:, None] * lanes + lane, (t + tile < n_keys)[:, None]
         most = tl.maximum(most, tl.load(top + at, mask=here, other=-float("inf")))
     highest = tl.max(most, 0)
     highest = tl.where(highest == -float("inf"), 0.0, highest)
     sums = tl.zeros([T, N], WIDE)
-    for t in range(0, n_tiles, T):
-        at, here = (t + tile).to(tl.int64)[:, None] * lines + line, (t + tile < n_tiles)[:, None] & inside[None, :]
+    for t in range(0, n_keys, T):
+        at, here = (t + tile).to(tl.int64)[:, None] * lanes + lane, (t + tile < n_keys)[:, None]
         decay = tl.exp2(tl.load(top + at, mask=here, other=-float("inf")) - highest[None, :])
         sums += decay * tl.load(total + at, mask=here, other=0.0)
-    whole = tl.sum(sums, 0)
+    whole = tl.sum(sums, 0) * tl.load(number + lane)
     good = (whole > 0.0) & (whole < float("inf"))  # not a row that sees no key, or has NaN or inf among its scores
-    if number is None:
-        rows = W
-    else:
-        rows = tl.load(number + line // W, mask=inside, other=1)
-    log = highest + tl.log2(tl.where(good, whole, 1.0) * rows)
-    tl.store(share + line, tl.where(good, log, float("inf")), mask=inside)  # inf: such a row gives nothing to any key
+    # inf: such a row gives nothing to any key
+    tl.store(log + lane, tl.where(good, highest + tl.log2(tl.where(good, whole, 1.0)), float("inf")))
 
 
 @triton.jit
 def _probabilities(
-    q, k, seen, q_b, q_h, q_l, q_d, k_b, k_h, k_l, k_d, scale, sure, causal, H, G, W, K, share, parts, folded, width,
+    rows, last, log, k, parts, folded, k_b, k_h, k_l, k_d, scale, sure, G, K, n_rows,
     R: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, D: tl.constexpr, D_TILE: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Of each key the sums over every R-th row of a tile, [R]; of R rows, each met with the keys at a distance."""
-    b, g = (tl.program_id(1) // G).to(tl.int64), tl.program_id(1) % G
-    group, folds = H // G, tl.cdiv(W, R)
-    per_head = tl.cdiv(folds, ROWS)
-    slot = tl.program_id(0) * N + tl.arange(0, N)
-    keys = _keys(k, k_b, k_h, k_l, k_d, b, g.to(tl.int64), slot, K, D, D_TILE)
-    for x in range(tl.cdiv(group, HEADS) * per_head):
-        head, fold = _places(x, group, per_head, HEADS, ROWS)
-        inside, head = (head < group) & (fold < folds), g * group + head
-        heads = x // per_head * HEADS + tl.arange(0, HEADS)
-        part = ((b * H + g * group + heads) * per_head + x % per_head) * R
-        there = (slot < width)[:, None] & (heads < group)[None, :]
-        sums = tl.zeros([N, HEADS * ROWS], WIDE)
+    """Of each key, for each head, the sums over the rows of each step; of each place the sum over the steps."""
+    M: tl.constexpr = HEADS * ROWS
+    width = tl.num_programs(0) * N if R > 1 else K
+    end = (tl.program_id(0) + 1) * N
+    slot = end - N + tl.arange(0, N)
+    if R == 1:
+        keys = _keys(k, k_b, k_h, k_l, k_d, slot, G, K, D, D_TILE)
+    m, d, head = tl.arange(0, M), tl.arange(0, D_TILE), tl.arange(0, HEADS)
+    for x in range(n_rows):
+        x += tl.program_id(1).to(tl.int64) * n_rows  # among the tiles of all groups
+        sums = tl.zeros([N, M], WIDE)
         for r in range(R):
-            row, key = fold * R + r, slot - (R - 1) + r  # key - row is the same for all r
+            key = slot - (R - 1) + r  # step r takes every R-th row from the r-th on: key - row is the same in each
             if R > 1:
-                key = tl.where(key < 0, K, key)  # no key
-                keys = _keys(k, k_b, k_h, k_l, k_d, b, g.to(tl.int64), key, K, D, D_TILE)
-            real = inside & (row < W)
-            rows, last = _rows(q, seen, q_b, q_h, q_l, q_d, sure, causal, b, head, row, real, H, W, D, D_TILE)
-            log = tl.load(share + (b * H + head) * W + row, mask=real, other=float("inf"))
+                keys = _keys(k, k_b, k_h, k_l, k_d, key, G, K, D, D_TILE)
+            at = (x * R + r) * M
+            q = tl.load(rows + at * D_TILE + m[:, None] * D_TILE + d)
             # keys by rows here, rows by keys above: the axis that is summed lies within a thread
-            scores = tl.dot(keys, tl.trans(rows), input_precision="ieee", out_dtype=WIDE)  # [N, M]
-            p = tl.exp2(scores * scale - log[None, :])
-            p = tl.where(key[:, None] < tl.where(log < float("inf"), last, 0)[None, :], p, 0.0)
+            scores = tl.dot(keys, tl.trans(q), input_precision="ieee", out_dtype=WIDE)  # [N, M]
+            p = tl.exp2(scores * scale - tl.load(log + at + m))
+            p = tl.where(p >= 0.0, p, 0.0)  # inf - inf in a row that gives nothing
+            if (end > sure) | (end < N + R):  # some row may not see a key, or a slot lies before the first
+                p = tl.where((key >= 0)[:, None] & (key[:, None] < tl.load(last + at + m)), p, 0.0)
             column = tl.sum(tl.reshape(p, [N, HEADS, ROWS]), 2)
-            tl.store(parts + (part + r)[None, :] * width + slot[:, None], column, mask=there)
+            spot = parts + (x * R + r) * HEADS * width + head.to(tl.int64) * width + slot[:, None]
+            tl.store(spot, column, mask=(slot < width)[:, None])
             sums += p
         if R > 1:
-            at = ((b * H + head) * folds + fold) * width
-            tl.store(folded + at[None, :] + slot[:, None], sums, mask=inside[None, :])
+            tl.store(folded + x * M * width + m.to(tl.int64) * width + slot[:, None], sums)
 
 
 @triton.jit
 def _sums(
-    parts, folded, length, columns, distances, W, K, per_head, width,
-    N: tl.constexpr, R: tl.constexpr, WIDE: tl.constexpr,
+    parts, folded, length, columns, distances, H, G, K, W, per_head, n_rows, width,
+    R: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The sum of each key's parts; and entry d: of the folded rows on the diagonal key - row = length - W - d."""
-    head = tl.program_id(1).to(tl.int64)
+    """Of each key the sum of its parts; and entry d: of the places on the diagonal key - row = length - W - d."""
+    head = tl.program_id(1)
+    group, h = head // (H // G), head % (H // G)
+    first = group.to(tl.int64) * n_rows + h // HEADS * per_head  # of the head's tiles
     d = tl.program_id(0) * N + tl.arange(0, N)
+    out = head.to(tl.int64) * K + d
     total = tl.zeros([N], WIDE)
     for x in range(per_head * R):
-        part = parts + (head * per_head * R + x) * width
+        part = parts + ((first * R + x) * HEADS + h % HEADS) * width
         total += tl.load(part + d + R - 1 - x % R, mask=d < K, other=0.0)
-    tl.store(columns + head * K + d, total, mask=d < K)
+    tl.store(columns + out, total, mask=d < K)
     if R > 1:
-        if length is None:
-            n = K
-        else:
-            n = tl.load(length + head)
-        folds = tl.cdiv(W, R)
+        n = K
+        if length is not None:
+            n = tl.load(length + head).to(tl.int32)
         total = tl.zeros([N], WIDE)
-        for a in range(folds):
+        for a in range(tl.cdiv(W, R)):
             slot = n - W - d + a * R + R - 1
-            at = folded + (head * folds + a) * width + slot
-            total += tl.load(at, mask=(slot >= 0) & (d < n), other=0.0)
-        tl.store(distances + head * K + d, total, mask=d < K)
+            at = folded + ((first + a // ROWS) * HEADS * ROWS + h % HEADS * ROWS + a % ROWS) * width
+            total += tl.load(at + slot, mask=(slot >= 0) & (d < n), other=0.0)
+        tl.store(distances + out, total, mask=d < K)

@@ -23,28 +23,36 @@ from sparsekit_kernels.triton import window_scores as ws
 
 
 def window_kernels(name):
-    join = tensors("fp32", "top total share", number="i32")
-    yield "join", compile_kernel(ws._join, name, join, dict(N=32, T=128, WIDE=tl.float32), 8)
-    folded = tensors("fp32", "folded sums columns distances", length="i32")
-    yield "unfold", compile_kernel(ws._unfold, name, folded, dict(N=1024, FOLD=ws.FOLD, WIDE=tl.float32))
+    """For 128 rows of 4 heads a group; with padding or without, when some tensors are None."""
+    pointers = tensors("fp32", "top total log", number="i32")
+    yield "join", compile_kernel(ws._join, name, pointers, dict(N=8, T=128, WIDE=tl.float32))
+    order = dict(R=ws.FOLD, HEADS=4, ROWS=16)
+    for padded in (False, True):
+        pointers, nothing = tensors("fp32", "parts folded columns distances"), dict(length=None)
+        constants = order | dict(N=1024, WIDE=tl.float32)
+        given = pointers | {"length": "*i64"}, constants
+        kernel = compile_kernel(ws._sums, name, *(given if padded else (pointers, constants | nothing)))
+        yield f"sums padded={padded}", kernel
+        pointers, nothing = tensors("bf16", "q rows", last="i32", number="i32"), dict(reach=None, real=None)
+        constants = order | dict(N=16, D=128, D_TILE=128, q_d=1)
+        given = pointers | tensors("i64", "reach real"), constants
+        kernel = compile_kernel(ws._rows, name, *(given if padded else (pointers, constants | nothing)))
+        yield f"rows padded={padded}", kernel
     for dtype, D in product(("bf16", "fp16", "fp32"), (64, 128, 256)):
         if dtype == "fp16" and D != 128:
             continue  # as bf16, but for the type of one instruction
-        first, second, folding = ws.tiles(D, 4 if dtype == "fp32" else 2, name)
-        constants = dict(D=D, D_TILE=D, WIDE=tl.float32, k_d=1, q_d=1, seen_l=1)
-        given = tensors(dtype, "q k", seen="i64", share="fp32")
-        M, N, warps = first
-        pointers = tensors(dtype, "q k", seen="i64", top="fp32", total="fp32")
-        kernel = compile_kernel(ws._exponentials, name, pointers, constants | dict(M=M, N=N), warps)
-        yield f"exponentials {dtype} D={D}", kernel
-        M, N, warps = second
-        kernel = compile_kernel(ws._columns, name, given | {"columns": "*fp32"}, constants | dict(M=M, N=N), warps)
-        yield f"columns {dtype} D={D}", kernel
-        M, N, warps = folding
-        pointers = given | tensors("fp32", "folded sums")
-        for some in (M, min(M, 32)):
-            more = constants | dict(SOME=some, SEVERAL=M // some, N=N, FOLD=ws.FOLD)
-            yield f"folded {dtype} D={D} rows={some}", compile_kernel(ws._folded, name, pointers, more, warps)
+        for step, R in (("exponentials", 1), ("columns", 1), ("diagonals", ws.FOLD)):
+            M, N, launch = ws.tiles(D, 4 if dtype == "fp32" else 2, name, step)
+            HEADS, ROWS = ws.split(4, 128 // R, M)
+            kernel, results, shape = (
+                (ws._exponentials, "top total", dict(M=M))
+                if step == "exponentials"
+                else (ws._probabilities, "log parts folded", dict(R=R, HEADS=HEADS, ROWS=ROWS))
+            )
+            pointers = tensors(dtype, "rows k", last="i32") | tensors("fp32", results)
+            constants = shape | dict(N=N, D=D, D_TILE=D, WIDE=tl.float32, k_d=1)
+            compiled = compile_kernel(kernel, name, pointers, constants, launch["num_warps"], launch["num_stages"])
+            yield f"{step} {dtype} D={D}", compiled
 
 
 def row_kernels(name):
