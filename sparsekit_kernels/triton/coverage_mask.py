@@ -19,7 +19,7 @@ from .topk_mask import choose, keys, reached, search, sizes
 
 LONG = 2**18  # entries: longer rows are shared
 SHARE, SHARES = 8192, 256  # entries of a share, unless the row has more than so many shares: all programs add them up
-TILE = 256  # entries a step, by 16 bins
+TILE = 4, 128  # entries a step; a bin adds up each column, so that a thread holds few sums and loads much at once
 
 
 def why_not(scores: Tensor, mass: Tensor, largest: bool) -> str | None:
@@ -41,17 +41,18 @@ def coverage_mask(scores: Scores, mass: Mass, largest: bool) -> Mask:
 def mark_shared(rows: Tensor, limit: Tensor, mask: Tensor, smallest: bool) -> None:
     (R, n), wide = rows.shape, sizes(rows)["WIDE"]
     passes, shares = wide.primitive_bitwidth // 4, min(triton.next_power_of_2(triton.cdiv(n, SHARE)), SHARES)
-    share = triton.cdiv(n, shares * TILE) * TILE
+    step = TILE[0] * TILE[1]
+    share = triton.cdiv(n, shares * step) * step
     low = torch.empty(passes, R, dtype=torch.int64 if passes == 16 else torch.int32, device=rows.device)
     mass = limit.new_empty(passes, R)
     sums = limit.new_empty(passes, R, shares, 16)
     counts = torch.empty(R, shares, 16, dtype=torch.int32, device=rows.device)
     where = rows, limit, low, mass, sums, counts
     shape = *rows.stride(), n, share
-    constants = dict(SMALLEST=smallest, SHARES=shares, N=TILE, WIDE=wide)
+    constants = dict(SMALLEST=smallest, SHARES=shares, M=TILE[0], N=TILE[1], WIDE=wide)
     for number in range(passes):
         _bin_share[(R, shares)](*where, number, *shape, **constants)
-    _mark_share[(R, shares)](*where, mask, *shape, **constants)
+    _mark_share[(R, shares)](*where, passes, mask, *shape, **constants)
 
 
 def limits(scores: Scores, mass: Mass) -> Tensor:
@@ -97,7 +98,7 @@ def how_many_fit(key, mass, target, SMALLEST: tl.constexpr, WIDE: tl.constexpr):
 @triton.jit(do_not_specialize=["number"])
 def _bin_share(
     scores, limit, lows, masses, sums, counts, number, row_stride, stride, n, share,
-    SMALLEST: tl.constexpr, SHARES: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
+    SMALLEST: tl.constexpr, SHARES: tl.constexpr, M: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     BITS: tl.constexpr = WIDE.primitive_bitwidth
     KEY: tl.constexpr = tl.int64 if BITS == 64 else tl.int32
@@ -105,33 +106,33 @@ def _bin_share(
     row, part, R = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(0)
     low, mass = tl.full([], -(2 ** (BITS - 1)), KEY), tl.full([], 0.0, WIDE)
     if number > 0:
-        low, mass, chosen = settle(limit, lows, masses, sums, number, SMALLEST, SHARES, WIDE)
+        low, mass, chosen = settle(tl.load(limit + row), lows, masses, sums, number, SMALLEST, SHARES, WIDE)
     if part == 0:
         tl.store(lows + number * R + row, low)
         tl.store(masses + number * R + row, mass)
     shift = BITS - 4 * (number + 1)
     bins = tl.arange(0, 16)
     total, count = tl.zeros([16, N], WIDE), tl.zeros([16, N], tl.int32)
-    for start in range(part * share, tl.minimum(n, (part + 1) * share), N):
-        slot = start + tl.arange(0, N)
+    for start in range(part * share, tl.minimum(n, (part + 1) * share), M * N):
+        slot = start + tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
         key, x = keys(scores + row * row_stride, stride, slot, n, True, SMALLEST, WIDE)
         bin = (key ^ low).to(BINS, bitcast=True) >> shift.to(BINS)  # 16 and more where settled bits differ
-        inside = bin[None, :] == bins[:, None]
-        total += tl.where(inside, x[None, :], 0.0)
+        inside = bin[None, :, :] == bins[:, None, None]
+        total += tl.sum(tl.where(inside, x[None, :, :], 0.0), 1)
         if shift == 0:
-            count += inside.to(tl.int32)
+            count += tl.sum(inside.to(tl.int32), 1)
     tl.store(sums + ((number * R + row) * SHARES + part) * 16 + bins, tl.sum(total, 1))
     if shift == 0:
         tl.store(counts + (row * SHARES + part) * 16 + bins, tl.sum(count, 1))
 
 
 @triton.jit
-def settle(limit, lows, masses, sums, number, SMALLEST: tl.constexpr, SHARES: tl.constexpr, WIDE: tl.constexpr):
+def settle(target, lows, masses, sums, number, SMALLEST: tl.constexpr, SHARES: tl.constexpr, WIDE: tl.constexpr):
     """What is known before pass `number`: the settled bits, the mass above their keys, and the bin chosen last."""
     BITS: tl.constexpr = WIDE.primitive_bitwidth
     row, bins = tl.program_id(0).to(tl.int64), tl.arange(0, 16)
     last = (number - 1) * tl.num_programs(0) + row
-    low, mass, target = tl.load(lows + last), tl.load(masses + last), tl.load(limit + row)
+    low, mass = tl.load(lows + last), tl.load(masses + last)
     parts = tl.arange(0, SHARES)[:, None] * 16 + bins[None, :]
     each = tl.sum(tl.load(sums + last * SHARES * 16 + parts), 0)
     total = mass + tl.sum(tl.where(bins[None, :] >= bins[:, None], each[None, :], 0.0), 1)  # from each bin up
@@ -141,18 +142,19 @@ def settle(limit, lows, masses, sums, number, SMALLEST: tl.constexpr, SHARES: tl
     return low + (chosen.to(low.dtype) << (BITS - 4 * number).to(low.dtype)), mass, chosen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def _mark_share(
-    scores, limit, lows, masses, sums, counts, mask, row_stride, stride, n, share,
-    SMALLEST: tl.constexpr, SHARES: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
+    scores, limit, lows, masses, sums, counts, number, mask, row_stride, stride, n, share,
+    SMALLEST: tl.constexpr, SHARES: tl.constexpr, M: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     row, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, SHARES)
-    low, mass, chosen = settle(limit, lows, masses, sums, WIDE.primitive_bitwidth // 4, SMALLEST, SHARES, WIDE)
-    spare = how_many_fit(low, mass, tl.load(limit + row), SMALLEST, WIDE)
+    target = tl.load(limit + row)
+    low, mass, chosen = settle(target, lows, masses, sums, number, SMALLEST, SHARES, WIDE)
+    spare = how_many_fit(low, mass, target, SMALLEST, WIDE)
     equal = tl.load(counts + (row * SHARES + parts) * 16 + chosen)
     within, tied = tl.sum(equal, 0), tl.sum(tl.where(parts < part, equal, 0), 0)
-    for start in range(part * share, tl.minimum(n, (part + 1) * share), N):
-        slot = start + tl.arange(0, N)
+    for start in range(part * share, tl.minimum(n, (part + 1) * share), M * N):
+        slot = start + tl.arange(0, M * N)
         key, x = keys(scores + row * row_stride, stride, slot, n, True, SMALLEST, WIDE)
         inside, tied = choose(key, low, low, spare, within, tied)
         tl.store(mask + row * n + slot, inside, mask=slot < n)

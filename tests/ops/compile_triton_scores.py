@@ -72,6 +72,14 @@ def row_kernels(name):
             pointers = tensors("fp32", "scores limit", counts="i64")
             kernel = compile_kernel(coverage_count._coverage_count, name, pointers, constants | more, warps)
             yield f"coverage_count n={n} smallest={smallest}", kernel
+    for smallest in (False, True):
+        M, N = coverage_mask.TILE
+        constants = dict(SMALLEST=smallest, SHARES=coverage_mask.SHARES, M=M, N=N, WIDE=tl.float32, stride=1)
+        pointers = tensors("fp32", "scores limit masses sums", lows="i32", counts="i32")
+        kernel = compile_kernel(coverage_mask._bin_share, name, pointers, constants)
+        yield f"coverage_mask bins smallest={smallest}", kernel
+        kernel = compile_kernel(coverage_mask._mark_share, name, pointers | {"mask": "*i1"}, constants)
+        yield f"coverage_mask marks smallest={smallest}", kernel
 
 
 def block_kernels(name):
