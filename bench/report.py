@@ -80,16 +80,21 @@ def latest(records: Iterable[Record]) -> list[Record]:
 
 
 def block(chips: dict[str, list[Record]]) -> str:
-    """The README's tables: one a chip, the headline cases by length, each on its fastest backend."""
+    """The README's tables: one a chip, the headline cases at the lengths all of them were measured at.
+
+    Each is on its fastest backend.
+    """
     parts = []
     for rows in chips.values():
-        timed = foremost([r for r in latest(rows) if "ms" in r and r["kind"] == "ours"])
+        timed = foremost([r for r in latest(rows) if r.get("speed_up") and r["kind"] == "ours"])
         best: dict[tuple[str, int], Record] = {}
         for row in sorted(timed, key=lambda row: row["speed_up"] or 0.0):
             best[row["case"], row["length"]] = row
         if not best:
             continue
+        cases = {case for case, _ in best if case in HEADLINES}
         sizes = sorted({length for _, length in best})
+        sizes = [n for n in sizes if all((case, n) in best for case in cases)] or sizes
         one = timed[-1]
         axes, chip = one["shape"], ", ".join(sorted({r["gpu"] for r in best.values()}))
         lines = [

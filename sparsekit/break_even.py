@@ -1,7 +1,8 @@
 """Whether sparse attention can be worth its overhead, by a model of both times with constants measured on a GPU.
 
 dense       pairs x head dim over the rate that dense attention reaches
-overhead    of each stage, and of compressing and decompressing: so much a call, mostly the host's, and a token and head
+overhead    of each stage, with the compressing it asks for: the host's time for a call, or, if that is more, the GPU's,
+            which grows with keys x query heads
 What a plan saves is known only once it has been decided, and paid for: it is taken to be SAVED of the dense time.
 """
 
@@ -25,21 +26,19 @@ class Price:
 
     def ms(self, problem: Problem) -> float:
         B, H = problem.q.shape[:2]
-        return self.call + self.token * B * H * problem.k.shape[2] / 1e6
+        return max(self.call, self.token * B * H * problem.k.shape[2] / 1e6)
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Of one kind of GPU: dense attention, and steps by the name of their stage; "" is compress and decompress."""
+    """Of one kind of GPU: dense attention, and stages by their names."""
 
     rate: float  # TFLOP/s of dense attention
-    steps: dict[str, Price]
+    stages: dict[str, Price]
 
 
-# by compute capability
-MEASURED = {
-    (9, 0): Prices(650.0, {"TokenCoverage": Price(1.6, 0.1), "FlexPrefill": Price(2.2, 0.5), "": Price(0.2, 0.17)}),
-}
+# by compute capability, from bench/records
+MEASURED = {(9, 0): Prices(700.0, {"TokenCoverage": Price(2.9, 0.63), "FlexPrefill": Price(4.2, 1.3)})}
 
 
 @dataclass(frozen=True)
@@ -63,14 +62,12 @@ def estimate(stages: Sequence[Any], problem: Problem) -> Estimate | None:
     """None where a stage, or the device, has not been measured."""
     known = prices(problem.q.device)
     names = [type(stage).__name__ for stage in stages]
-    if known is None or not all(name in known.steps for name in names):
+    if known is None or not all(name in known.stages for name in names):
         return None
-    if any(stage.chooses == "tokens" for stage in stages):
-        names.append("")
     (B, H, Q, D), K = problem.q.shape, problem.k.shape[2]
     pairs = Q * (K - (Q - 1) / 2) if problem.causal else Q * K
     dense = 2 * B * H * pairs * (D + problem.v.shape[3]) / known.rate / 1e9
-    return Estimate(dense, sum(known.steps[name].ms(problem) for name in names))
+    return Estimate(dense, sum(known.stages[name].ms(problem) for name in names))
 
 
 def worth_it(stages: Sequence[Any], limit: str | int, problem: Problem) -> bool:

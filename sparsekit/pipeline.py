@@ -106,6 +106,7 @@ def attend(
         short = run("gather_tokens", problem, plan)
     with clock("attend"):
         out = run("attend", short, Plan(blocks=plan.blocks))
+    del short  # as large as the output at a third of the tokens: make room for that
     with clock("decompress"):
         return run("scatter_tokens", problem, plan, out)
 

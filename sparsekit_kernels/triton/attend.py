@@ -143,14 +143,13 @@ def _attend(
         n_whole, n_all = tl.load(whole + at), tl.load(counts + at)
         lists = indices + ((b * list_heads + h * list_heads // H) * I + i) * width
         # the next block is known a step ahead, so that its address waits for no load and its copy can begin early
-        block = tl.load(lists, mask=n_whole > 0, other=0)
+        start = tl.load(lists, mask=n_all > 0, other=0) * block_k
         for t in range(0, n_whole * PER):
-            start = block * block_k
             top, total, acc = _step(
                 x, keys, values, k_idx, n_k, at_b, at_g, start + t % PER * N, start + block_k, seen, k_l, v_l,
                 scale, top, total, acc, N, D, DV, D_TILE, DV_TILE, EVEN, SOME_KEYS, DESCRIBED, PRECISION,
             )  # fmt: skip
-            block = tl.load(lists + (t + 1) // PER, mask=(t + 1) // PER < n_whole, other=0)
+            start = tl.load(lists + (t + 1) // PER, mask=(t + 1) // PER < n_all, other=0) * block_k
         for t in tl.range(n_whole * PER, n_all * PER, num_stages=1):
             start = tl.load(lists + t // PER) * block_k
             if start + t % PER * N < last:

@@ -47,7 +47,7 @@ def main() -> None:
         q, k, v = (torch.randn(2, h, n, D, device="cuda").to(dtype) for h, n in ((H, Q), (G, K), (G, K)))
         with dispatch.timed(note):
             for spec in SPECS:
-                pipeline = Pipeline.from_spec(spec)
+                pipeline = Pipeline([Pipeline.from_spec(spec)], break_even=0)
                 p = Problem.of(q, k, v)
                 out = attend(p, pipeline.decide(p), compress=pipeline.compress.mode, backend="triton")
                 assert out.o.isfinite().all(), spec
