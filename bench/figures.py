@@ -47,9 +47,10 @@ def _over_length(timed: list[Record]) -> Any:
     if not lines:
         return None
     figure, (axes,) = _figure(9, 5)
-    for case, points in lines.items():
+    for i, (case, points) in enumerate(lines.items()):
         at = sorted(points)
-        axes.plot(at, [points[length] for length in at], marker="o", label=case)
+        style = "-" if i < 10 else "--"  # there are ten colours
+        axes.plot(at, [points[length] for length in at], style, marker="o", label=case)
     axes.axhline(1, color="#888888", linewidth=1, linestyle=":")
     ticks = sorted({length for points in lines.values() for length in points})
     axes.set_xscale("log", base=2)
