@@ -71,6 +71,15 @@ def test_it_decides_as_the_records_say(case, monkeypatch):
         assert row["speed_up"] > 1 if found.worth else row["speed_up"] < 2.5, (row["length"], row["speed_up"], found)
 
 
+def test_gathering_is_the_faster_way_to_compress():
+    """What Compress("auto") does is what the records say."""
+    rows = {(row["case"], row["backend"], row["length"]): row["ms"]["p50"] for row in RECORDS}
+    indexed = [key for key in rows if key[0].endswith(", indexed")]
+    assert len(indexed) >= 6
+    for case, backend, length in indexed:
+        assert rows[case.removesuffix(", indexed"), backend, length] < rows[case, backend, length]
+
+
 def test_explain_says_what_decides(measured):
     short, long = problem(16), problem(512)
     x = lambda p: (p.q, p.k, p.v)  # noqa: E731

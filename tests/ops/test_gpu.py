@@ -115,7 +115,7 @@ def test_past_two_to_the_31_elements():
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "cpu"])
 @pytest.mark.parametrize("spec", ["dense", "streaming(sinks=128, window=512)"])
 def test_a_pipeline_of_known_sizes_is_captured_in_a_graph(backend, spec):
-    pipeline = Pipeline([*Pipeline.from_spec(spec).named_form(), sk.Attend(backend)])
+    pipeline = Pipeline([*Pipeline.from_spec(spec).named_form(), sk.Attend(backend, break_even=0)])
     x = [torch.randn(1, h, 2048, 128, device="cuda", dtype=torch.bfloat16) for h in (8, 2, 2)]
     pipeline(*x)  # compiles
     graph = torch.cuda.CUDAGraph()
@@ -133,7 +133,7 @@ def test_a_pipeline_of_known_sizes_is_captured_in_a_graph(backend, spec):
 ])  # fmt: skip
 def test_how_often_the_host_waits(spec):
     """Once for each choice whose size the data decide; never for the rest."""
-    pipeline = Pipeline.from_spec(spec)
+    pipeline = Pipeline([Pipeline.from_spec(spec)], break_even=0)
     x = [torch.randn(1, h, 4096, 128, device="cuda", dtype=torch.bfloat16) for h in (8, 2, 2)]
     pipeline(*x)
     chosen = sum(spec.count(name) for name in ("token_coverage", "flex_prefill"))
