@@ -69,7 +69,9 @@ class Problem:
                 f"scale: got {scale!r}; allowed is a finite number, or None for 1/sqrt(head dim): pass one of those"
             )
         k_pos = torch.arange(K, device=q.device, dtype=torch.int32).expand(q.shape[0], 1, K)
-        q_pos = torch.arange(K - Q, K, device=q.device, dtype=torch.int32).expand(q.shape[0], 1, Q)
+        q_pos = k_pos
+        if Q != K:
+            q_pos = torch.arange(K - Q, K, device=q.device, dtype=torch.int32).expand(q.shape[0], 1, Q)
         return cls(q, k, v, q_pos, k_pos, float(scale), bool(causal), queries_last=Q <= K, full=True)
 
     def visible(self, rows: Tensor | None = None) -> Bool[Tensor, "B H R K"]:

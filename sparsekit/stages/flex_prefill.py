@@ -72,12 +72,7 @@ class FlexPrefill:
         blocks = -(-n_k // m)  # [B, H, 1], key blocks with real tokens
         most = blocks if self.max_budget is None else blocks.clamp(max=-(-self.max_budget // m))
 
-        # absolute key blocks a query block touches: one if the chunk is aligned, else two
-        start = torch.arange(0, Q, m, device=device)
-        first = (start + (n_k - n_q)).div(m, rounding_mode="floor")  # [B, H, I]
-        last = ((start + m).minimum(n_q) + (n_k - n_q - 1)).div(m, rounding_mode="floor")
-        last = torch.where(start < n_q, last, -1)
-        first, last = (x.int().expand(B, H, I) for x in (first, last))
+        first, last = (x.expand(B, H, I) for x in self._own_blocks(p, n_q, n_k))
 
         take, extra = self._reaching(scores, n_k).clamp(min=least), None  # [2, B, H, 1]
         if self.tau:
@@ -90,6 +85,17 @@ class FlexPrefill:
             verticals = verticals | (n_k <= m * max(2, least)) | (n_q == 1)  # short rows are dense
         pattern = (verticals, slashes, first, last, extra, (m, m))
         return Plan(blocks=dispatch.run("vertical_slash_blocks", device.type, *pattern))
+
+    def _own_blocks(self, p: Problem, n_q: Tensor, n_k: Tensor) -> tuple[Tensor, Tensor]:
+        """The first and last key block a query block touches, int32 [B, H, I]: the same if the chunk is aligned."""
+        m, (Q, K), device = self.block_size, (p.q.shape[2], p.k.shape[2]), p.q.device
+        if p.full and (K - Q) % m == 0:
+            own = torch.arange((K - Q) // m, -(-K // m), device=device, dtype=torch.int32)
+            return own, own
+        start = torch.arange(0, Q, m, device=device)
+        first = (start + (n_k - n_q)).div(m, rounding_mode="floor")
+        last = ((start + m).minimum(n_q) + (n_k - n_q - 1)).div(m, rounding_mode="floor")
+        return first.int(), torch.where(start < n_q, last, -1).int()
 
     def _reaching(self, scores: Tensor, n_k: Tensor) -> Tensor:
         """[..., K] -> [..., 1]: how many blocks hold as many entries as reach gamma."""
@@ -143,9 +149,9 @@ def _best(pooled: Tensor, n: Tensor) -> Tensor:
 
 def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     """Distance, natural log, in [0, sqrt(ln 2)]; a term of probability zero is zero."""
-    m = (p + q) / 2
-    terms = [torch.where(x > 0, x * (x / m).log(), 0.0).sum(-1) for x in (p, q)]
-    return (0.5 * (terms[0] + terms[1])).clamp(min=0).sqrt()
+    both = torch.stack([p, q])
+    middle = both.mean(0).clamp(min=torch.finfo(p.dtype).tiny)  # where both are zero: no matter, but not zero itself
+    return (0.5 * torch.xlogy(both, both / middle).sum((0, -1))).clamp(min=0).sqrt()
 
 
 EXAMPLES = (
