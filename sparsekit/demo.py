@@ -174,9 +174,10 @@ def run_demo(
     does not parse.
     """
     check_count("questions", questions, 1)
+    asked = {name: Pipeline.from_spec(spec) for name, spec in pipelines.items()}
+    asked = {"dense": Pipeline()} | {name: made for name, made in asked.items() if made != Pipeline()}
     # the small model's attention is cheap on a GPU; what is asked here is what each pipeline does, worth it or not
-    parsed = {name: Pipeline([Pipeline.from_spec(spec)], break_even=0) for name, spec in pipelines.items()}
-    parsed = {"dense": Pipeline()} | {name: made for name, made in parsed.items() if made.stages}
+    parsed = {name: Pipeline([made], break_even=0) for name, made in asked.items()}
     tasks = list(testbed.TASKS.values())
     samples = [tasks[i % len(tasks)](text, length, seed + i) for i in range(questions)]
     warm_up = tasks[0](text, min(length, WARM_UP), seed)
@@ -195,7 +196,7 @@ def run_demo(
                 pictures.append(picture)
             if on_step:
                 on_step(sum(map(len, answers.values())), questions * len(parsed), name)
-    rows = tuple(Row(name, parsed[name].to_spec(), tuple(mine)) for name, mine in answers.items())
+    rows = tuple(Row(name, asked[name].to_spec(), tuple(mine)) for name, mine in answers.items())
     chip = torch.cuda.get_device_name(where) if where.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     return Demo(length, chip, rows, pictures[-1])
 
