@@ -5,11 +5,12 @@ why it cannot run them (None: it can). A missing module is a backend that lacks 
 """
 
 import importlib
-import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 BACKENDS = {
@@ -34,16 +35,22 @@ class NoBackendError(RuntimeError):
 
 def why_not(backend: str, op: str, *args: Any) -> str | None:
     """In words, why `backend` cannot run `op` on these arguments; None if it can."""
-    try:
-        module = importlib.import_module(f"{BACKENDS[backend]}.{op}")
-    except ModuleNotFoundError as missing:
-        return f"there is no {missing.name}"
-    return module.why_not(*args)
+    found = _module(f"{BACKENDS[backend]}.{op}")
+    return found if isinstance(found, str) else found.why_not(*args)
 
 
 def has(backend: str, op: str) -> bool:
     """Whether the backend has the op; "auto" has every one."""
-    return backend == "auto" or importlib.util.find_spec(f"{BACKENDS[backend]}.{op}") is not None
+    return backend == "auto" or not isinstance(_module(f"{BACKENDS[backend]}.{op}"), str)
+
+
+@cache  # looking for a module that is not there costs more than a kernel launch
+def _module(name: str) -> ModuleType | str:
+    """A module, or in words why there is none."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as missing:
+        return f"there is no {missing.name}"
 
 
 def choose(op: str, device: str, *args: Any, backend: str = "auto") -> str:
@@ -60,7 +67,7 @@ def run(op: str, device: str, *args: Any, backend: str = "auto") -> Any:
     """Run the op on the chosen backend."""
     name = choose(op, device, *args, backend=backend)
     with _clock.get()(op):
-        return getattr(importlib.import_module(f"{BACKENDS[name]}.{op}"), op)(*args)
+        return getattr(_module(f"{BACKENDS[name]}.{op}"), op)(*args)
 
 
 @contextmanager
@@ -85,9 +92,6 @@ def table() -> dict[str, dict[str, str | None]]:
     for op in ops():
         found[op] = {}
         for backend, package in BACKENDS.items():
-            try:
-                importlib.import_module(f"{package}.{op}")
-                found[op][backend] = None
-            except ModuleNotFoundError as missing:
-                found[op][backend] = f"there is no {missing.name}"
+            module = _module(f"{package}.{op}")
+            found[op][backend] = module if isinstance(module, str) else None
     return found

@@ -87,7 +87,14 @@ def attend(
     Raises ValueError for a plan that is not one of the problem, and NoBackendError, with the reasons, if no backend
     can.
     """
-    plan, device = plan or Plan(), problem.q.device.type
+    return _attend(problem, plan or Plan(), [], compress, backend, check, clock)
+
+
+def _attend(
+    problem: Problem, plan: Plan, short: list[Problem], compress: str, backend: str, check: bool, clock: Clock
+) -> Output:
+    """`short` holds the compressed problem if there is one already, and nothing afterwards: it is large."""
+    device = problem.q.device.type
     plan.check(problem, contents=check)
 
     def run(op: str, *args: Any) -> Any:
@@ -106,10 +113,10 @@ def attend(
                 out = plan.fill_in(problem, out, run("sliding_window", problem, plan))
         return out
     with clock("compress"):
-        short = run("gather_tokens", problem, plan)
+        kept = short.pop() if short else run("gather_tokens", problem, plan)
     with clock("attend"):
-        out = run("attend", short, Plan(blocks=plan.blocks))
-    del short  # as large as the output at a third of the tokens: make room for that
+        out = run("attend", kept, Plan(blocks=plan.blocks))
+    del kept  # as large as the output at a third of the tokens: make room for that
     with clock("decompress"):
         return run("scatter_tokens", problem, plan, out)
 
@@ -180,14 +187,24 @@ class Pipeline:
 
     def decide(self, problem: Problem, clock: Clock = nullcontext) -> Plan:
         """The plan for a problem: every stage on what the ones before it left; dense below break-even."""
-        plan = Plan()
+        return self._decide(problem, clock)[0]
+
+    def _decide(self, problem: Problem, clock: Clock) -> tuple[Plan, list[Problem]]:
+        """The plan, and the compressed problem if a stage wanted to see it."""
+        plan, short = Plan(), [problem]
         if not worth_it(self.stages, self.attend.break_even, problem):
-            return plan
+            return plan, []
         for stage in self.stages:
+            if not short:
+                with clock("compress"):
+                    short = [dispatch.run("gather_tokens", problem.q.device.type, problem, plan)]
             with clock(type(stage).__name__):
-                plan = plan.then(stage(plan.compress(problem)))
+                inner = stage(short[0])
+            if inner.queries or inner.keys:
+                short = []
+            plan = plan.then(inner)
         fill = self.decompress.fill
-        return replace(plan, fill=None if isinstance(fill, Zeros) else fill)
+        return replace(plan, fill=None if isinstance(fill, Zeros) else fill), short
 
     def plan(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None) -> Plan:
         """The decision, as data: print, count, draw, store, or pass it to a later call."""
@@ -241,10 +258,13 @@ class Pipeline:
                     "without a plan: wrap the call in torch.compiler.disable"
                 )
             return Output(*library.attention(q, k, v, self._spec, causal, scale))
-        problem = Problem.of(q, k, v, causal, scale)
-        plan = self.decide(problem, clock) if plan is None else plan
+        return self.run(Problem.of(q, k, v, causal, scale), plan, clock)[1]
+
+    def run(self, problem: Problem, plan: Plan | None = None, clock: Clock = nullcontext) -> tuple[Plan, Output]:
+        """Decide, unless a plan is given, and attend: the plan and its output, for any problem."""
+        plan, short = self._decide(problem, clock) if plan is None else (plan, [])
         how = self.attend
-        return attend(problem, plan, compress=self.compress.mode, backend=how.backend, check=how.check, clock=clock)
+        return plan, _attend(problem, plan, short, self.compress.mode, how.backend, how.check, clock)
 
     def explain(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None) -> "Report":
         """What each stage keeps, what that costs in accuracy, and where the time goes; prints as a table."""

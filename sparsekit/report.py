@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from torch import Tensor
 
+from . import dispatch
 from .break_even import reason, worth_it
 from .oracle import oracle
 from .pipeline import Pipeline, attend
@@ -90,7 +91,7 @@ def explain(pipeline: Pipeline, problem: Problem) -> Report:
     for i, stage in enumerate(pipeline.stages if worth_it(*how) else ()):
         name = f"{i + 1}. {type(stage).__name__}"
         with clock(name):
-            plan = plan.then(stage(plan.compress(problem)))
+            plan = plan.then(stage(dispatch.run("gather_tokens", problem.q.device.type, problem, plan)))
         steps.append(Step(name, ms[name], *_accuracy(problem, plan, rows, dense)))
     plan = pipeline(problem)
     before = set(ms)

@@ -40,7 +40,7 @@ FAULTS = [
  ("window one too wide", "sparsekit/fills.py", "near = (q - k).abs() < self.window", "near = (q - k).abs() <= self.window"),
  ("window counts forget the sinks", "sparsekit/fills.py", "return (near + sinks - both)", "return near"),
  ("fill overwrites kept queries", "sparsekit/plan.py", "torch.where(dropped[..., None], rows.o, out.o)", "rows.o"),
- ("stages see the whole problem", "sparsekit/pipeline.py", "plan.then(stage(plan.compress(problem)))", "plan.then(stage(problem))"),
+ ("stages see the whole problem", "sparsekit/pipeline.py", "inner = stage(short[0])", "inner = stage(problem)"),
  ("named backend falls through to auto", "sparsekit/dispatch.py", 'if backend == "auto" else (backend,)', "if True else (backend,)"),
  ("stage changes k", "sparsekit/stages/token_coverage.py", "        scores, _ = dispatch.run(", "        p.k.mul_(2)\n        scores, _ = dispatch.run("),
  ("window not kept", "sparsekit/stages/token_coverage.py", 'voted = torch.where(prefix, scores, float("inf"))', "voted = torch.where(prefix, scores, 0.0)"),
