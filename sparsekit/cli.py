@@ -120,6 +120,8 @@ def _samples(device: torch.device) -> dict[str, tuple[str, tuple]]:
         "topk_mask": ("topk_mask", (scores, one)),
         "coverage_mask": ("coverage_mask", (scores, one.float(), True)),
         "coverage_count": ("coverage_count", (scores, one.float(), True)),
+        "token_votes": ("token_votes", (scores, p.lengths()[1], p.lengths()[1], 7)),
+        "token_budget": ("token_budget", (scores[0], 0.1, p.lengths()[1])),
         "seen_blocks": ("seen_blocks", (blocks.blocks, p.reach())),
         "block_means": ("block_means", (x, p.q_pos, 128)),
         "vertical_slash_blocks": ("vertical_slash_blocks", (some, some, some.int(), some.int(), None, (128, 128))),

@@ -26,6 +26,6 @@ def select_tokens(scores: Scores, keep: Keep) -> Tokens:
 
 def common_width(keep: Keep, n: int) -> tuple[int, bool]:
     """The length of the longest row of a choice among n, at least 1, and whether all rows are that long."""
-    least, most = torch.stack(keep.aminmax()).tolist()  # the one host synchronisation of a choice
-    width = min(max(most, 1), n)
-    return width, least >= width
+    counts = keep.flatten().tolist()  # the one host synchronisation of a choice
+    width = min(max(*counts, 1), n)
+    return width, min(counts) >= width

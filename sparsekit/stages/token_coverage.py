@@ -19,7 +19,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool1d
 
 from .. import dispatch
 from ..parameters import check_choice, check_count, check_ratio
@@ -53,55 +52,36 @@ class TokenCoverage:
             return Plan()
         n_q, n_k = p.lengths()
         earlier, scored = n_k - n_q, n_k - n_q.clamp(max=self.window)
-        slot = torch.arange(K, device=p.q.device).expand(B, 1, K)
-        prefix = slot < scored  # [B, h, K]
-        chunk = slot < n_k if Q == K else (slot >= earlier) & (slot < n_k)  # the keys that are queries too
-
-        scores, _ = dispatch.run("window_scores", p.q.device.type, p, self.window)
-        scores = avg_pool1d(torch.where(prefix, scores, 0.0), self.pool, 1, self.pool // 2)
-        scores = torch.where(prefix, scores, 0.0)
-        early, late = self._budget(scores, prefix, chunk, scored, Q < K)  # [B, 1, 1], how many to drop of each part
+        scores = dispatch.run("window_scores", p.q.device.type, p, self.window)[0]
+        votes, mean = dispatch.run("token_votes", p.q.device.type, scores, scored, n_k, self.pool)
         heads = {"head": p.q.shape[1], "group": G, "layer": 1}[self.per]
         # a choice shared by several heads is one on their mean; it can't be finer than the positions' own heads
-        heads = max(heads, prefix.shape[1])
-        if heads < scores.shape[1]:
-            scores = scores.unflatten(1, (heads, -1)).mean(2)
-
-        voted = torch.where(prefix, scores, float("inf"))  # the window is always kept
-        queries = _best(voted, chunk, n_q - late)
-        keys = queries
-        if Q < K:
-            before = _best(voted, slot < earlier, earlier - early)
-            idx = torch.cat([before.idx, queries.idx], -1).sort(-1).values
-            keys = Tokens(idx, K, before.full and queries.full)
-            idx = torch.where(queries.idx < K, queries.idx - _to(earlier, heads), Q).int()
-            queries = Tokens(idx, Q, queries.full)
-        return Plan(queries, keys)
-
-    def _budget(
-        self, scores: Tensor, prefix: Tensor, chunk: Tensor, scored: Tensor, earlier: bool
-    ) -> tuple[Tensor, Tensor]:
-        """How many tokens each sequence drops: [B, 1, 1] of the earlier keys, [B, 1, 1] of the chunk's own."""
+        heads = max(heads, p.k_pos.shape[1])
+        if heads < votes.shape[1]:
+            votes = votes.unflatten(1, (heads, -1)).mean(2)
         most = (scored - self.min_tokens).clamp(min=0)
         if most.ndim:
             most = most.squeeze(-1).amin(1)  # [B]
-        layer = scores.mean(1)
-        mass = layer / (layer.sum(-1, keepdim=True) + 1e-8)
-        mass = torch.where(prefix.all(1), mass, float("inf"))
-        tau = mass.new_full(mass.shape[:1], self.tau)
-        under = dispatch.run("coverage_count", mass.device.type, mass, tau, False)  # [B]
-        drop = torch.where(under > 0, under + 1, 0).minimum(most)
-        late = drop
-        if earlier:
-            dropped = dispatch.run("topk_mask", mass.device.type, -mass, drop)
-            late = (dropped & chunk.all(1)).sum(-1)
-        return (drop - late)[:, None, None], late[:, None, None]
+        drop = dispatch.run("token_budget", p.q.device.type, mean, self.tau, most)[:, None, None]
+        if Q == K:
+            tokens = _best(votes, n_q - drop)
+            return Plan(tokens, tokens)
+
+        early = torch.arange(K, device=p.q.device) < _to(earlier, heads)  # [K], or [B, heads, K]
+        dropped = dispatch.run("topk_mask", p.q.device.type, -mean, drop.flatten())
+        late = (dropped & ~(early.any(1) if early.ndim > 1 else early)).sum(-1)[:, None, None]
+        queries = _best(votes.masked_fill(early, -torch.inf), n_q - late)
+        before = _best(votes.masked_fill(~early, -torch.inf), earlier - (drop - late))
+        idx = torch.cat([before.idx, queries.idx], -1).sort(-1).values
+        keys = Tokens(idx, K, before.full and queries.full)
+        idx = torch.where(queries.idx < K, queries.idx - _to(earlier, heads), Q).int()
+        queries = Tokens(idx, Q, queries.full)
+        return Plan(queries, keys)
 
 
-def _best(voted: Tensor, part: Tensor, keep: Tensor) -> Tokens:
-    """The `keep` [B, h, 1] best of a part of the tokens, per head."""
-    scores = torch.where(part, voted, float("-inf"))
-    return dispatch.run("select_tokens", voted.device.type, scores, _to(keep, voted.shape[1]).squeeze(-1).clamp(min=0))
+def _best(votes: Tensor, keep: Tensor) -> Tokens:
+    """The `keep` [B, h, 1] tokens with the most votes, per head."""
+    return dispatch.run("select_tokens", votes.device.type, votes, _to(keep, votes.shape[1]).squeeze(-1))
 
 
 def _to(x: Tensor, heads: int) -> Tensor:

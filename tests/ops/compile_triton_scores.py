@@ -16,6 +16,8 @@ from sparsekit_kernels.triton import (
     coverage_mask,
     seen_blocks,
     select_tokens,
+    token_budget,
+    token_votes,
     topk_mask,
     vertical_slash_blocks,
 )
@@ -64,6 +66,9 @@ def row_kernels(name):
         yield f"topk_mask n={n}", kernel
         kernel = compile_kernel(select_tokens._select_tokens, name, pointers | {"idx": "*i32"}, constants, warps)
         yield f"select_tokens n={n}", kernel
+        pointers = tensors("fp32", "votes", drop="i64") | {"tau": "fp32"}
+        kernel = compile_kernel(token_budget._token_budget, name, pointers, constants | dict(PER_ROW=False), warps)
+        yield f"token_budget n={n}", kernel
         for smallest in (False, True):
             pointers = tensors("fp32", "scores limit", mask="i1")
             more = dict(SMALLEST=smallest)
@@ -72,6 +77,10 @@ def row_kernels(name):
             pointers = tensors("fp32", "scores limit", counts="i64")
             kernel = compile_kernel(coverage_count._coverage_count, name, pointers, constants | more, warps)
             yield f"coverage_count n={n} smallest={smallest}", kernel
+    for per_head in (False, True):
+        pointers = tensors("fp32", "scores votes mean") | (tensors("i64", "scored real") if per_head else {})
+        constants = dict(POOL=7, N=512, PER_HEAD=per_head, WIDE=tl.float32, s_l=1)
+        yield f"token_votes per_head={per_head}", compile_kernel(token_votes._token_votes, name, pointers, constants)
     for smallest in (False, True):
         M, N = coverage_mask.TILE
         constants = dict(SMALLEST=smallest, SHARES=coverage_mask.SHARES, M=M, N=N, WIDE=tl.float32, stride=1)

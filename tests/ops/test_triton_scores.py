@@ -196,6 +196,35 @@ def test_long_rows_in_any_layout(layout):
         assert torch.equal(fast("coverage_count", x, mass, largest), mine.sum(-1))
 
 
+# --- token_votes, token_budget ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=12)
+@given(data=st.data())
+def test_votes_are_the_definition(data):
+    """Lengths per sequence, per head, or one number; and a NaN or inf spreads no further than its neighbours."""
+    x = data.draw(scores()).abs().view(1, -1, 1).expand(2, -1, 6).transpose(1, 2)  # [2, 6, K], strides of its own
+    K, h = x.shape[2], data.draw(st.sampled_from([0, 1, 3, 6]))
+    scored = torch.randint(0, K + 1, (2, h, 1)) if h else torch.tensor(K - K // 3)
+    real = scored + torch.randint(0, K + 1, scored.shape).minimum(K - scored)
+    x, pool = x * torch.arange(1, 7, device=WHERE)[:, None], data.draw(st.sampled_from([1, 3, 7]))
+    lengths = [n.to(WHERE) if h else n for n in (scored, real)]
+    for mine, theirs in zip(*(run("token_votes", x, *lengths, pool) for run in (fast, plain)), strict=True):
+        torch.testing.assert_close(mine, theirs, equal_nan=True)
+
+
+@settings(max_examples=20)
+@given(data=st.data(), tau=st.sampled_from([0.0, 0.125, 0.5, 1.0]))
+def test_the_budget_is_the_definition(data, tau):
+    """Sums of whole numbers are exact: what fits is no matter of rounding."""
+    x = data.draw(scores()).abs().round()
+    x = torch.nan_to_num(x[0] if data.draw(st.booleans()) else x[0].T.contiguous().T, math.nan, math.inf)
+    some = data.draw(st.booleans())
+    most = torch.randint(0, x.shape[1] + 1, x.shape[:1], device=WHERE) if some else torch.tensor(x.shape[1] // 2)
+    mine, theirs = (run("token_budget", x, tau, most) for run in (fast, plain))
+    assert torch.equal(mine, theirs) and mine.dtype == torch.int64
+
+
 # --- block_means, vertical_slash_blocks, seen_blocks --------------------------------------------------------------
 
 

@@ -1,0 +1,26 @@
+"""How many tokens each sequence may drop for the votes on them to stay near a share of all votes."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from . import coverage_count as definition
+
+Votes = Float[Tensor, "B K"]
+Most = Int[Tensor, "*most"]  # [B], or a number: of no axis, on the CPU
+Drop = Int[Tensor, "B"]
+
+
+def why_not(votes: Tensor, tau: float, most: Tensor) -> str | None:
+    return None
+
+
+def token_budget(votes: Votes, tau: float, most: Most) -> Drop:
+    """The number of smallest votes whose running sum is below `tau` of all finite ones, plus one; at most `most`.
+
+    None if the smallest alone is not below. int64.
+    """
+    # a vanishing sum drops nothing that counts
+    total = torch.where(votes == torch.inf, 0.0, votes).sum(-1) + 1e-8
+    under = definition.coverage_count(votes, tau * total, False)
+    return torch.where(under > 0, under + 1, 0).minimum(most)

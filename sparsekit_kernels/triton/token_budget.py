@@ -1,0 +1,45 @@
+"""How many tokens may be dropped: the sum of a row, then the search of coverage_mask for a share of it."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparsekit.ops.token_budget import Drop, Most, Votes
+
+from . import why_not_here
+from .coverage_mask import within_mass
+from .topk_mask import sizes
+
+
+def why_not(votes: Tensor, tau: float, most: Tensor) -> str | None:
+    return why_not_here(votes)
+
+
+def token_budget(votes: Votes, tau: float, most: Most) -> Drop:
+    drop = torch.empty(len(votes), dtype=torch.int64, device=votes.device)
+    limit = most.contiguous() if most.ndim else int(most)
+    _token_budget[(len(votes),)](
+        votes, tau, limit, drop, *votes.stride(), votes.shape[1], PER_ROW=most.ndim > 0, **sizes(votes)
+    )
+    return drop
+
+
+@triton.jit
+def _token_budget(
+    votes, tau, most, drop, row_stride, stride, n, PER_ROW: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    votes += row * row_stride
+    sums = tl.zeros([N], WIDE)
+    for start in range(0, n, N):
+        slot = start + tl.arange(0, N)
+        x = tl.load(votes + slot.to(tl.int64) * stride, mask=slot < n, other=0.0)
+        sums += tl.where(x == float("inf"), 0.0, x)
+    target = (tl.sum(sums, 0) + 1e-8) * tau
+    low, high, above, within, spare = within_mass(votes, stride, n, target, True, N, WIDE)
+    under = above + tl.minimum(spare, within)
+    limit = most
+    if PER_ROW:
+        limit = tl.load(most + row)
+    tl.store(drop + row, tl.minimum(tl.where(under > 0, under + 1, 0), limit))
