@@ -122,6 +122,7 @@ def _samples(device: torch.device) -> dict[str, tuple[str, tuple]]:
         "coverage_count": ("coverage_count", (scores, one.float(), True)),
         "token_votes": ("token_votes", (scores, p.lengths()[1], p.lengths()[1], 7)),
         "token_budget": ("token_budget", (scores[0], 0.1, p.lengths()[1])),
+        "query_aware": ("query_aware", (x[:, :, 0], x, scores, p.lengths()[1], 1.0, 0.1)),
         "seen_blocks": ("seen_blocks", (blocks.blocks, p.reach())),
         "block_means": ("block_means", (x, p.q_pos, 128)),
         "vertical_slash_blocks": ("vertical_slash_blocks", (some, some, some.int(), some.int(), None, (128, 128))),

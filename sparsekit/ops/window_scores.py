@@ -7,17 +7,17 @@ from torch.nn.functional import pad
 
 from ..problem import PAD, Problem, to_heads
 
-PerKey = Float[Tensor, "B H K"]
+Scores = Float[Tensor, "_kinds B H K"]
 
 
 def why_not(problem: Problem, window: int, diagonals: bool = False) -> str | None:
     return None
 
 
-def window_scores(problem: Problem, window: int, diagonals: bool = False) -> tuple[PerKey, PerKey | None]:
-    """Column sums of softmax(q k^T scale) over the last `window` real queries of each head, over their number.
+def window_scores(problem: Problem, window: int, diagonals: bool = False) -> Scores:
+    """[0]: column sums of softmax(q k^T scale) over the last `window` real queries of each head, over their number.
 
-    With `diagonals` also the sums by distance: entry d is the mean probability the queries give the key d slots
+    With `diagonals` also [1], the sums by distance: entry d is the mean probability the queries give the key d slots
     before their own; it asks that the queries are the last keys. float32 or wider.
     """
     p, (B, H, Q, D), (G, K) = problem, problem.q.shape, problem.k.shape[1:3]
@@ -41,7 +41,7 @@ def window_scores(problem: Problem, window: int, diagonals: bool = False) -> tup
         probability = probability.nan_to_num(0.0)
         columns = probability.sum(2) / count
     if not diagonals:
-        return columns, None
+        return columns[None]
     W = probability.shape[2]
     wide = pad(probability, (W - 1, W - 1)).contiguous()
     # entry (r, e) of the view is key e + r - (W - 1) of row r: its columns are the diagonals
@@ -49,4 +49,4 @@ def window_scores(problem: Problem, window: int, diagonals: bool = False) -> tup
     diagonal = sheared.sum(2) / count
     last = ((to_heads(p.k_pos, H) != PAD).sum(-1, keepdim=True) - W) + W - 1  # where row r meets its own key
     e = last - torch.arange(K, device=p.q.device)  # [B, H, K], a distance further back is a diagonal earlier
-    return columns, diagonal.gather(-1, e.clamp(min=0)) * (e >= 0)
+    return torch.stack([columns, diagonal.gather(-1, e.clamp(min=0)) * (e >= 0)])

@@ -67,20 +67,20 @@ class FlexPrefill:
         (B, _, Q, _), device = p.q.shape, p.q.device
         I = -(-Q // m)
         n_q, n_k = (to_heads(n, H) if n.ndim else n for n in p.lengths())  # [B, H, 1]
-        scores = torch.stack(dispatch.run("window_scores", device.type, p, m, True))  # [2, B, H, K]
+        scores = dispatch.run("window_scores", device.type, p, m, True)  # [2, B, H, K]
         pooled = _pooled(scores, m)  # [2, B, H, J]: vertical, slash
         blocks = -(-n_k // m)  # [B, H, 1], key blocks with real tokens
         most = blocks if self.max_budget is None else blocks.clamp(max=-(-self.max_budget // m))
 
         first, last = (x.expand(B, H, I) for x in self._own_blocks(p, n_q, n_k))
 
-        take, extra = self._reaching(scores, n_k).clamp(min=least), None  # [2, B, H, 1]
+        take, extra = self._reaching(scores, n_k), None  # [2, B, H, 1]
         if self.tau:
-            means = to_heads(dispatch.run("block_means", device.type, p.k, p.k_pos, m), H)  # [B, H, J, D]
-            aware = self._query_aware(p, means, pooled[0], blocks)  # [B, H, 1]
+            means = dispatch.run("block_means", device.type, p.k, p.k_pos, m)  # [B, h, J, D]
+            aware = self._query_aware(p, means, pooled[0], blocks)  # [B, H]
             extra = self._block_map(p, means, aware, last)
-            take = torch.where(aware, least, take)
-        verticals, slashes = _best(pooled, take.minimum(most))
+            take = torch.where(aware[..., None], least, take)
+        verticals, slashes = _best(pooled, take.clamp(min=least).minimum(most))
         if not p.full:
             verticals = verticals | (n_k <= m * max(2, least)) | (n_q == 1)  # short rows are dense
         pattern = (verticals, slashes, first, last, extra, (m, m))
@@ -100,11 +100,13 @@ class FlexPrefill:
     def _reaching(self, scores: Tensor, n_k: Tensor) -> Tensor:
         """[..., K] -> [..., 1]: how many blocks hold as many entries as reach gamma."""
         mass = scores.new_full(scores.shape[:-1], self.gamma)
-        within = dispatch.run("coverage_count", scores.device.type, scores, mass, True)
-        return (within[..., None].minimum(n_k) + 1) // self.block_size + 1
+        within = dispatch.run("coverage_count", scores.device.type, scores, mass, True)[..., None]
+        if n_k.ndim:  # padding has no attention: all of it fits
+            within = within.minimum(n_k)
+        return (within + (1 + self.block_size)) // self.block_size
 
     def _query_aware(self, p: Problem, means: Tensor, vertical: Tensor, blocks: Tensor) -> Tensor:
-        """[B, H, 1]: whether the pooled estimate tells where the probe looks."""
+        """[B, H]: whether the pooled estimate tells where the probe looks."""
         if p.full:
             q, pos = p.q[:, :, -self.block_size :], p.q_pos[..., -self.block_size :]
         else:
@@ -113,19 +115,17 @@ class FlexPrefill:
             at = to_heads(row, p.q.shape[1]).clamp(min=0)[..., None].expand(-1, -1, -1, p.q.shape[3])
             q = p.q.gather(2, at)
         probe = dispatch.run("block_means", p.q.device.type, q, pos, self.block_size)  # [B, H, 1, D]
-        scores = (probe @ means.mT).squeeze(2) * p.scale
-        if not p.full:
-            outside = torch.arange(scores.shape[-1], device=scores.device) >= blocks
-            scores = scores.masked_fill(outside, float("-inf"))
-        return (_jensen_shannon(scores.softmax(-1), vertical.to(scores.dtype)) < self.tau)[..., None]
+        given = probe.squeeze(2), means, vertical, blocks, p.scale, self.tau
+        return dispatch.run("query_aware", p.q.device.type, *given)
 
     def _block_map(self, p: Problem, means: Tensor, aware: Tensor, last: Tensor) -> Tensor | None:
         """[B, H, I, J]: the best blocks that hold gamma of the map of block means, in the query-aware heads."""
         heads = aware.flatten().nonzero().squeeze(-1)  # N of them, one wait of the host: often there are none
         if not len(heads):
             return None
-        of = lambda x: x.flatten(0, 1).index_select(0, heads)  # noqa: E731  # [B, H, ...] -> [N, ...]
-        pos = of(to_heads(p.q_pos, p.q.shape[1]))[:, None]
+        # [B, h, ...] -> [N, ...]
+        of = lambda x: x.flatten(0, 1).index_select(0, heads // (p.q.shape[1] // x.shape[1]))  # noqa: E731
+        pos = of(p.q_pos)[:, None]
         q = dispatch.run("block_means", p.q.device.type, of(p.q)[:, None], pos, self.block_size)[:, 0]
         last = of(last)  # [N, I]
         hidden = torch.arange(means.shape[2], device=means.device) > last[..., None]
@@ -143,15 +143,9 @@ def _pooled(x: Tensor, size: int) -> Tensor:
 
 def _best(pooled: Tensor, n: Tensor) -> Tensor:
     """The n largest of each row as a mask, the first always among them."""
-    forced = pooled.index_fill(-1, torch.zeros(1, dtype=torch.long, device=pooled.device), math.inf)
+    forced = pooled.clone()
+    forced[..., 0] = math.inf
     return dispatch.run("topk_mask", forced.device.type, forced, n.squeeze(-1))
-
-
-def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
-    """Distance, natural log, in [0, sqrt(ln 2)]; a term of probability zero is zero."""
-    both = torch.stack([p, q])
-    middle = both.mean(0).clamp(min=torch.finfo(p.dtype).tiny)  # where both are zero: no matter, but not zero itself
-    return (0.5 * torch.xlogy(both, both / middle).sum((0, -1))).clamp(min=0).sqrt()
 
 
 EXAMPLES = (

@@ -20,7 +20,13 @@ def coverage_count(scores: Scores, mass: Mass, largest: bool) -> Counts:
     rows = scores.reshape(-1, scores.shape[-1])
     counts = torch.empty(scores.shape[:-1], dtype=torch.int64, device=scores.device)
     _coverage_count[(len(rows),)](
-        rows, limits(scores, mass), counts, *rows.stride(), rows.shape[1], SMALLEST=not largest, **sizes(rows)
+        rows,
+        limits(scores, mass),
+        counts,
+        *rows.stride(),
+        rows.shape[1],
+        SMALLEST=not largest,
+        **sizes(rows, mass=True),
     )
     return counts
 

@@ -33,7 +33,7 @@ def coverage_mask(scores: Scores, mass: Mass, largest: bool) -> Mask:
         mark_shared(rows, limits(scores, mass), mask, not largest)
         return mask
     _coverage_mask[(len(rows),)](
-        rows, limits(scores, mass), mask, *rows.stride(), rows.shape[1], SMALLEST=not largest, **sizes(rows)
+        rows, limits(scores, mass), mask, *rows.stride(), rows.shape[1], SMALLEST=not largest, **sizes(rows, mass=True)
     )
     return mask
 
@@ -69,8 +69,8 @@ def _coverage_mask(
     target = tl.load(limit + row)
     low, high, above, within, spare = within_mass(scores, stride, n, target, SMALLEST, N, WIDE)
     tied = 0
-    for start in range(0, n, N):
-        slot = start + tl.arange(0, N)
+    for start in range(0, n, N // 2):
+        slot = start + tl.arange(0, N // 2)
         key, x = keys(scores, stride, slot, n, True, SMALLEST, WIDE)
         chosen, tied = choose(key, low, high, spare, within, tied)
         tl.store(mask + row * n + slot, chosen, mask=slot < n)

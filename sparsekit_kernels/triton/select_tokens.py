@@ -31,8 +31,8 @@ def _select_tokens(scores, keep, idx, row_stride, stride, n, width, N: tl.conste
     target = tl.load(keep + row)
     low, high, above, within, mass = search(scores, stride, n, target, False, False, N, WIDE)
     tied, filled = 0, 0
-    for start in range(0, n, N):
-        slot = start + tl.arange(0, N)
+    for start in range(0, n, N // 2):
+        slot = start + tl.arange(0, N // 2)
         key, x = keys(scores, stride, slot, n, False, False, WIDE)
         chosen, tied = choose(key, low, high, target - above, within, tied)
         chosen = chosen & (slot < n)

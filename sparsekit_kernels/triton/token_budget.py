@@ -20,7 +20,7 @@ def token_budget(votes: Votes, tau: float, most: Most) -> Drop:
     drop = torch.empty(len(votes), dtype=torch.int64, device=votes.device)
     limit = most.contiguous() if most.ndim else int(most)
     _token_budget[(len(votes),)](
-        votes, tau, limit, drop, *votes.stride(), votes.shape[1], PER_ROW=most.ndim > 0, **sizes(votes)
+        votes, tau, limit, drop, *votes.stride(), votes.shape[1], PER_ROW=most.ndim > 0, **sizes(votes, mass=True)
     )
     return drop
 
@@ -31,9 +31,9 @@ def _token_budget(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     votes += row * row_stride
-    sums = tl.zeros([N], WIDE)
-    for start in range(0, n, N):
-        slot = start + tl.arange(0, N)
+    sums = tl.zeros([N // 2], WIDE)
+    for start in range(0, n, N // 2):
+        slot = start + tl.arange(0, N // 2)
         x = tl.load(votes + slot.to(tl.int64) * stride, mask=slot < n, other=0.0)
         sums += tl.where(x == float("inf"), 0.0, x)
     target = (tl.sum(sums, 0) + 1e-8) * tau

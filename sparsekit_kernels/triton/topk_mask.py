@@ -1,9 +1,9 @@
 """The largest entries of each row: a search for the smallest of them on the order-preserving bits, not a sort.
 
 A program owns a row. A pass reads it once and counts the entries at or above three thresholds, which settles two bits
-of the one looked for; it ends early once one entry is left between the bounds. Two steps of a pass go together, so
-that the loads overlap. `search` also sums the entries, for coverage_mask. A row of 128K float32 is 512 KiB: it stays
-in L2, and at most 16 passes read it.
+of the one looked for; it ends early once one entry is left between the bounds. The loads of a few steps overlap.
+`search` also sums the entries, for coverage_mask. A row of 128K float32 is 512 KiB: it stays in L2, and at most 16
+passes read it.
 """
 
 import torch
@@ -16,6 +16,7 @@ from sparsekit.ops.topk_mask import Keep, Mask, Scores
 from . import why_not_here
 
 STEP = 4096  # entries, at most: a row waits for the entries of each step, so few and large ones
+AHEAD = tl.constexpr(4)  # steps whose entries are on their way at once
 
 
 def why_not(scores: Tensor, keep: Tensor) -> str | None:
@@ -30,11 +31,11 @@ def topk_mask(scores: Scores, keep: Keep) -> Mask:
     return mask
 
 
-def sizes(rows: Tensor) -> dict:
-    """How a program walks a row [rows, n]: entries a step, their type, warps."""
-    step = min(max(triton.next_power_of_2(rows.shape[1]), 128), STEP)
+def sizes(rows: Tensor, mass: bool = False) -> dict:
+    """How a program walks a row [rows, n], to count or to add up its entries: entries a step, their type, warps."""
+    step = min(max(triton.next_power_of_2(rows.shape[1]), 128), STEP // 2 if mass else STEP)
     wide = tl.float64 if rows.dtype == torch.float64 else tl.float32
-    return dict(N=step, WIDE=wide, num_warps=max(step // 256, 1))
+    return dict(N=step, WIDE=wide, num_warps=max(step // (128 if mass else 256), 1))
 
 
 @triton.jit
@@ -44,8 +45,8 @@ def _topk_mask(scores, keep, mask, row_stride, stride, n, N: tl.constexpr, WIDE:
     target = tl.load(keep + row)
     low, high, above, within, mass = search(scores, stride, n, target, False, False, N, WIDE)
     tied = 0
-    for start in range(0, n, N):
-        slot = start + tl.arange(0, N)
+    for start in range(0, n, N // 2):
+        slot = start + tl.arange(0, N // 2)
         key, x = keys(scores, stride, slot, n, False, False, WIDE)
         chosen, tied = choose(key, low, high, target - above, within, tied)
         tl.store(mask + row * n + slot, chosen, mask=slot < n)
@@ -76,6 +77,7 @@ def search(scores, stride, n, target, MASS: tl.constexpr, SMALLEST: tl.constexpr
     equal ones, NaN, or, if the row does not reach the target, nothing.
     """
     BITS: tl.constexpr = WIDE.primitive_bitwidth
+    HALF: tl.constexpr = N // 2
     LEAST: tl.constexpr = -(2 ** (BITS - 1))
     KEY: tl.constexpr = tl.int64 if BITS == 64 else tl.int32
     low, high = tl.full([], LEAST, KEY), tl.full([], -LEAST - 1, KEY)
@@ -85,18 +87,18 @@ def search(scores, stride, n, target, MASS: tl.constexpr, SMALLEST: tl.constexpr
     while (shift > 0) & ((upward - above > 1) | (low == LEAST)):
         shift -= 2
         step = tl.full([], 1, KEY) << shift
-        n1, n2, n3 = tl.zeros([N], tl.int32), tl.zeros([N], tl.int32), tl.zeros([N], tl.int32)
-        m1, m2, m3 = tl.zeros([N], WIDE), tl.zeros([N], WIDE), tl.zeros([N], WIDE)
-        for start in range(0, n, 2 * N):
-            key, x = keys(scores, stride, start + tl.arange(0, N), n, MASS, SMALLEST, WIDE)
-            other, y = keys(scores, stride, start + N + tl.arange(0, N), n, MASS, SMALLEST, WIDE)
-            n1 += (key >= low + step).to(tl.int32) + (other >= low + step).to(tl.int32)
-            n2 += (key >= low + 2 * step).to(tl.int32) + (other >= low + 2 * step).to(tl.int32)
-            n3 += (key >= low + 3 * step).to(tl.int32) + (other >= low + 3 * step).to(tl.int32)
+        n1, n2, n3 = tl.zeros([HALF], tl.int32), tl.zeros([HALF], tl.int32), tl.zeros([HALF], tl.int32)
+        m1, m2, m3 = tl.zeros([HALF], WIDE), tl.zeros([HALF], WIDE), tl.zeros([HALF], WIDE)
+        for start in tl.range(0, n, N, num_stages=AHEAD):
+            slot = start + tl.arange(0, 2)[:, None] * HALF + tl.arange(0, HALF)  # both halves in the same threads
+            key, x = keys(scores, stride, slot, n, MASS, SMALLEST, WIDE)
+            n1 += tl.sum((key >= low + step).to(tl.int32), 0)
+            n2 += tl.sum((key >= low + 2 * step).to(tl.int32), 0)
+            n3 += tl.sum((key >= low + 3 * step).to(tl.int32), 0)
             if MASS:
-                m1 += tl.where(key >= low + step, x, 0.0) + tl.where(other >= low + step, y, 0.0)
-                m2 += tl.where(key >= low + 2 * step, x, 0.0) + tl.where(other >= low + 2 * step, y, 0.0)
-                m3 += tl.where(key >= low + 3 * step, x, 0.0) + tl.where(other >= low + 3 * step, y, 0.0)
+                m1 += tl.sum(tl.where(key >= low + step, x, 0.0), 0)
+                m2 += tl.sum(tl.where(key >= low + 2 * step, x, 0.0), 0)
+                m3 += tl.sum(tl.where(key >= low + 3 * step, x, 0.0), 0)
         c1, c2, c3 = tl.sum(n1, 0), tl.sum(n2, 0), tl.sum(n3, 0)
         s1, s2, s3 = tl.sum(m1, 0), tl.sum(m2, 0), tl.sum(m3, 0)
         r1, r2, r3 = (

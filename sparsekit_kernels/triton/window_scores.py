@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sparsekit.ops.window_scores import PerKey
+from sparsekit.ops.window_scores import Scores
 from sparsekit.problem import Problem, to_heads
 
 from . import positive_scale, target, tile, why_not_here
@@ -60,7 +60,7 @@ def why_not(problem: Problem, window: int, diagonals: bool = False) -> str | Non
     return why_not_here(problem.q)
 
 
-def window_scores(problem: Problem, window: int, diagonals: bool = False) -> tuple[PerKey, PerKey | None]:
+def window_scores(problem: Problem, window: int, diagonals: bool = False) -> Scores:
     p, (B, H, Q, D), (G, K) = problem, problem.q.shape, problem.k.shape[1:3]
     W, R, step = min(window, Q), FOLD if diagonals else 1, "diagonals" if diagonals else "columns"
     reach, sure = None, K - (W - 1) * p.causal  # keys that every row sees; the usual problem launches no torch op
@@ -103,13 +103,12 @@ def window_scores(problem: Problem, window: int, diagonals: bool = False) -> tup
         WIDE=WIDE, **order, **launch,
     )  # fmt: skip
     if per_head * R == 1:
-        return parts.view(B, G, -1, K)[:, :, : H // G].reshape(B, H, K), None
-    columns = q.new_empty(B, H, K, dtype=wide)
-    distances = torch.empty_like(columns) if diagonals else None
+        return parts.view(B, G, -1, K)[:, :, : H // G].reshape(1, B, H, K)
+    scores = q.new_empty(1 + diagonals, B, H, K, dtype=wide)
     _sums[(-(-K // 1024), B * H)](
-        parts, folded, length, columns, distances, H, G, K, W, per_head, n_rows, width, N=1024, WIDE=WIDE, **order
+        parts, folded, length, scores[0], scores[-1], H, G, K, W, per_head, n_rows, width, N=1024, WIDE=WIDE, **order
     )
-    return columns, distances
+    return scores
 
 
 def tiles(head_dim: int, itemsize: int, target: str, step: str) -> tuple[int, int, dict[str, int]]:

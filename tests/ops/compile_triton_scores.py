@@ -6,6 +6,7 @@ Prints a line a variant, as compile_triton.py does.
 import sys
 from itertools import product
 
+import torch
 import triton.language as tl
 from compile_triton import compile_kernel, line, tensors
 
@@ -14,6 +15,7 @@ from sparsekit_kernels.triton import (
     block_means,
     coverage_count,
     coverage_mask,
+    query_aware,
     seen_blocks,
     select_tokens,
     token_budget,
@@ -59,24 +61,24 @@ def window_kernels(name):
 
 def row_kernels(name):
     for n in (128, topk_mask.STEP):
-        constants = dict(N=n, WIDE=tl.float32, stride=1)
+        row = torch.empty(1, n)
+        counted, added = topk_mask.sizes(row) | dict(stride=1), topk_mask.sizes(row, mass=True) | dict(stride=1)
+        few, many = counted.pop("num_warps"), added.pop("num_warps")
         pointers = tensors("fp32", "scores", keep="i32")
-        warps = max(n // 256, 1)  # as `sizes` has it
-        kernel = compile_kernel(topk_mask._topk_mask, name, pointers | {"mask": "*i1"}, constants, warps)
+        kernel = compile_kernel(topk_mask._topk_mask, name, pointers | {"mask": "*i1"}, counted, few)
         yield f"topk_mask n={n}", kernel
-        kernel = compile_kernel(select_tokens._select_tokens, name, pointers | {"idx": "*i32"}, constants, warps)
+        kernel = compile_kernel(select_tokens._select_tokens, name, pointers | {"idx": "*i32"}, counted, few)
         yield f"select_tokens n={n}", kernel
         pointers = tensors("fp32", "votes", drop="i64") | {"tau": "fp32"}
-        kernel = compile_kernel(token_budget._token_budget, name, pointers, constants | dict(PER_ROW=False), warps)
+        kernel = compile_kernel(token_budget._token_budget, name, pointers, added | dict(PER_ROW=False), many)
         yield f"token_budget n={n}", kernel
-        for smallest in (False, True):
+        for more in (added | dict(SMALLEST=False), added | dict(SMALLEST=True)):
             pointers = tensors("fp32", "scores limit", mask="i1")
-            more = dict(SMALLEST=smallest)
-            kernel = compile_kernel(coverage_mask._coverage_mask, name, pointers, constants | more, warps)
-            yield f"coverage_mask n={n} smallest={smallest}", kernel
+            kernel = compile_kernel(coverage_mask._coverage_mask, name, pointers, more, many)
+            yield f"coverage_mask n={n} smallest={more['SMALLEST']}", kernel
             pointers = tensors("fp32", "scores limit", counts="i64")
-            kernel = compile_kernel(coverage_count._coverage_count, name, pointers, constants | more, warps)
-            yield f"coverage_count n={n} smallest={smallest}", kernel
+            kernel = compile_kernel(coverage_count._coverage_count, name, pointers, more, many)
+            yield f"coverage_count n={n} smallest={more['SMALLEST']}", kernel
     for per_head in (False, True):
         pointers = tensors("fp32", "scores votes mean") | (tensors("i64", "scored real") if per_head else {})
         constants = dict(POOL=7, N=512, PER_HEAD=per_head, WIDE=tl.float32, s_l=1)
@@ -92,6 +94,11 @@ def row_kernels(name):
 
 
 def block_kernels(name):
+    for D in (64, 128, 256):
+        pointers = tensors("fp32", "probe means pooled", aware="i1") | {"tau": "fp32"}
+        constants = dict(N=min(32, 4096 // D), D_TILE=D, PER_HEAD=False, WIDE=tl.float32, q_d=1, k_d=1, p_l=1)
+        kernel = compile_kernel(query_aware._query_aware, name, pointers, constants)
+        yield f"query_aware D={D}", kernel
     for dtype, D in (("bf16", 64), ("bf16", 128), ("fp16", 128), ("fp32", 256)):
         pointers = tensors(dtype, "x", pos="i32", means="fp32")
         constants = dict(N=8192 // D, D_TILE=D, PAD=PAD, WIDE=tl.float32, x_d=1, pos_l=1)

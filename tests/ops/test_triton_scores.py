@@ -73,8 +73,7 @@ def test_window_scores_are_the_definition(data, window):
         fast("window_scores", p, window, True), plain("window_scores", p, window, True), strict=True
     ):
         close(mine, theirs)
-    columns, nothing = fast("window_scores", p, window)
-    assert nothing is None
+    (columns,) = fast("window_scores", p, window)
     close(columns, plain("window_scores", p, window)[0])
 
 
@@ -223,6 +222,29 @@ def test_the_budget_is_the_definition(data, tau):
     most = torch.randint(0, x.shape[1] + 1, x.shape[:1], device=WHERE) if some else torch.tensor(x.shape[1] // 2)
     mine, theirs = (run("token_budget", x, tau, most) for run in (fast, plain))
     assert torch.equal(mine, theirs) and mine.dtype == torch.int64
+
+
+# --- query_aware --------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=12)
+@given(seed=SEEDS, data=st.data())
+def test_query_aware_heads_are_the_definition(seed, data):
+    """Estimates near what the probe sees and far from it, ragged rows, shared means, a NaN."""
+    H, J, D = 4, data.draw(st.sampled_from([1, 3, 70])), data.draw(st.sampled_from([5, 16, 130]))
+    h, per_head = data.draw(st.sampled_from([1, 2, 4])), data.draw(st.booleans())
+    probe = randn(seed, 2, H, D, dtype=torch.float32).to(WHERE)
+    means = randn(seed + 1, 2, h, J, D, dtype=torch.float32).to(WHERE)
+    blocks = torch.randint(0, J + 1, (2, H, 1)) if per_head else torch.tensor(J)
+    blocks = blocks.to(WHERE) if per_head else blocks
+    seen = (means.repeat_interleave(H // h, 1) @ probe[..., None]).squeeze(3) * 0.3
+    pooled = seen + randn(seed + 2, 2, H, J, dtype=torch.float32).to(WHERE) * data.draw(st.sampled_from([0, 1, 9]))
+    pooled = pooled.masked_fill(torch.arange(J, device=WHERE) >= blocks, -torch.inf).softmax(-1).nan_to_num(0.0)
+    if data.draw(st.booleans()):
+        pooled[0, 0, 0] = math.nan
+    for tau in (0.05, 0.1, 0.3):
+        mine, theirs = (run("query_aware", probe, means, pooled, blocks, 0.3, tau) for run in (fast, plain))
+        assert torch.equal(mine, theirs)
 
 
 # --- block_means, vertical_slash_blocks, seen_blocks --------------------------------------------------------------

@@ -25,7 +25,7 @@ def coverage(name):
 @pytest.mark.parametrize("name", [n for n, case in TOKEN_COVERAGE.items() if case.equal])
 def test_token_coverage_keeps_the_authors_tokens(name):
     case, p, plan, theirs, scores, o = coverage(name)
-    columns, _ = dispatch.run("window_scores", "cpu", p, case.parameters["window"])
+    columns = dispatch.run("window_scores", "cpu", p, case.parameters["window"])[0]
     assert error(columns[0, :, : scores.shape[1]], scores) < 1e-6
     if not theirs.numel():
         assert plan.kept(p) == plan.density(p) == 1.0, "dense, as theirs"
@@ -44,7 +44,7 @@ def test_token_coverage_does_not_round_its_scores_where_theirs_does():
     """In half precision theirs chooses among scores rounded to it: as many tokens, other ones where they tie."""
     case, p, plan, theirs, scores, _ = coverage("half precision")
     pool, ours = case.parameters["pool"], plan.queries.idx[0]
-    columns, _ = dispatch.run("window_scores", "cpu", p, case.parameters["window"])
+    columns = dispatch.run("window_scores", "cpu", p, case.parameters["window"])[0]
     assert scores.dtype == torch.float16 and columns.dtype == torch.float32
     assert error(scores, columns[0, :, : scores.shape[1]]) < torch.finfo(torch.float16).eps
     assert ours.shape == theirs.shape and not torch.equal(ours, theirs)
@@ -59,7 +59,7 @@ def test_token_coverage_takes_any_window_where_theirs_scores_inf():
     assert not scores.isfinite().all() and not theirs.numel(), "theirs: infinite scores, so that it gave up"
     k = p.k.double()
     probability = (p.q.double() @ k.mT * p.scale).masked_fill(~p.visible(), float("-inf")).softmax(-1)
-    columns, _ = dispatch.run("window_scores", "cpu", p, 20)
+    columns = dispatch.run("window_scores", "cpu", p, 20)[0]
     assert error(columns, probability[:, :, -20:].mean(2)) < 1e-6
     assert plan.queries.idx.shape[-1] < 400
 
@@ -126,7 +126,7 @@ def test_flex_prefill_counts_block_diagonals_from_the_diagonal_where_theirs_shif
 
 def test_flex_prefill_is_query_aware_with_a_probability_of_zero_where_theirs_has_nan():
     case, p, _, ours, theirs, _ = flex("a block of probability zero")
-    columns, _ = dispatch.run("window_scores", "cpu", p, 128)
+    columns = dispatch.run("window_scores", "cpu", p, 128)[0]
     assert (columns[..., slice(*case.shunned)] == 0).all()
     slashed = FlexPrefill(**case.parameters | dict(tau=0.0))(p).blocks.mask()[0]
     assert torch.equal(theirs, slashed), "theirs: a NaN is not below tau, whatever tau"

@@ -1,0 +1,29 @@
+"""Whether a pooled estimate of a probe's attention tells, in each head, where the probe looks."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..problem import to_heads
+
+Probe = Float[Tensor, "B H D"]
+Means = Float[Tensor, "B _h J D"]
+Pooled = Float[Tensor, "B H J"]
+Blocks = Int[Tensor, "*blocks"]  # key blocks that hold tokens: [B, H, 1], or a number: of no axis, on the CPU
+Aware = Bool[Tensor, "B H"]
+
+
+def why_not(probe: Tensor, means: Tensor, pooled: Tensor, blocks: Tensor, scale: float, tau: float) -> str | None:
+    return None
+
+
+def query_aware(probe: Probe, means: Means, pooled: Pooled, blocks: Blocks, scale: float, tau: float) -> Aware:
+    """Where the distance of `pooled` from softmax(probe . means scale) over the first `blocks` is below `tau`.
+
+    The Jensen-Shannon distance, natural log, in [0, sqrt(ln 2)]; a term of probability zero is zero.
+    """
+    scores = (to_heads(means, probe.shape[1]) @ probe[..., None]).squeeze(3) * scale  # [B, H, J]
+    outside = torch.arange(scores.shape[-1], device=scores.device) >= blocks
+    both = torch.stack([scores.masked_fill(outside, -torch.inf).softmax(-1), pooled.to(scores.dtype)])
+    middle = both.mean(0).clamp(min=torch.finfo(both.dtype).tiny)  # where both are zero: no matter, but not zero itself
+    return (0.5 * torch.xlogy(both, both / middle).sum((0, -1))).clamp(min=0).sqrt() < tau
