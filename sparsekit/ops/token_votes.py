@@ -22,7 +22,8 @@ def token_votes(scores: Scores, scored: Lengths, real: Lengths, pool: int) -> tu
     The tokens from there to `real` have inf, they are always kept; those after, padding, have -inf. The mean over
     heads has inf where a token is not scored in every head.
     """
-    (B, H, K), (scored, real) = scores.shape, (to_heads(n, scores.shape[1]) if n.ndim else n for n in (scored, real))
+    B, H, K = scores.shape
+    scored, real = (to_heads(n, H) if n.ndim else n for n in (scored, real))
     slot = torch.arange(K, device=scores.device).expand(B, 1, K)
     among = slot < scored
     smooth = avg_pool1d(torch.where(among, scores, 0.0), pool, 1, pool // 2)

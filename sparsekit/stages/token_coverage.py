@@ -46,7 +46,7 @@ class TokenCoverage:
 
     def __call__(self, problem: Problem) -> Plan:
         p = problem
-        Q, K, (B, G) = p.q.shape[2], p.k.shape[2], p.k.shape[:2]
+        Q, (G, K) = p.q.shape[2], p.k.shape[1:3]
         p.require_queries_last("TokenCoverage")
         if self.tau == 0 or K <= self.min_tokens + min(self.window, Q):
             return Plan()

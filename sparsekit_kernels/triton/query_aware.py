@@ -9,7 +9,7 @@ from sparsekit.ops.query_aware import Aware, Blocks, Means, Pooled, Probe
 
 from . import tile, why_not_here
 
-N = 32  # blocks a step, at head dims up to 128; fewer above
+SIZE = 2048  # entries of a step
 
 
 def why_not(probe: Tensor, means: Tensor, pooled: Tensor, blocks: Tensor, scale: float, tau: float) -> str | None:
@@ -21,7 +21,7 @@ def query_aware(probe: Probe, means: Means, pooled: Pooled, blocks: Blocks, scal
     aware, width = torch.empty(B, H, dtype=torch.bool, device=probe.device), tile(D, 2 * D)
     _query_aware[(H, B)](
         probe, means, pooled, blocks.contiguous() if blocks.ndim else int(blocks), aware, scale, tau,
-        *probe.stride(), *means.stride(), *pooled.stride(), H // h, J, D, N=max(N * 128 // max(width, 128), 1),
+        *probe.stride(), *means.stride(), *pooled.stride(), H // h, J, D, N=max(SIZE // width, 1),
         D_TILE=width, PER_HEAD=blocks.ndim > 0, WIDE=tl.float64 if probe.dtype.itemsize == 8 else tl.float32,
     )  # fmt: skip
     return aware

@@ -96,7 +96,7 @@ def row_kernels(name):
 def block_kernels(name):
     for D in (64, 128, 256):
         pointers = tensors("fp32", "probe means pooled", aware="i1") | {"tau": "fp32"}
-        constants = dict(N=min(32, 4096 // D), D_TILE=D, PER_HEAD=False, WIDE=tl.float32, q_d=1, k_d=1, p_l=1)
+        constants = dict(N=query_aware.SIZE // D, D_TILE=D, PER_HEAD=False, WIDE=tl.float32, q_d=1, k_d=1, p_l=1)
         kernel = compile_kernel(query_aware._query_aware, name, pointers, constants)
         yield f"query_aware D={D}", kernel
     for dtype, D in (("bf16", 64), ("bf16", 128), ("fp16", 128), ("fp32", 256)):
