@@ -16,9 +16,10 @@ def why_not(scores: Tensor, mass: Tensor, largest: bool) -> str | None:
 def coverage_mask(scores: Scores, mass: Mass, largest: bool) -> Mask:
     """The largest entries whose running sum is at most `mass`, or the smallest whose running sum is below it.
 
-    Entries are at least 0, of equal ones the earlier comes first, and NaN is the largest. How many there are is the
+    Entries are at least 0, of equal ones the earlier comes first, and NaN counts as inf. How many there are is the
     mask's sum.
     """
+    scores = scores.masked_fill(scores.isnan(), torch.inf)
     values, order = scores.sort(dim=-1, descending=largest, stable=True)
     total, limit = values.cumsum(-1), mass[..., None]
     return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, total <= limit if largest else total < limit)

@@ -15,10 +15,13 @@ def why_not(scores: Tensor, keep: Tensor) -> str | None:
 
 
 def select_tokens(scores: Scores, keep: Keep) -> Tokens:
-    """The `keep` largest of each row; of equal scores the earlier token wins, so the choice is deterministic."""
+    """The `keep` largest of each row; of equal scores the earlier token wins, so the choice is deterministic.
+
+    NaN counts as inf.
+    """
     n = scores.shape[-1]
     width, full = common_width(keep, n)
-    scores = scores.masked_fill(scores.isnan(), torch.nan)  # torch sorts a NaN with a sign differently on a GPU
+    scores = scores.masked_fill(scores.isnan(), torch.inf)
     idx = scores.sort(dim=-1, descending=True, stable=True).indices[..., :width]
     spare = torch.arange(width, device=idx.device) >= keep[..., None]
     return Tokens(idx.masked_fill(spare, n).sort(-1).values.int(), n, full)

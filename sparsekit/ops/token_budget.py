@@ -21,6 +21,6 @@ def token_budget(votes: Votes, tau: float, most: Most) -> Drop:
     None if the smallest alone is not below. int64.
     """
     # a vanishing sum drops nothing that counts
-    total = torch.where(votes == torch.inf, 0.0, votes).sum(-1) + 1e-8
+    total = torch.nan_to_num(votes, 0.0, 0.0).sum(-1) + 1e-8
     under = definition.coverage_count(votes, tau * total, False)
     return torch.where(under > 0, under + 1, 0).minimum(most)

@@ -14,9 +14,9 @@ def why_not(scores: Tensor, keep: Tensor) -> str | None:
 
 
 def topk_mask(scores: Scores, keep: Keep) -> Mask:
-    """The `keep` largest of each row; of equal entries the earlier wins, NaN is the largest."""
+    """The `keep` largest of each row; of equal entries the earlier wins, NaN counts as inf."""
     if scores.is_floating_point():
-        scores = scores.masked_fill(scores.isnan(), torch.nan)  # torch sorts a NaN with a sign differently on a GPU
+        scores = scores.masked_fill(scores.isnan(), torch.inf)
     order = scores.argsort(dim=-1, descending=True, stable=True)
     first = torch.arange(scores.shape[-1], device=scores.device) < keep[..., None]
     return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, first.expand(order.shape))

@@ -9,7 +9,7 @@ from sparsekit.ops.coverage_count import Counts, Mass, Scores
 
 from . import why_not_here
 from .coverage_mask import limits, within_mass
-from .topk_mask import sizes
+from .topk_mask import in_rows, sizes
 
 
 def why_not(scores: Tensor, mass: Tensor, largest: bool) -> str | None:
@@ -17,25 +17,18 @@ def why_not(scores: Tensor, mass: Tensor, largest: bool) -> str | None:
 
 
 def coverage_count(scores: Scores, mass: Mass, largest: bool) -> Counts:
-    rows = scores.reshape(-1, scores.shape[-1])
+    rows = in_rows(scores)
     counts = torch.empty(scores.shape[:-1], dtype=torch.int64, device=scores.device)
-    _coverage_count[(len(rows),)](
-        rows,
-        limits(scores, mass),
-        counts,
-        *rows.stride(),
-        rows.shape[1],
-        SMALLEST=not largest,
-        **sizes(rows, mass=True),
-    )
+    given = rows, limits(scores, mass), counts, rows.stride(0), rows.shape[1]
+    _coverage_count[(len(rows),)](*given, SMALLEST=not largest, **sizes(rows, mass=True))
     return counts
 
 
 @triton.jit
 def _coverage_count(
-    scores, limit, counts, row_stride, stride, n, SMALLEST: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr
+    scores, limit, counts, row_stride, n, SMALLEST: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(limit + row)
-    low, high, above, within, spare = within_mass(scores + row * row_stride, stride, n, target, SMALLEST, N, WIDE)
+    low, high, above, within, spare = within_mass(scores + row * row_stride, n, target, SMALLEST, N, WIDE)
     tl.store(counts + row, above + tl.minimum(spare, within))

@@ -15,7 +15,7 @@ from torch import Tensor
 from sparsekit.ops.coverage_mask import Mask, Mass, Scores
 
 from . import why_not_here
-from .topk_mask import choose, keys, reached, search, sizes
+from .topk_mask import choose, in_rows, keys, reached, search, sizes
 
 LONG = 2**18  # entries: longer rows are shared
 SHARE, SHARES = 8192, 256  # entries of a share, unless the row has more than so many shares: all programs add them up
@@ -27,13 +27,13 @@ def why_not(scores: Tensor, mass: Tensor, largest: bool) -> str | None:
 
 
 def coverage_mask(scores: Scores, mass: Mass, largest: bool) -> Mask:
-    rows = scores.reshape(-1, scores.shape[-1])
+    rows = in_rows(scores)
     mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
     if rows.shape[1] > LONG:
         mark_shared(rows, limits(scores, mass), mask, not largest)
         return mask
     _coverage_mask[(len(rows),)](
-        rows, limits(scores, mass), mask, *rows.stride(), rows.shape[1], SMALLEST=not largest, **sizes(rows, mass=True)
+        rows, limits(scores, mass), mask, rows.stride(0), rows.shape[1], SMALLEST=not largest, **sizes(rows, mass=True)
     )
     return mask
 
@@ -48,7 +48,7 @@ def mark_shared(rows: Tensor, limit: Tensor, mask: Tensor, smallest: bool) -> No
     sums = limit.new_empty(passes, R, shares, 16)
     counts = torch.empty(R, shares, 16, dtype=torch.int32, device=rows.device)
     where = rows, limit, low, mass, sums, counts
-    shape = *rows.stride(), n, share
+    shape = rows.stride(0), n, share
     constants = dict(SMALLEST=smallest, SHARES=shares, M=TILE[0], N=TILE[1], WIDE=wide)
     for number in range(passes):
         _bin_share[(R, shares)](*where, number, *shape, **constants)
@@ -62,24 +62,24 @@ def limits(scores: Scores, mass: Mass) -> Tensor:
 
 @triton.jit
 def _coverage_mask(
-    scores, limit, mask, row_stride, stride, n, SMALLEST: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr
+    scores, limit, mask, row_stride, n, SMALLEST: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     scores += row * row_stride
     target = tl.load(limit + row)
-    low, high, above, within, spare = within_mass(scores, stride, n, target, SMALLEST, N, WIDE)
+    low, high, above, within, spare = within_mass(scores, n, target, SMALLEST, N, WIDE)
     tied = 0
     for start in range(0, n, N // 2):
         slot = start + tl.arange(0, N // 2)
-        key, x = keys(scores, stride, slot, n, True, SMALLEST, WIDE)
+        key, x = keys(scores, slot, n, True, SMALLEST, WIDE)
         chosen, tied = choose(key, low, high, spare, within, tied)
         tl.store(mask + row * n + slot, chosen, mask=slot < n)
 
 
 @triton.jit
-def within_mass(scores, stride, n, target, SMALLEST: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr):
+def within_mass(scores, n, target, SMALLEST: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr):
     """Bounds of the entry that leaves the mass, how many lie above them and within them, how many of those fit."""
-    low, high, above, within, mass = search(scores, stride, n, target, True, SMALLEST, N, WIDE)
+    low, high, above, within, mass = search(scores, n, target, True, SMALLEST, N, WIDE)
     spare = 0
     if low == high:  # equal entries; else one, which does not fit
         spare = how_many_fit(low, mass, target, SMALLEST, WIDE)
@@ -97,7 +97,7 @@ def how_many_fit(key, mass, target, SMALLEST: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["number"])
 def _bin_share(
-    scores, limit, lows, masses, sums, counts, number, row_stride, stride, n, share,
+    scores, limit, lows, masses, sums, counts, number, row_stride, n, share,
     SMALLEST: tl.constexpr, SHARES: tl.constexpr, M: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     BITS: tl.constexpr = WIDE.primitive_bitwidth
@@ -115,7 +115,7 @@ def _bin_share(
     total, count = tl.zeros([16, N], WIDE), tl.zeros([16, N], tl.int32)
     for start in range(part * share, tl.minimum(n, (part + 1) * share), M * N):
         slot = start + tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
-        key, x = keys(scores + row * row_stride, stride, slot, n, True, SMALLEST, WIDE)
+        key, x = keys(scores + row * row_stride, slot, n, True, SMALLEST, WIDE)
         bin = (key ^ low).to(BINS, bitcast=True) >> shift.to(BINS)  # 16 and more where settled bits differ
         inside = bin[None, :, :] == bins[:, None, None]
         total += tl.sum(tl.where(inside, x[None, :, :], 0.0), 1)
@@ -144,7 +144,7 @@ def settle(target, lows, masses, sums, number, SMALLEST: tl.constexpr, SHARES: t
 
 @triton.jit(do_not_specialize=["number"])
 def _mark_share(
-    scores, limit, lows, masses, sums, counts, number, mask, row_stride, stride, n, share,
+    scores, limit, lows, masses, sums, counts, number, mask, row_stride, n, share,
     SMALLEST: tl.constexpr, SHARES: tl.constexpr, M: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     row, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, SHARES)
@@ -155,6 +155,6 @@ def _mark_share(
     within, tied = tl.sum(equal, 0), tl.sum(tl.where(parts < part, equal, 0), 0)
     for start in range(part * share, tl.minimum(n, (part + 1) * share), M * N):
         slot = start + tl.arange(0, M * N)
-        key, x = keys(scores + row * row_stride, stride, slot, n, True, SMALLEST, WIDE)
+        key, x = keys(scores + row * row_stride, slot, n, True, SMALLEST, WIDE)
         inside, tied = choose(key, low, low, spare, within, tied)
         tl.store(mask + row * n + slot, inside, mask=slot < n)

@@ -9,7 +9,7 @@ from sparsekit.ops.query_aware import Aware, Blocks, Means, Pooled, Probe
 
 from . import tile, why_not_here
 
-SIZE = 2048  # entries of a step
+SIZE, WARPS = 8192, 16  # entries of a step, and who walks them
 
 
 def why_not(probe: Tensor, means: Tensor, pooled: Tensor, blocks: Tensor, scale: float, tau: float) -> str | None:
@@ -23,6 +23,7 @@ def query_aware(probe: Probe, means: Means, pooled: Pooled, blocks: Blocks, scal
         probe, means, pooled, blocks.contiguous() if blocks.ndim else int(blocks), aware, scale, tau,
         *probe.stride(), *means.stride(), *pooled.stride(), H // h, J, D, N=max(SIZE // width, 1),
         D_TILE=width, PER_HEAD=blocks.ndim > 0, WIDE=tl.float64 if probe.dtype.itemsize == 8 else tl.float32,
+        num_warps=WARPS,
     )  # fmt: skip
     return aware
 

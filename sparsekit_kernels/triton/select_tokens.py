@@ -8,7 +8,7 @@ from sparsekit.ops.select_tokens import Keep, Scores, common_width
 from sparsekit.plan import Tokens
 
 from . import why_not_here
-from .topk_mask import choose, keys, search, sizes
+from .topk_mask import choose, in_rows, keys, search, sizes
 
 
 def why_not(scores: Tensor, keep: Tensor) -> str | None:
@@ -17,23 +17,23 @@ def why_not(scores: Tensor, keep: Tensor) -> str | None:
 
 def select_tokens(scores: Scores, keep: Keep) -> Tokens:
     (B, h, n), (width, full) = scores.shape, common_width(keep, scores.shape[-1])
-    rows, each = scores.reshape(-1, n), keep.expand(B, h).int().contiguous()
+    rows, each = in_rows(scores), keep.expand(B, h).int().contiguous()
     idx = each.new_empty(B, h, width)
-    _select_tokens[(B * h,)](rows, each, idx, *rows.stride(), n, width, **sizes(rows))
+    _select_tokens[(B * h,)](rows, each, idx, rows.stride(0), n, width, **sizes(rows))
     return Tokens(idx, n, full)
 
 
 @triton.jit
-def _select_tokens(scores, keep, idx, row_stride, stride, n, width, N: tl.constexpr, WIDE: tl.constexpr):
+def _select_tokens(scores, keep, idx, row_stride, n, width, N: tl.constexpr, WIDE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     scores += row * row_stride
     idx += row * width
     target = tl.load(keep + row)
-    low, high, above, within, mass = search(scores, stride, n, target, False, False, N, WIDE)
+    low, high, above, within, mass = search(scores, n, target, False, False, N, WIDE)
     tied, filled = 0, 0
     for start in range(0, n, N // 2):
         slot = start + tl.arange(0, N // 2)
-        key, x = keys(scores, stride, slot, n, False, False, WIDE)
+        key, x = keys(scores, slot, n, False, False, WIDE)
         chosen, tied = choose(key, low, high, target - above, within, tied)
         chosen = chosen & (slot < n)
         at = filled + tl.cumsum(chosen.to(tl.int32), 0) - 1

@@ -9,7 +9,7 @@ from sparsekit.ops.token_budget import Drop, Most, Votes
 
 from . import why_not_here
 from .coverage_mask import within_mass
-from .topk_mask import sizes
+from .topk_mask import entries, in_rows, sizes
 
 
 def why_not(votes: Tensor, tau: float, most: Tensor) -> str | None:
@@ -18,26 +18,26 @@ def why_not(votes: Tensor, tau: float, most: Tensor) -> str | None:
 
 def token_budget(votes: Votes, tau: float, most: Most) -> Drop:
     drop = torch.empty(len(votes), dtype=torch.int64, device=votes.device)
-    limit = most.contiguous() if most.ndim else int(most)
+    rows, limit = in_rows(votes), most.contiguous() if most.ndim else int(most)
     _token_budget[(len(votes),)](
-        votes, tau, limit, drop, *votes.stride(), votes.shape[1], PER_ROW=most.ndim > 0, **sizes(votes, mass=True)
+        rows, tau, limit, drop, rows.stride(0), rows.shape[1], PER_ROW=most.ndim > 0, **sizes(votes, mass=True)
     )
     return drop
 
 
 @triton.jit
 def _token_budget(
-    votes, tau, most, drop, row_stride, stride, n, PER_ROW: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr
+    votes, tau, most, drop, row_stride, n, PER_ROW: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     votes += row * row_stride
     sums = tl.zeros([N // 2], WIDE)
     for start in range(0, n, N // 2):
         slot = start + tl.arange(0, N // 2)
-        x = tl.load(votes + slot.to(tl.int64) * stride, mask=slot < n, other=0.0)
+        x = entries(votes, slot, n, 0.0, WIDE)
         sums += tl.where(x == float("inf"), 0.0, x)
     target = (tl.sum(sums, 0) + 1e-8) * tau
-    low, high, above, within, spare = within_mass(votes, stride, n, target, True, N, WIDE)
+    low, high, above, within, spare = within_mass(votes, n, target, True, N, WIDE)
     under = above + tl.minimum(spare, within)
     limit = most
     if PER_ROW:

@@ -33,7 +33,7 @@ def _token_votes(
     b = tl.program_id(1).to(tl.int64)
     slot = tl.program_id(0) * N + tl.arange(0, N)
     scores += b * s_b
-    total = tl.zeros([N], WIDE)
+    total, everyone = tl.zeros([N], WIDE), slot < K
     for h in range(H):
         end, last = scored, real
         if PER_HEAD:
@@ -46,5 +46,6 @@ def _token_votes(
         smooth /= POOL
         beyond = tl.where(slot < last, float("inf"), -float("inf"))
         tl.store(votes + (b * H + h) * K + slot, tl.where(slot < end, smooth, beyond), mask=slot < K)
-        total += tl.where(slot < end, smooth, float("inf"))
-    tl.store(mean + b * K + slot, total / H, mask=slot < K)
+        total += smooth
+        everyone = everyone & (slot < end)
+    tl.store(mean + b * K + slot, tl.where(everyone, total / H, float("inf")), mask=slot < K)

@@ -24,57 +24,84 @@ def why_not(scores: Tensor, keep: Tensor) -> str | None:
 
 
 def topk_mask(scores: Scores, keep: Keep) -> Mask:
-    rows = scores.reshape(-1, scores.shape[-1])
+    rows = in_rows(scores)
     mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
     each = keep.expand(scores.shape[:-1]).to(torch.int32).contiguous()
-    _topk_mask[(len(rows),)](rows, each, mask, *rows.stride(), rows.shape[1], **sizes(rows))
+    _topk_mask[(len(rows),)](rows, each, mask, rows.stride(0), rows.shape[1], **sizes(rows))
     return mask
+
+
+def in_rows(scores: Tensor) -> Tensor:
+    """[..., n] -> [rows, n], the entries of a row next to each other: every pass walks them."""
+    rows = scores.reshape(-1, scores.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 def sizes(rows: Tensor, mass: bool = False) -> dict:
     """How a program walks a row [rows, n], to count or to add up its entries: entries a step, their type, warps."""
     step = min(max(triton.next_power_of_2(rows.shape[1]), 128), STEP // 2 if mass else STEP)
     wide = tl.float64 if rows.dtype == torch.float64 else tl.float32
-    return dict(N=step, WIDE=wide, num_warps=max(step // (128 if mass else 256), 1))
+    return dict(N=step, WIDE=wide, num_warps=max(step // 256, 1))  # of a step's halves a thread has 4 entries each
 
 
 @triton.jit
-def _topk_mask(scores, keep, mask, row_stride, stride, n, N: tl.constexpr, WIDE: tl.constexpr):
+def _topk_mask(scores, keep, mask, row_stride, n, N: tl.constexpr, WIDE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     scores += row * row_stride
     target = tl.load(keep + row)
-    low, high, above, within, mass = search(scores, stride, n, target, False, False, N, WIDE)
+    low, high, above, within, mass = search(scores, n, target, False, False, N, WIDE)
     tied = 0
     for start in range(0, n, N // 2):
         slot = start + tl.arange(0, N // 2)
-        key, x = keys(scores, stride, slot, n, False, False, WIDE)
+        key, x = keys(scores, slot, n, False, False, WIDE)
         chosen, tied = choose(key, low, high, target - above, within, tied)
         tl.store(mask + row * n + slot, chosen, mask=slot < n)
 
 
 @triton.jit
-def keys(scores, stride, slot, n, MASS: tl.constexpr, SMALLEST: tl.constexpr, WIDE: tl.constexpr):
-    """Integers in the order of the entries (with SMALLEST the reverse), NaN as the largest entry; and the entries."""
+def keys(scores, slot, n, MASS: tl.constexpr, SMALLEST: tl.constexpr, WIDE: tl.constexpr):
+    """Integers in the order of the entries (with SMALLEST the reverse), NaN as inf; and the entries."""
     BITS: tl.constexpr = WIDE.primitive_bitwidth
     MOST: tl.constexpr = 2 ** (BITS - 1) - 1
-    x = tl.load(scores + slot.to(tl.int64) * stride, mask=slot < n, other=0.0).to(WIDE)
+    x = entries(scores, slot, n, 0.0, WIDE)
     bits = x.to(tl.int64 if BITS == 64 else tl.int32, bitcast=True)
     if MASS:
-        key = bits & MOST  # no entry is below 0, and without its sign a NaN lies above inf
+        key = bits & MOST  # no entry is below 0
     else:
         bits = tl.where(x == 0.0, 0, bits)  # -0 is 0
-        key = tl.where(x != x, MOST, bits ^ ((bits >> (BITS - 1)) & MOST))
+        key = bits ^ ((bits >> (BITS - 1)) & MOST)
     key = ~key if SMALLEST else key
     return tl.where(slot < n, key, -MOST - 1), x  # beyond the end: below every threshold
 
 
 @triton.jit
-def search(scores, stride, n, target, MASS: tl.constexpr, SMALLEST: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr):
+def entries(scores, slot, n, beyond, WIDE: tl.constexpr):
+    x = tl.load(scores + slot, mask=slot < n, other=beyond).to(WIDE)
+    return tl.where(x != x, float("inf"), x)
+
+
+@triton.jit
+def entry_of(key, MASS: tl.constexpr, SMALLEST: tl.constexpr, WIDE: tl.constexpr):
+    """The entry that has a key. Of keys that none has those below all give the last entry, those above NaN."""
+    BITS: tl.constexpr = WIDE.primitive_bitwidth
+    INF: tl.constexpr = 0x7F800000 if BITS == 32 else 0x7FF0000000000000
+    if SMALLEST:
+        bits = tl.minimum(~key, INF)
+    elif MASS:
+        bits = tl.maximum(key, 0)
+    else:
+        bits = tl.maximum(key, -INF - 1)
+        bits ^= (bits >> (BITS - 1)) & (2 ** (BITS - 1) - 1)
+    return bits.to(WIDE, bitcast=True)
+
+
+@triton.jit
+def search(scores, n, target, MASS: tl.constexpr, SMALLEST: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr):
     """Bounds low <= key <= high of the entry that reaches `target`, counted from the largest key down.
 
     With MASS the target is a sum: reached where the sum is more, with SMALLEST where it is no longer less. Returns
     the bounds, how many entries lie above them and within them, and the sum of those above. Within lies one entry, or
-    equal ones, NaN, or, if the row does not reach the target, nothing.
+    equal ones, or, if the row does not reach the target, nothing.
     """
     BITS: tl.constexpr = WIDE.primitive_bitwidth
     HALF: tl.constexpr = N // 2
@@ -84,22 +111,32 @@ def search(scores, stride, n, target, MASS: tl.constexpr, SMALLEST: tl.constexpr
     shift = tl.full([], BITS, KEY)
     above, upward = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32) + n  # entries above high, and from low up
     mass = tl.full([], 0.0, WIDE)
+    beyond = float("inf") if SMALLEST else -1.0 if MASS else -float("inf")  # counted with the very last entry only
     while (shift > 0) & ((upward - above > 1) | (low == LEAST)):
         shift -= 2
         step = tl.full([], 1, KEY) << shift
+        t1, t2, t3 = (
+            entry_of(low + step, MASS, SMALLEST, WIDE),
+            entry_of(low + 2 * step, MASS, SMALLEST, WIDE),
+            entry_of(low + 3 * step, MASS, SMALLEST, WIDE),
+        )
         n1, n2, n3 = tl.zeros([HALF], tl.int32), tl.zeros([HALF], tl.int32), tl.zeros([HALF], tl.int32)
         m1, m2, m3 = tl.zeros([HALF], WIDE), tl.zeros([HALF], WIDE), tl.zeros([HALF], WIDE)
         for start in tl.range(0, n, N, num_stages=AHEAD):
             slot = start + tl.arange(0, 2)[:, None] * HALF + tl.arange(0, HALF)  # both halves in the same threads
-            key, x = keys(scores, stride, slot, n, MASS, SMALLEST, WIDE)
-            n1 += tl.sum((key >= low + step).to(tl.int32), 0)
-            n2 += tl.sum((key >= low + 2 * step).to(tl.int32), 0)
-            n3 += tl.sum((key >= low + 3 * step).to(tl.int32), 0)
+            x = entries(scores, slot, n, beyond, WIDE)
+            if SMALLEST:
+                over1, over2, over3 = x <= t1, x <= t2, x <= t3
+            else:
+                over1, over2, over3 = x >= t1, x >= t2, x >= t3
+            n1 += tl.sum(over1.to(tl.int32), 0)
+            n2 += tl.sum(over2.to(tl.int32), 0)
+            n3 += tl.sum(over3.to(tl.int32), 0)
             if MASS:
-                m1 += tl.sum(tl.where(key >= low + step, x, 0.0), 0)
-                m2 += tl.sum(tl.where(key >= low + 2 * step, x, 0.0), 0)
-                m3 += tl.sum(tl.where(key >= low + 3 * step, x, 0.0), 0)
-        c1, c2, c3 = tl.sum(n1, 0), tl.sum(n2, 0), tl.sum(n3, 0)
+                m1 += tl.sum(tl.where(over1, x, 0.0), 0)
+                m2 += tl.sum(tl.where(over2, x, 0.0), 0)
+                m3 += tl.sum(tl.where(over3, x, 0.0), 0)
+        c1, c2, c3 = tl.minimum(tl.sum(n1, 0), n), tl.minimum(tl.sum(n2, 0), n), tl.minimum(tl.sum(n3, 0), n)
         s1, s2, s3 = tl.sum(m1, 0), tl.sum(m2, 0), tl.sum(m3, 0)
         r1, r2, r3 = (
             reached(c1, s1, target, MASS, SMALLEST),

@@ -62,7 +62,7 @@ def window_kernels(name):
 def row_kernels(name):
     for n in (128, topk_mask.STEP):
         row = torch.empty(1, n)
-        counted, added = topk_mask.sizes(row) | dict(stride=1), topk_mask.sizes(row, mass=True) | dict(stride=1)
+        counted, added = topk_mask.sizes(row), topk_mask.sizes(row, mass=True)
         few, many = counted.pop("num_warps"), added.pop("num_warps")
         pointers = tensors("fp32", "scores", keep="i32")
         kernel = compile_kernel(topk_mask._topk_mask, name, pointers | {"mask": "*i1"}, counted, few)
@@ -85,7 +85,7 @@ def row_kernels(name):
         yield f"token_votes per_head={per_head}", compile_kernel(token_votes._token_votes, name, pointers, constants)
     for smallest in (False, True):
         M, N = coverage_mask.TILE
-        constants = dict(SMALLEST=smallest, SHARES=coverage_mask.SHARES, M=M, N=N, WIDE=tl.float32, stride=1)
+        constants = dict(SMALLEST=smallest, SHARES=coverage_mask.SHARES, M=M, N=N, WIDE=tl.float32)
         pointers = tensors("fp32", "scores limit masses sums", lows="i32", counts="i32")
         kernel = compile_kernel(coverage_mask._bin_share, name, pointers, constants)
         yield f"coverage_mask bins smallest={smallest}", kernel
@@ -97,7 +97,7 @@ def block_kernels(name):
     for D in (64, 128, 256):
         pointers = tensors("fp32", "probe means pooled", aware="i1") | {"tau": "fp32"}
         constants = dict(N=query_aware.SIZE // D, D_TILE=D, PER_HEAD=False, WIDE=tl.float32, q_d=1, k_d=1, p_l=1)
-        kernel = compile_kernel(query_aware._query_aware, name, pointers, constants)
+        kernel = compile_kernel(query_aware._query_aware, name, pointers, constants, query_aware.WARPS)
         yield f"query_aware D={D}", kernel
     for dtype, D in (("bf16", 64), ("bf16", 128), ("fp16", 128), ("fp32", 256)):
         pointers = tensors(dtype, "x", pos="i32", means="fp32")
