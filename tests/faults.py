@@ -66,7 +66,7 @@ FAULTS = [
  ("last partly seen block lost", "sparsekit/plan.py", "(most + n - 1).div(n", "most.div(n"),
  ("cpu: hidden blocks of short lists", "sparsekit_kernels/cpu/attend.py", " & listed.repeat_interleave(n, 1)[:, None]", ""),
  ("cpu: padding rows keep their junk", "sparsekit_kernels/cpu/attend.py", "if (blind := rows[b, x] == 0).any():", "if (blind := rows[b, x] == 0).all():"),
- ("cpu: any single part block is a diagonal", "sparsekit_kernels/cpu/attend.py", "if m == n and width == 1 and listed.all() and", "if m == n and width == 1 and listed.all() or"),
+ ("cpu: any single part block is a diagonal", "sparsekit_kernels/cpu/attend.py", "diagonal = m == n and width == 1 and listed.all() and", "diagonal = m == n and width == 1 and listed.all() or"),
  ("cpu: ragged last block not written back", "sparsekit_kernels/cpu/attend.py", "if Q % m:  #", "if False:  #"),
  ("cpu: blocks of another group", "sparsekit_kernels/cpu/attend.py", "return x.unflatten(0, (g, -1)).transpose(1, 2).flatten(0, 1)", "return x.unflatten(0, (-1, g)).transpose(0, 1).transpose(1, 2).flatten(0, 1)"),
  ("cpu: window fill sees the future", "sparsekit_kernels/cpu/sliding_window.py", "& (near[:, None] < highs)", ""),

@@ -60,11 +60,14 @@ class TokenCoverage:
         scores, _ = dispatch.run("window_scores", p.q.device.type, p, self.window)
         scores = avg_pool1d(torch.where(prefix, scores, 0.0), self.pool, 1, self.pool // 2)
         scores = torch.where(prefix, scores, 0.0)
-        early, late = self._budget(scores, prefix, chunk, scored, Q < K)  # [B, 1, 1], how many to drop of each part
+        layer = p.head_mean(scores)
+        early, late = self._budget(layer, prefix, chunk, scored, Q < K)  # [B, 1, 1], how many to drop of each part
         heads = {"head": p.q.shape[1], "group": G, "layer": 1}[self.per]
         # a choice shared by several heads is one on their mean; it can't be finer than the positions' own heads
         heads = max(heads, prefix.shape[1])
-        if heads < scores.shape[1]:
+        if heads == 1 and self.per == "layer":
+            scores = layer[:, None]
+        elif heads < scores.shape[1]:
             scores = scores.unflatten(1, (heads, -1)).mean(2)
 
         voted = torch.where(prefix, scores, float("inf"))  # the window is always kept
@@ -79,13 +82,15 @@ class TokenCoverage:
         return Plan(queries, keys)
 
     def _budget(
-        self, scores: Tensor, prefix: Tensor, chunk: Tensor, scored: Tensor, earlier: bool
+        self, layer: Tensor, prefix: Tensor, chunk: Tensor, scored: Tensor, earlier: bool
     ) -> tuple[Tensor, Tensor]:
-        """How many tokens each sequence drops: [B, 1, 1] of the earlier keys, [B, 1, 1] of the chunk's own."""
+        """How many tokens each sequence drops: [B, 1, 1] of the earlier keys, [B, 1, 1] of the chunk's own.
+
+        `layer` [B, K] is the mean score over all heads.
+        """
         most = (scored - self.min_tokens).clamp(min=0)
         if most.ndim:
             most = most.squeeze(-1).amin(1)  # [B]
-        layer = scores.mean(1)
         mass = layer / (layer.sum(-1, keepdim=True) + 1e-8)
         mass = torch.where(prefix.all(1), mass, float("inf"))
         tau = mass.new_full(mass.shape[:1], self.tau)
