@@ -101,6 +101,7 @@ def index(module: nn.Module) -> int:
     return int(module.layer_idx)  # type: ignore[arg-type]
 
 
+@torch.compiler.disable(reason="sparsekit: a sparse prefill is no single graph; compile without fullgraph=True")
 def _prefill(call: _Call, layer: Layer) -> tuple[Tensor, Tensor | None]:
     if layer.pipeline is not None:
         reason = _why_dense(call, layer)

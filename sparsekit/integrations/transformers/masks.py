@@ -49,12 +49,6 @@ class Carrier(Tensor):
     _masks: dict[Any, Any]
 
     @classmethod
-    def of(cls, asked: dict[str, Any]) -> "Carrier":
-        carrier = torch.empty(asked["batch_size"], 1, 1, 1, dtype=torch.bool, device=asked["device"]).as_subclass(cls)
-        carrier.asked, carrier._masks = asked, {}
-        return carrier
-
-    @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
             if func not in _HARMLESS:
@@ -92,7 +86,7 @@ class Carrier(Tensor):
 
 
 _HARMLESS = {getattr(Tensor, name).__get__ for name in ("shape", "ndim", "device", "dtype", "is_cuda", "requires_grad")}
-_HARMLESS |= {Tensor.size, Tensor.dim, Tensor.contiguous, Tensor.is_contiguous}
+_HARMLESS |= {Tensor.size, Tensor.dim, Tensor.stride, Tensor.contiguous, Tensor.is_contiguous}
 
 
 def _whole(x: Any) -> Any:
@@ -110,7 +104,17 @@ def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
 def mask(**asked: Any) -> Tensor | None:
     """Registered with transformers, whose `sdpa_mask` lists the arguments. A decode step gets SDPA's mask."""
     asked = _DEFAULTS | asked
-    return sdpa_mask(**asked) if asked["q_length"] == 1 else Carrier.of(asked)
+    if torch.is_tensor(offset := asked["q_offset"]):
+        asked["q_offset"] = offset.clone()  # a static cache counts on in this very tensor before a layer attends
+    return sdpa_mask(**asked) if asked["q_length"] == 1 else _carrier(asked)
+
+
+@torch.compiler.disable(reason="sparsekit: a sparse prefill is no single graph; compile without fullgraph=True")
+def _carrier(asked: dict[str, Any]) -> Carrier:
+    empty = torch.empty(asked["batch_size"], 1, 1, 1, dtype=torch.bool, device=asked["device"])
+    carrier = empty.as_subclass(Carrier)
+    carrier.asked, carrier._masks = asked, {}
+    return carrier
 
 
 _DEFAULTS = {
