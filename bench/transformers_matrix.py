@@ -246,7 +246,7 @@ def judge(model: PreTrainedModel, mode: Mode) -> Cell:
         for pipeline in DENSE:
             with sparsify(model, pipeline):
                 _require(error(mode.run(model), expected), f"{pipeline} is not dense attention")
-        sparse, reasons = False, set()
+        sparse, reasons = False, set[str]()
         for pipeline in (STACKED, BLOCKS):
             calls: list[LayerCall] = []
             with sparsify(model, pipeline, watch=calls.append) as handle:
