@@ -155,7 +155,7 @@ def one_by_one_by_positions(model: PreTrainedModel) -> Tensor:
     return answer
 
 
-def _generate(model: PreTrainedModel, rows: int = 2, **how: Any) -> Tensor:
+def _generate(model: Any, rows: int = 2, **how: Any) -> Tensor:
     out = model.generate(
         ids(rows, 60), max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True, **how
     )

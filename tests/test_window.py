@@ -111,16 +111,3 @@ def test_a_kernel_without_windows_says_so():
     assert "sliding window" in dispatch.why_not("triton", "attend", p, Plan())
     with pytest.raises(sk.NoBackendError, match="sliding window"):
         attend(p, backend="triton")
-
-
-@pytest.mark.parametrize("window", [0, -1, 2.0, True, "4"])
-def test_a_bad_window_is_named(window):
-    x = torch.randn(1, 1, 8, 4)
-    with pytest.raises(ValueError, match="window: got"):
-        Problem.of(x, x, x, window=window)
-
-
-def test_a_window_asks_for_causality():
-    x = torch.randn(1, 1, 8, 4)
-    with pytest.raises(ValueError, match="window: got 4 for a problem that is not causal"):
-        Problem.of(x, x, x, causal=False, window=4)

@@ -1,4 +1,4 @@
-"""A model under sparsekit: how it gets its pipelines, how it gives them back, what it says. The modes: test_modes.py."""
+"""A model under sparsekit: how it gets its pipelines, gives them back, and what it says."""
 
 import json
 import warnings
@@ -240,6 +240,17 @@ def test_whatever_a_model_does_with_the_carrier_is_done_with_the_mask():
     q = torch.randn(2, 3, 5, 4)
     sdpa = torch.nn.functional.scaled_dot_product_attention
     assert torch.equal(sdpa(q, q, q, attn_mask=carrier), sdpa(q, q, q, attn_mask=whole_))
+
+
+def test_a_carrier_moves_with_its_question():
+    real = torch.ones(2, 5).bool()
+    real[0, 0] = False
+    carrier = mask(batch_size=2, q_length=5, kv_length=5, attention_mask=real, device="cpu")
+    assert carrier.to("cpu") is carrier and carrier.to(torch.bool) is carrier
+    moved = carrier.to("meta")
+    assert isinstance(moved, Carrier) and moved.device.type == moved.whole().device.type == "meta"
+    assert moved.asked["attention_mask"].device.type == "meta" and moved.whole().shape == (2, 1, 5, 5)
+    assert torch.equal(carrier.to(torch.float32), carrier.whole().float()) and not isinstance(carrier.float(), Carrier)
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 4])

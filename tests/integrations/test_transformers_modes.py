@@ -4,11 +4,9 @@ import subprocess
 import sys
 
 import pytest
-import torch
 import transformers
 
-from bench.transformers_matrix import FAMILIES, MODES, ROOT, Wrong, _row, build, judge, read, whole
-from sparsekit.integrations.transformers import masks
+from bench.transformers_matrix import FAMILIES, MODES, ROOT, build, judge, read
 
 RECORDED = {record["transformers"]: record["families"] for record in read()}
 COMPILED = ("Llama", "GPT-OSS")  # the compiler is slow: of the others the records tell

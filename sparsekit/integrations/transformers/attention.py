@@ -65,7 +65,9 @@ class _Call:
 
     def packed(self) -> Sequences | None:
         """The packed sequences that the caller names."""
-        return packed_by(self.query.shape[2], self.kwargs.get("cu_seq_lens_q"), self.kwargs.get("seq_idx"))
+        said = self.kwargs.get("cu_seq_lens_q"), self.kwargs.get("seq_idx")
+        make = lambda: packed_by(self.query.shape[2], *said)  # noqa: E731
+        return self.mask.once("packed", make) if isinstance(self.mask, Carrier) else make()
 
 
 def attention(
@@ -90,9 +92,10 @@ def attention(
 def layer_of(module: nn.Module) -> Layer:
     """What `sparsify` chose for a module; without it, what the file beside its model says."""
     if module not in LAYERS:
-        config = module.config
-        told = (layer.dense for other, layer in LAYERS.items() if other.config is config)
-        LAYERS[module] = Layer(beside(config, index(module)), dense=next(told, {}))
+        config, number = getattr(module, "config", None), getattr(module, "layer_idx", None)
+        told = (layer.dense for other, layer in LAYERS.items() if getattr(other, "config", None) is config)
+        pipeline = beside(config, number) if isinstance(number, int) else None  # an encoder's layers have no number
+        LAYERS[module] = Layer(pipeline, dense=next(told, {}))
     return LAYERS[module]
 
 

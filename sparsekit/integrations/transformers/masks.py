@@ -42,15 +42,21 @@ class Question:
 class Carrier(Tensor):
     """Stands for a mask, as a tensor of one element a row [B, 1, 1, 1]: transformers hands such a thing on unchanged.
 
-    Whatever else a model does with it is done with the mask that it stands for, in SDPA's form.
+    Moved to a device it stands for the mask there. Whatever else a model does with it is done with the mask itself, in
+    SDPA's form.
     """
 
     asked: dict[str, Any]  # the arguments of the mask function
-    _masks: dict[Any, Any]
+    source: "Carrier | None"  # where the mask can be made, if this one was moved
+    found: dict[Any, Any]  # what was made of it, once a forward pass and not once a layer
 
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
+            if func is Tensor.to and isinstance(args[0], Carrier):
+                moved = func(*args, **(kwargs or {}))
+                if moved.dtype == torch.bool:
+                    return args[0] if moved.device == args[0].device else _moved(args[0], moved.device)
             if func not in _HARMLESS:
                 args, kwargs = _whole(args), {name: _whole(x) for name, x in (kwargs or {}).items()}
             return func(*args, **(kwargs or {}))
@@ -58,26 +64,35 @@ class Carrier(Tensor):
     def whole(self) -> Bool[Tensor, "B 1 Q K"]:
         """The mask, true where a query sees a key."""
         every = dict(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
-        return self._made("whole", lambda: sdpa_mask(**self.asked | every))
+        made = self.once("whole", lambda: self._mask(every))
+        assert made is not None
+        return made
 
     def for_sdpa(self, sequences: Sequences | None) -> Tensor | None:
         """The mask that SDPA would have got, None where its causal flag says the same; of `sequences` apart, if any."""
         if sequences is None:
-            return self._made("sdpa", lambda: sdpa_mask(**self.asked))
-        return self._made(sequences, lambda: self._apart(sequences))
+            return self.once("sdpa", lambda: self._mask({}))
+        return self.once(sequences, lambda: self._apart(sequences))
 
     def for_eager(self, sequences: Sequences | None, dtype: torch.dtype) -> Tensor:
         """The mask that eager attention adds to its scores."""
-        return self._made(("eager", sequences), lambda: added(self._apart(sequences), dtype))
+        return self.once(("eager", sequences), lambda: added(self._apart(sequences), dtype))
+
+    def once(self, name: Any, make: Callable[[], Any]) -> Any:
+        """What `make` makes, the first time of a name."""
+        if name not in self.found:
+            self.found[name] = make()
+        return self.found[name]
+
+    def _mask(self, changed: dict[str, Any]) -> Tensor | None:
+        if self.source is None:
+            return sdpa_mask(**self.asked | changed)
+        made = self.source._mask(changed)  # its mask function may hold tensors of that device
+        return made if made is None else made.to(self.device)
 
     def _apart(self, sequences: Sequences | None) -> Bool[Tensor, "B 1 Q K"]:
         whole = self.whole()
         return whole if sequences is None else whole & _same_sequence(sequences, whole)
-
-    def _made(self, name: Any, make: Callable[[], Any]) -> Any:
-        if name not in self._masks:  # once a forward pass, not once a layer
-            self._masks[name] = make()
-        return self._masks[name]
 
     @cached_property
     def question(self) -> Question | str:
@@ -113,8 +128,17 @@ def mask(**asked: Any) -> Tensor | None:
 def _carrier(asked: dict[str, Any]) -> Carrier:
     empty = torch.empty(asked["batch_size"], 1, 1, 1, dtype=torch.bool, device=asked["device"])
     carrier = empty.as_subclass(Carrier)
-    carrier.asked, carrier._masks = asked, {}
+    carrier.asked, carrier.source, carrier.found = asked, None, {}
     return carrier
+
+
+def _moved(carrier: Carrier, device: torch.device) -> Carrier:
+    padding = carrier.asked["attention_mask"]
+    moved = _carrier(
+        carrier.asked | dict(device=device, attention_mask=None if padding is None else padding.to(device))
+    )
+    moved.source = carrier
+    return moved
 
 
 _DEFAULTS = {

@@ -80,7 +80,7 @@ def save_pipeline(folder: Path | str, pipeline: Given) -> Path:
 def load_pipeline(folder: Path | str) -> Given:
     """What `save_pipeline` wrote: a spec, or a mapping from layers to specs. Raises ValueError if there is none."""
     path = Path(folder) / FILE
-    if not path.is_file():
+    if not str(folder) or not path.is_file():
         raise ValueError(
             f"pipeline: got none, and there is no {FILE} in {str(folder)!r}; allowed are a pipeline, or a model loaded "
             "from a folder with that file: pass a pipeline, or write the file with save_pipeline"
@@ -101,7 +101,7 @@ def beside(config: Any, layer: int) -> Pipeline | None:
     path = Path(folder) / FILE
     if not folder or not path.is_file():
         return None
-    return _read(folder, path.stat().st_mtime_ns, config.num_hidden_layers)[layer]
+    return _read(folder, path.stat().st_mtime_ns, config.num_hidden_layers).get(layer)
 
 
 @lru_cache(maxsize=64)

@@ -70,7 +70,7 @@ def sparsify(
     """
     modules = _attention_modules(model)
     if pipeline is None:
-        pipeline = load_pipeline(model.name_or_path or ".")
+        pipeline = load_pipeline(model.name_or_path or "")
     chosen = by_layer(pipeline, sorted({layer for layer, _ in modules}), layers)
     dense: dict[int, str] = {}
     shared: dict[str, Any] = dict(watch=watch, eager=not model._supports_sdpa, heads_group=_heads_group(model))
