@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import randn
 
 import sparsekit as sk
-from sparsekit import Pipeline
+from sparsekit import Pipeline, Problem
 
 GOOD = dict(q=(2, 4, 6, 8), k=(2, 2, 6, 8), v=(2, 2, 6, 8))
 

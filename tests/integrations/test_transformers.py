@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, 
 
 import sparsekit as sk
 from bench.transformers_matrix import STACKED, build, chunks, ids, left_padded, packed, whole
-from sparsekit import Pipeline
+from sparsekit import Pipeline, Problem
 from sparsekit.integrations.transformers import load_pipeline, register, save_pipeline, sparsify
+from sparsekit.integrations.transformers.attention import no_gpu_kernel
 from sparsekit.integrations.transformers.masks import Carrier, mask
 from sparsekit.problem import PAD
 
@@ -159,6 +160,23 @@ def test_a_named_backend_that_cannot_runs_dense_with_its_reason(llama):
     with sparsify(llama, f"{LOCAL} | attend(backend='flash')") as handle, pytest.warns(match="flash: it needs a GPU"):
         assert error(whole(llama), expected) < 1e-5
     assert "flash: it needs a GPU" in handle.dense[2]
+
+
+def test_what_no_gpu_kernel_attends_is_refused_with_all_reasons():
+    small, wide = (torch.randn(1, 1, 16, D) for D in (16, 512))
+    assert no_gpu_kernel(Problem.of(small, small, small)) is None
+    reason = no_gpu_kernel(Problem.of(wide, wide, wide))
+    assert "triton: head dim 512 is larger than 256; flash: " in reason
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_on_a_gpu_plain_torch_is_not_taken_unasked():
+    config = LlamaConfig(**build("Llama").config.to_diff_dict() | {"head_dim": 512})
+    model = LlamaForCausalLM(config).eval().cuda()
+    with sparsify(model, LOCAL) as handle, pytest.warns(match="head dim 512"):
+        model(ids(1, 90).cuda())
+    assert set(handle.dense) == {0, 1, 2}
 
 
 @torch.no_grad()

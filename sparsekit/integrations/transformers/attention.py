@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ...dispatch import NoBackendError
+from ...dispatch import AUTO, NoBackendError, why_not
 from ...pipeline import Pipeline, attend
 from ...plan import Plan
 from ...problem import Output, Problem
@@ -210,6 +210,8 @@ def _sparse(call: _Call, pipeline: Pipeline, layer: Layer) -> Tensor:
     outputs = []
     for padding, problem in _problems(call, call.mask.question, layer):
         started = now_ms(call.query.device) if layer.watch else 0.0
+        if call.query.is_cuda and pipeline.attend.backend == "auto" and (reason := no_gpu_kernel(problem)):
+            raise NoBackendError(reason)
         plan = pipeline.decide(problem)
         output = attend(problem, plan, compress=pipeline.compress.mode, backend=pipeline.attend.backend)
         if layer.watch:
@@ -220,6 +222,17 @@ def _sparse(call: _Call, pipeline: Pipeline, layer: Layer) -> Tensor:
         whole = torch.cat([o[0].transpose(0, 1) for o in outputs]).unflatten(0, call.query.shape[::2][:2])
         return whole
     return whole.transpose(1, 2).contiguous()
+
+
+def no_gpu_kernel(problem: Problem) -> str | None:
+    """In words, why nothing but plain torch could attend on a GPU, slower than the model's own attention; else None."""
+    kernels = [name for name in reversed(AUTO["cuda"]) if name not in AUTO["cpu"]]
+    reasons = {}
+    for name in kernels:
+        reasons[name] = why_not(name, "attend", problem, Plan())
+        if reasons[name] is None:
+            return None
+    return "no GPU kernel can run attend: " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
 
 
 def _with_sinks(out: Output, sinks: Tensor | None) -> Tensor:
