@@ -66,6 +66,8 @@ def estimate(stages: Sequence[Any], problem: Problem) -> Estimate | None:
         return None
     (B, H, Q, D), K = problem.q.shape, problem.k.shape[2]
     pairs = Q * (K - (Q - 1) / 2) if problem.causal else Q * K
+    if problem.window is not None:
+        pairs = min(pairs, Q * problem.window)
     dense = 2 * B * H * pairs * (D + problem.v.shape[3]) / known.rate / 1e9
     return Estimate(dense, sum(known.stages[name].ms(problem) for name in names))
 

@@ -40,27 +40,29 @@ class SlidingWindow:
         return problem.visible(rows) & (near | (k < self.sinks))
 
     def spans(self, problem: Problem) -> tuple[Int[Tensor, "B _h Q"], Int[Tensor, "B _h Q"], Int[Tensor, "B _h Q"]]:
-        """The key slots each query would see: [low, high), and of the others [0, sinks)."""
+        """The key slots each query would see: [low, high), and of the others [0, sinks), if its own window has them."""
         heads = max(problem.q_pos.shape[1], problem.k_pos.shape[1])
         q, k = to_heads(problem.q_pos, heads), to_heads(problem.k_pos, heads).contiguous()
         reach = high = to_heads(problem.reach(), heads)
         if not problem.causal:
             after = q.clamp(max=PAD - self.window) + self.window
             high = high.minimum(torch.searchsorted(k, after.contiguous()))
-        low = torch.searchsorted(k, (q - self.window + 1).contiguous()).minimum(high)
+        low = torch.searchsorted(k, (q - self.window + 1).contiguous()).maximum(problem.start()).minimum(high)
         return low, high, reach.minimum((k < self.sinks).sum(-1, keepdim=True))
 
     def counts(self, problem: Problem) -> Int[Tensor, "B _h Q"]:
         """How many keys each query would see: the row sums of `pairs`, without writing them down."""
         heads = max(problem.q_pos.shape[1], problem.k_pos.shape[1])
         q, k = to_heads(problem.q_pos, heads), to_heads(problem.k_pos, heads).contiguous()
-        first = q - self.window + 1
+        first = q - min(self.window, problem.window or self.window) + 1
         last = q if problem.causal else q.clamp(max=PAD - self.window) + self.window - 1
         upto = lambda pos: torch.searchsorted(k, pos.contiguous(), right=True)  # noqa: E731
         before = upto(first - 1)
         near = upto(last) - before
         farthest = q if problem.causal else torch.full_like(q, PAD - 1)
         sinks = upto(farthest.clamp(max=self.sinks - 1))
+        if problem.window is not None:
+            sinks = (sinks - upto(q - problem.window)).clamp(min=0)
         both = (upto(last.clamp(max=self.sinks - 1)) - before).clamp(min=0)
         return (near + sinks - both).masked_fill(q == PAD, 0)
 

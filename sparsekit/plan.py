@@ -267,24 +267,28 @@ class Plan:
         """How many pairs the plan computes, counted without writing them down: works at any length."""
         thin = replace(problem, q=problem.q[..., :1], k=problem.k[..., :1], v=problem.v[..., :1])
         H, short = problem.q.shape[1], self.compress(thin)  # positions are all that counts
-        reach = to_heads(short.reach(), H)  # [B, H, S]
-        if self.blocks is None:
-            total = reach.sum(-1)
-        else:
-            m, n = self.blocks.size
-            lists = to_heads(self.blocks.indices, H)
-            start = torch.where(lists < self.blocks.n, lists * n, PAD - n)  # [B, H, I, W], first key of each block
-            rows = torch.nn.functional.pad(reach, (0, -reach.shape[2] % m)).unflatten(2, (-1, m))  # [B, H, I, m]
-            real = (rows > 0).sum(-1, keepdim=True)
-            least = rows.masked_fill(rows == 0, PAD).amin(-1, keepdim=True)
-            whole = (start + n <= least) & (real > 0)  # every real row sees all of the block
-            total = (whole.sum(-1, keepdim=True) * real * n).sum((-1, -2))
-            part = (~whole & (start < rows.amax(-1, keepdim=True))).nonzero(as_tuple=True)  # about one a row of blocks
-            seen = (rows[part[:3]] - start[part][:, None]).clamp(0, n).sum(-1)
-            total = total.index_put(part[:2], seen, accumulate=True)
+        total = self._before(to_heads(short.reach(), H))
+        if short.window is not None:
+            total = total - self._before(to_heads(short.start(), H))
         if self.fill and self.queries:
             total = total + (to_heads(self.fill.counts(problem), H) * to_heads(self.dropped(problem), H)).sum(-1)
         return total.expand(problem.q.shape[:2])
+
+    def _before(self, end: Int[Tensor, "B H S"]) -> Int[Tensor, "B H"]:
+        """How many pairs of each head have a key slot before the `end` of their row, and are in a block."""
+        if self.blocks is None:
+            return end.sum(-1)
+        m, n = self.blocks.size
+        lists = to_heads(self.blocks.indices, end.shape[1])
+        start = torch.where(lists < self.blocks.n, lists * n, PAD - n)  # [B, H, I, W], first key of each block
+        rows = torch.nn.functional.pad(end, (0, -end.shape[2] % m)).unflatten(2, (-1, m))  # [B, H, I, m]
+        real = (rows > 0).sum(-1, keepdim=True)
+        least = rows.masked_fill(rows == 0, PAD).amin(-1, keepdim=True)
+        whole = (start + n <= least) & (real > 0)  # every row with a pair has all of the block
+        total = (whole.sum(-1, keepdim=True) * real * n).sum((-1, -2))
+        part = (~whole & (start < rows.amax(-1, keepdim=True))).nonzero(as_tuple=True)  # about one a row of blocks
+        some = (rows[part[:3]] - start[part][:, None]).clamp(0, n).sum(-1)
+        return total.index_put(part[:2], some, accumulate=True)
 
     def density(self, problem: Problem) -> float:
         """Part of the dense work that is computed, in [0, 1], over all heads and sequences."""

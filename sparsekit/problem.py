@@ -13,8 +13,11 @@ from dataclasses import dataclass, replace
 from numbers import Real
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from .parameters import check_count
 
 PAD = 2**31 - 1  # position of a padding slot: sorts last, and no causal query can see it
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -35,7 +38,8 @@ class Problem:
     """What attention is asked. Build one with `Problem.of`, which checks; `Plan.compress` makes the shorter ones.
 
     `q_pos` and `k_pos` are positions in the original sequence, ascending along the last axis, `PAD` last.
-    A query sees a key if neither is padding and, when causal, the key's position is not larger.
+    A query sees a key if neither is padding and, when causal, the key's position is not larger, and, where there is a
+    window, less than `window` smaller.
     """
 
     q: Float[Tensor, "B H Q D"]
@@ -47,13 +51,24 @@ class Problem:
     causal: bool = True
     queries_last: bool = False  # known: the queries are the last keys, token for token; False: positions tell
     full: bool = False  # known: no slot is padding; False: positions tell
+    window: int | None = None  # positions a query sees back from its own, itself included; None: all; only if causal
+    heads_group: "dist.ProcessGroup | None" = None  # tensor parallel: the ranks that hold the layer's other heads
 
     @classmethod
-    def of(cls, q: Tensor, k: Tensor, v: Tensor, causal: bool = True, scale: float | None = None) -> "Problem":
+    def of(
+        cls,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        causal: bool = True,
+        scale: float | None = None,
+        window: int | None = None,
+    ) -> "Problem":
         """The dense problem. With fewer queries than keys (a prefill chunk, decode) they sit at the end.
 
         q is [B, H, Q, D], k [B, G, K, D], v [B, G, K, Dv], G divides H; one floating dtype, one device.
-        `scale` multiplies q k^T, 1/sqrt(D) if None. Raises ValueError for anything else.
+        `scale` multiplies q k^T, 1/sqrt(D) if None. `window` is the number of keys each query sees, itself included,
+        at least 1; one that covers the keys is no window. Raises ValueError for anything else.
         """
         _check_tensors(q, k, v)
         Q, K = q.shape[2], k.shape[2]
@@ -68,11 +83,18 @@ class Problem:
             raise ValueError(
                 f"scale: got {scale!r}; allowed is a finite number, or None for 1/sqrt(head dim): pass one of those"
             )
+        if window is not None:
+            check_count("window", window, 1)
+            if not causal:
+                raise ValueError(
+                    f"window: got {window} for a problem that is not causal; allowed is None there: pass causal=True"
+                )
+            window = window if window < K else None
         k_pos = torch.arange(K, device=q.device, dtype=torch.int32).expand(q.shape[0], 1, K)
         q_pos = k_pos
         if Q != K:
             q_pos = torch.arange(K - Q, K, device=q.device, dtype=torch.int32).expand(q.shape[0], 1, Q)
-        return cls(q, k, v, q_pos, k_pos, float(scale), bool(causal), queries_last=Q <= K, full=True)
+        return cls(q, k, v, q_pos, k_pos, float(scale), bool(causal), queries_last=Q <= K, full=True, window=window)
 
     def visible(self, rows: Tensor | None = None) -> Bool[Tensor, "B H R K"]:
         """The pairs dense attention would compute, for all queries or for the query indices `rows` [R]."""
@@ -81,10 +103,11 @@ class Problem:
         H = self.q.shape[1]
         q, k = to_heads(q, H), to_heads(k, H)
         seen = (k != PAD) & (q != PAD)
-        return seen & (k <= q) if self.causal else seen
+        seen = seen & (k <= q) if self.causal else seen
+        return seen if self.window is None else seen & (k > q - self.window)
 
     def reach(self) -> Int[Tensor, "B _h Q"]:
-        """How many keys each query sees: its keys are the first `reach` ones, because positions ascend."""
+        """The end of the keys each query sees: they are the slots from `start` to before `reach`: positions ascend."""
         (B, _, Q, _), K = self.q.shape, self.k.shape[2]
         if self.full and not self.causal:
             return torch.full((1, 1, 1), K, device=self.q.device).expand(B, 1, Q)
@@ -98,6 +121,24 @@ class Problem:
         else:
             seen = real.expand(q_pos.shape)
         return seen.masked_fill(q_pos == PAD, 0)
+
+    def start(self) -> Int[Tensor, "B _h Q"]:
+        """The first slot each query sees: 0 without a window, and `reach` where it sees none."""
+        reach = self.reach()
+        if self.window is None:
+            return torch.zeros_like(reach)
+        heads = max(reach.shape[1], self.q_pos.shape[1], self.k_pos.shape[1])
+        q_pos, k_pos = to_heads(self.q_pos, heads), to_heads(self.k_pos, heads)
+        first = torch.searchsorted(k_pos.contiguous(), (q_pos - (self.window - 1)).contiguous())
+        return first.minimum(to_heads(reach, heads))
+
+    def over_all_heads(self, mean: Float[Tensor, "B *r"]) -> Float[Tensor, "B *r"]:
+        """A mean over these heads as one over all, those on the other ranks of `heads_group`, equally many, too."""
+        if self.heads_group is None:
+            return mean
+        total = mean.clone()
+        dist.all_reduce(total, group=self.heads_group)
+        return total / dist.get_world_size(self.heads_group)
 
     def lengths(self) -> tuple[Tensor, Tensor]:
         """How many of the queries and of the keys are no padding: int64 [B, h, 1]; if `full` a number of no axis each.

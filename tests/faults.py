@@ -72,7 +72,7 @@ FAULTS = [
  ("last partly seen block lost", "sparsekit/plan.py", "(most + n - 1).div(n", "most.div(n"),
  ("cpu: hidden blocks of short lists", "sparsekit_kernels/cpu/attend.py", " & listed.repeat_interleave(n, 1)[:, None]", ""),
  ("cpu: padding rows keep their junk", "sparsekit_kernels/cpu/attend.py", "if (blind := rows[b, x] == 0).any():", "if (blind := rows[b, x] == 0).all():"),
- ("cpu: any single part block is a diagonal", "sparsekit_kernels/cpu/attend.py", "if m == n and width == 1 and listed.all() and", "if m == n and width == 1 and listed.all() or"),
+ ("cpu: any single part block is a diagonal", "sparsekit_kernels/cpu/attend.py", "diagonal = m == n and width == 1 and listed.all() and", "diagonal = m == n and width == 1 and listed.all() or"),
  ("cpu: ragged last block not written back", "sparsekit_kernels/cpu/attend.py", "if Q % m:  #", "if False:  #"),
  ("cpu: blocks of another group", "sparsekit_kernels/cpu/attend.py", "return x.unflatten(0, (g, -1)).transpose(1, 2).flatten(0, 1)", "return x.unflatten(0, (-1, g)).transpose(0, 1).transpose(1, 2).flatten(0, 1)"),
  ("cpu: window fill sees the future", "sparsekit_kernels/cpu/sliding_window.py", "& (near[:, None] < highs)", ""),
@@ -121,9 +121,27 @@ FAULTS = [
  ("flash: hidden blocks are listed", "sparsekit_kernels/flash/attend.py", "lists = whole + part, blocks", "lists = blocks.counts, blocks"),
  ("flash: other keys than queries are taken", "sparsekit_kernels/flash/attend.py", "if ((reach == expected) | (q_pos == PAD)).all():", "if True:"),
  ("cpu: scale forgotten", "sparsekit_kernels/cpu/__init__.py", "attn_mask=mask, scale=scale)", "attn_mask=mask)"),
+ ("window one key too wide", "sparsekit/problem.py", "seen & (k > q - self.window)", "seen & (k >= q - self.window)"),
+ ("start forgets the window", "sparsekit/problem.py", "if self.window is None:\n            return torch.zeros_like(reach)", "if True:\n            return torch.zeros_like(reach)"),
+ ("work forgets the window", "sparsekit/plan.py", "if short.window is not None:", "if False:"),
+ ("window of the problem forgotten by the fill's counts", "sparsekit/fills.py", "if problem.window is not None:", "if False:"),
+ ("cpu: blocks before the window are whole", "sparsekit_kernels/cpu/attend.py", "(lists * n >= most)", "(lists * n >= least)"),
+ ("cpu: blocks at the window's edge cropped", "sparsekit_kernels/cpu/attend.py", "((lists + 1) * n > least)", "(lists * n >= least)"),
+ ("cpu: a window's edge is a diagonal", "sparsekit_kernels/cpu/attend.py", "if diagonal and (first[rows] <= key[:, :1]).all():", "if diagonal:"),
+ ("cpu: sinks before the window", "sparsekit_kernels/cpu/sliding_window.py", "far & (first[:, None] >= starts)", "far"),
+ ("transformers: a static cache's offset is read late", "sparsekit/integrations/transformers/masks.py", 'asked["q_offset"] = offset.clone()', 'asked["q_offset"] = offset'),
+ ("transformers: a static cache's empty slots are keys", "sparsekit/integrations/transformers/attention.py", "call.key[:, :, : question.keys], call.value[:, :, : question.keys]", "call.key, call.value"),
+ ("transformers: padding of the first queries", "sparsekit/integrations/transformers/masks.py", "real[:, None, -queries:]", "real[:, None, :queries]"),
+ ("transformers: padding of dropped keys", "sparsekit/integrations/transformers/masks.py", "[:, first : first + keys].bool()", "[:, :keys].bool()"),
+ ("transformers: padding rows stay out", "sparsekit/integrations/transformers/attention.py", "padding.decompress(output)", "output"),
+ ("transformers: the window is forgotten", "sparsekit/integrations/transformers/masks.py", "(window,) = found", "window = None"),
+ ("transformers: the scale is forgotten", "sparsekit/integrations/transformers/attention.py", "scale=call.scaling, window", "scale=None, window"),
+ ("transformers: sinks push the wrong way", "sparsekit/integrations/transformers/attention.py", "torch.sigmoid(out.lse - sinks", "torch.sigmoid(out.lse + sinks"),
+ ("transformers: bounds of packed sequences unread", "sparsekit/integrations/transformers/attention.py", "call.packed() or question.sequences\n    if sequences is None:", "question.sequences\n    if sequences is None:"),
 ]
 # fmt: on
 JUDGES = {
+    "sparsekit/integrations": ("tests/integrations/test_transformers_modes.py",),
     "sparsekit_kernels/triton": ("tests/ops/test_triton_scores.py", "tests/ops/test_triton.py"),
     "sparsekit_kernels/flash": ("tests/ops/test_flash.py",),
 }
@@ -135,7 +153,7 @@ def judges(file: str) -> tuple[str, ...]:
     for package, tests in JUDGES.items():
         if file.startswith(package):
             return tests
-    return ("tests/test_laws.py", "tests/test_grid.py", "tests/stages", "tests/ops/test_cpu.py")
+    return ("tests/test_laws.py", "tests/test_window.py", "tests/test_grid.py", "tests/stages", "tests/ops/test_cpu.py")
 
 
 def laws(fault: tuple[str, str, str, str]) -> int:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import randn
 
 import sparsekit as sk
-from sparsekit import Pipeline
+from sparsekit import Pipeline, Problem
 
 GOOD = dict(q=(2, 4, 6, 8), k=(2, 2, 6, 8), v=(2, 2, 6, 8))
 
@@ -228,3 +228,16 @@ def test_explain_says_that_the_input_is_not_finite():
     bad["k"][0, 0, 3, 0], bad["v"][0, 1, 2] = float("nan"), float("inf")
     report = Pipeline([sk.BlockTopK(0.5, 4)]).explain(**bad)
     assert "k holds 1 NaN or infinite values" in str(report) and "v holds 4 NaN" in str(report)
+
+
+@pytest.mark.parametrize("window", [0, -1, 2.0, True, "4"])
+def test_a_bad_window_is_named(window):
+    x = torch.randn(1, 1, 8, 4)
+    with pytest.raises(ValueError, match="window: got"):
+        Problem.of(x, x, x, window=window)
+
+
+def test_a_window_asks_for_causality():
+    x = torch.randn(1, 1, 8, 4)
+    with pytest.raises(ValueError, match="window: got 4 for a problem that is not causal"):
+        Problem.of(x, x, x, causal=False, window=4)

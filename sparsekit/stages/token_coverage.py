@@ -54,10 +54,13 @@ class TokenCoverage:
         earlier, scored = n_k - n_q, n_k - n_q.clamp(max=self.window)
         scores = dispatch.run("window_scores", p.q.device.type, p, self.window)[0]
         votes, mean = dispatch.run("token_votes", p.q.device.type, scores, scored, n_k, self.pool)
+        mean = p.over_all_heads(mean)
         heads = {"head": p.q.shape[1], "group": G, "layer": 1}[self.per]
         # a choice shared by several heads is one on their mean; it can't be finer than the positions' own heads
         heads = max(heads, p.k_pos.shape[1])
-        if heads < votes.shape[1]:
+        if heads == 1 and self.per == "layer":
+            votes = torch.where(mean == torch.inf, votes[:, 0], mean)[:, None]
+        elif heads < votes.shape[1]:
             votes = votes.unflatten(1, (heads, -1)).mean(2)
         most = (scored - self.min_tokens).clamp(min=0)
         if most.ndim:

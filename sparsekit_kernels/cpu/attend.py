@@ -2,7 +2,7 @@
 
 Positions ascend, so what a query sees is a prefix of the keys, and its length (`Problem.reach`) says all about
 causality. Rows whose prefix grows by one key a row are a full rectangle and a causal square; other rows are cut
-into short runs, each a rectangle and a masked remainder.
+into short runs, each a rectangle and a masked remainder. A window cuts a prefix off that prefix.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sparsekit.plan import Blocks, Plan
-from sparsekit.problem import Output, Problem, to_heads
+from sparsekit.problem import PAD, Output, Problem, to_heads
 
 from . import fused, head_slices, masked
 
@@ -32,6 +32,8 @@ def attend(problem: Problem, plan: Plan) -> Output:
         _indexed(p, plan, out)
     elif plan.blocks:
         _blocked(p, plan.blocks, out)
+    elif p.window is not None:
+        _windowed(p, out)
     else:
         _dense(p, out)
     return out
@@ -79,6 +81,28 @@ def _dense(p: Problem, out: Output) -> None:
         out.o[b, heads, f:e], out.lse[b, heads, f:e] = done.o, done.lse
 
 
+def _windowed(p: Problem, out: Output) -> None:
+    """Runs of rows, each with the slots that some of its rows see: they are few."""
+    start, reach = p.start(), p.reach()
+    h = max(start.shape[1], reach.shape[1])
+    start, reach = to_heads(start, h), to_heads(reach, h)
+    for b in range(p.q.shape[0]):
+        for x in range(h):
+            heads, groups = head_slices(p, x, h)
+            for i in range(0, p.q.shape[2], RUN):
+                rows = slice(i, i + RUN)
+                low, high = start[b, x, rows, None], reach[b, x, rows, None]
+                first, end = int(low[high > 0].min()) if (high > 0).any() else 0, int(high.max())
+                done = Output(out.o[b : b + 1, heads, rows], out.lse[b : b + 1, heads, rows])
+                step = max(1, MOST // len(low))
+                for at in range(first, end, step):
+                    slot = torch.arange(at, min(at + step, end), device=low.device)
+                    keys, values = (y[b : b + 1, groups, at : at + len(slot)] for y in (p.k, p.v))
+                    seen = (slot >= low) & (slot < high)
+                    done = done.merge(masked(p.q[b : b + 1, heads, rows], keys, values, p.scale, seen[None, None]))
+                out.o[b, heads, rows], out.lse[b, heads, rows] = done.o[0], done.lse[0]
+
+
 def _irregular(q: Tensor, k: Tensor, v: Tensor, scale: float, reach: Tensor) -> Output:
     """Rows that see any ascending number (>= 1) of keys."""
     parts = []
@@ -99,11 +123,13 @@ def _irregular(q: Tensor, k: Tensor, v: Tensor, scale: float, reach: Tensor) -> 
 def _blocked(p: Problem, blocks: Blocks, out: Output) -> None:
     """Head by head: the key blocks all rows of a query block see whole; then the ones some see a part of."""
     (m, n), (B, _, Q, _) = blocks.size, p.q.shape
-    reach = p.reach()
-    h = max(reach.shape[1], blocks.indices.shape[1])
-    reach, lists = to_heads(reach, h), to_heads(blocks.indices, h)
-    rows = pad(reach, (0, -Q % m)).unflatten(2, (-1, m))  # [B, h, I, m]
-    whole, part = blocks.seen(p.reach())  # [B, h, I]
+    start, reach = p.start(), p.reach()
+    h = max(start.shape[1], reach.shape[1], blocks.indices.shape[1])
+    start, reach, lists = to_heads(start, h), to_heads(reach, h), to_heads(blocks.indices, h)
+    first, rows = (pad(x, (0, -Q % m)).unflatten(2, (-1, m)) for x in (start, reach))  # [B, h, I, m]
+    whole, part = (to_heads(x, h) for x in blocks.seen(p.reach()))  # [B, h, I]
+    if p.window is not None:
+        lists, whole, part = _cropped(lists, whole, part, first, rows, n)
     k, v = (_padded(x, n) for x in (p.k, p.v))  # [B, G, J, n, D]
     for b in range(B):
         for x in range(h):
@@ -111,12 +137,28 @@ def _blocked(p: Problem, blocks: Blocks, out: Output) -> None:
             q, o, lse = _padded(p.q[b, heads], m), _padded(out.o[b, heads], m), _padded(out.lse[b, heads], m, -1)
             choice = lists[b, x], whole[b, x], part[b, x]
             _whole_blocks(q, k[b, groups], v[b, groups], p.scale, *choice[:2], Output(o, lse))
-            _part_blocks(q, k[b, groups], v[b, groups], p.scale, *choice, rows[b, x], Output(o, lse))
+            _part_blocks(q, k[b, groups], v[b, groups], p.scale, *choice, first[b, x], rows[b, x], Output(o, lse))
             if (blind := rows[b, x] == 0).any():
                 o.masked_fill_(blind[..., None], 0.0)
                 lse.masked_fill_(blind, float("-inf"))
             if Q % m:  # else these are views
                 out.o[b, heads], out.lse[b, heads] = o.flatten(1, 2)[:, :Q], lse.flatten(1, 2)[:, :Q]
+
+
+def _cropped(
+    lists: Tensor, whole: Tensor, part: Tensor, first: Tensor, rows: Tensor, n: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The lists without the blocks before the window, those that all rows see whole still first, and how many each.
+
+    `first` and `rows` [B, h, I, m] are where the slots begin and end that each row sees.
+    """
+    place = torch.arange(lists.shape[-1], device=lists.device)
+    blind = rows == 0
+    least, most = first.masked_fill(blind, PAD).amin(-1, keepdim=True), first.amax(-1, keepdim=True)
+    some = (place < (whole + part)[..., None]) & ((lists + 1) * n > least)
+    every = some & (place < whole[..., None]) & (lists * n >= most)
+    rank = torch.where(every, 0, torch.where(some, 1, 2))
+    return lists.gather(-1, rank.argsort(dim=-1, stable=True)), every.sum(-1), (some & ~every).sum(-1)
 
 
 def _padded(x: Tensor, size: int, dim: int = -2) -> Tensor:
@@ -150,9 +192,10 @@ def _whole_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float, lists: Tensor, 
 
 
 def _part_blocks(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, lists: Tensor, whole: Tensor, part: Tensor, seen: Tensor, out: Output
-) -> None:
-    """Merges into `out` the `part` [I] blocks after the first `whole`; `seen` [I, m] keys are visible to each row.
+    q: Tensor, k: Tensor, v: Tensor, scale: float, lists: Tensor, whole: Tensor, part: Tensor, first: Tensor,
+    seen: Tensor, out: Output,
+) -> None:  # fmt: skip
+    """Merges into `out` the `part` [I] blocks after the first `whole`; a row sees keys `first` to `seen` [I, m].
 
     With causality and aligned blocks they are the diagonal, one a query block.
     """
@@ -163,18 +206,20 @@ def _part_blocks(
         slot = whole[rows, None] + torch.arange(width, device=q.device)
         listed = slot < (whole + part)[rows, None]
         index = lists[rows].gather(-1, slot.clamp(max=lists.shape[1] - 1)).masked_fill(~listed, 0)  # [i, width]
-        first = int(index[0, 0])
-        if torch.equal(index.flatten(), torch.arange(first, first + index.numel(), device=q.device)):
-            near = [y[:, first : first + index.numel()] for y in (k, v)]
+        begin = int(index[0, 0])
+        if torch.equal(index.flatten(), torch.arange(begin, begin + index.numel(), device=q.device)):
+            near = [y[:, begin : begin + index.numel()] for y in (k, v)]
         else:
             near = [y.index_select(1, index.flatten()) for y in (k, v)]
         keys, values = (y.reshape(g * len(index), 1, width * n, -1) for y in near)
         key = (index[..., None] * n + torch.arange(n, device=q.device)).flatten(1)  # [i, width n]
         mine = _swap(q[:, rows], g)
-        if m == n and width == 1 and listed.all() and torch.equal(seen[rows], (key + 1).to(seen.dtype)):
+        diagonal = m == n and width == 1 and listed.all() and torch.equal(seen[rows], (key + 1).to(seen.dtype))
+        if diagonal and (first[rows] <= key[:, :1]).all():
             done = fused(mine, keys, values, scale, causal=True)
         else:
-            visible = (key[:, None] < seen[rows, :, None]) & listed.repeat_interleave(n, 1)[:, None]
+            visible = (key[:, None] >= first[rows, :, None]) & (key[:, None] < seen[rows, :, None])
+            visible = visible & listed.repeat_interleave(n, 1)[:, None]
             done = masked(mine, keys, values, scale, visible[:, None].repeat(g, 1, 1, 1))
         o, lse = (_swap(y, g) for y in (done.o, done.lse))
         both = torch.logaddexp(out.lse[:, rows], lse)

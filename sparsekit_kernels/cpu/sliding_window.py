@@ -26,8 +26,10 @@ def sliding_window(problem: Problem, plan: Plan) -> Output:
     low, high, sinks = fill.spans(p)  # [B, heads, Q]
     heads = low.shape[1]
     m = min(max(fill.window // 2, 64), 512)  # rows a run: longer ones read keys less often, but more of them in vain
-    last = (0, -Q % m)
-    low, high, sinks = (pad(x, last).unflatten(2, (-1, m)) for x in (low, high, sinks))  # [B, heads, I, m]
+    last, start = (0, -Q % m), to_heads(p.start(), heads)
+    low, high, sinks, start = (
+        pad(x, last).unflatten(2, (-1, m)) for x in (low, high, sinks, start)
+    )  # [B, heads, I, m]
     real = high > low
     begin = low.masked_fill(~real, K).amin(-1)  # [B, heads, I]
     width = int((high.amax(-1) - begin).clamp(min=0).max())
@@ -47,12 +49,12 @@ def sliding_window(problem: Problem, plan: Plan) -> Output:
                 rows = slice(i * m, min(these.stop * m, Q))
                 if not dropped[b, query_heads, rows].any():
                     continue
-                lows, highs, seen = (y[b, own, these, :, None] for y in (low, high, sinks))  # [i, m, 1]
+                lows, highs, seen, starts = (y[b, own, these, :, None] for y in (low, high, sinks, start))  # [i, m, 1]
                 near = begin[b, own, these, None] + slot  # [i, width]
                 visible = (near[:, None] >= lows) & (near[:, None] < highs)
                 first = sink.expand(len(near), -1)
                 far = (first[:, None] < seen) & ((first[:, None] < lows) | (first[:, None] >= highs))
-                visible = torch.cat([far, visible], -1)
+                visible = torch.cat([far & (first[:, None] >= starts), visible], -1)
                 index = torch.cat([first, near.clamp(max=K - 1)], -1)
                 k, v = (y[b, group][index][:, None] for y in (p.k, p.v))  # [i, 1, sinks + width, D]
                 ragged = (0, 0, 0, (these.stop - i) * m - (rows.stop - rows.start))

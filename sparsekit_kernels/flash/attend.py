@@ -57,6 +57,8 @@ def refusal(problem: Problem, plan: Plan, major: int, missing: str | None) -> st
         return f"{p.q.dtype} is not supported: cast to bfloat16 or float16"
     if max(D, Dv) > 256:
         return f"head dim {max(D, Dv)} is larger than 256"
+    if p.window is not None:
+        return "it has no sliding window"
     if p.scale <= 0:
         return f"scale {p.scale} is not positive: take triton"
     if plan.blocks is None:

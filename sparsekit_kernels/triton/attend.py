@@ -36,6 +36,8 @@ PRECISE = ((32, 32, 4, 2), (32, 32, 4, 2), (16, 16, 4, 2))  # float32, on any ta
 
 
 def why_not(problem: Problem, plan: Plan) -> str | None:
+    if problem.window is not None:
+        return "it has no sliding window"
     if max(problem.q.shape[3], problem.v.shape[3]) > 256:
         return f"head dim {max(problem.q.shape[3], problem.v.shape[3])} is larger than 256"
     return why_not_here(problem.q)

@@ -1,187 +1,110 @@
-"""A model under sparsekit against the same model under SDPA, in the modes people call it in."""
+"""A model under sparsekit: how it gets its pipelines, gives them back, and what it says."""
+
+import json
+import warnings
 
 import pytest
 import torch
 from closeness import error
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    StaticCache,
-)
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import sparsekit as sk
-from sparsekit import Pipeline, oracle
-from sparsekit.integrations.transformers import register, sparsify
+from bench.transformers_matrix import STACKED, build, chunks, ids, left_padded, packed, whole
+from sparsekit import Pipeline, Problem
+from sparsekit.integrations.transformers import load_pipeline, register, save_pipeline, sparsify
+from sparsekit.integrations.transformers.attention import no_gpu_kernel
+from sparsekit.integrations.transformers.masks import Carrier, mask
+from sparsekit.problem import PAD
 
-SMALL = dict(
-    vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=16, max_position_embeddings=512, pad_token_id=0, eos_token_id=None,
-)  # fmt: skip
-SLIDING = dict(sliding_window=24, use_sliding_window=True, max_window_layers=1)
-FAMILIES = {
-    "Llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
-    "Mistral with a sliding window": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=24)),
-    "Qwen3 with two sliding layers": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL, **SLIDING)),
-}
-DENSE = [Pipeline(), Pipeline([sk.TokenCoverage(tau=0.0), sk.FlexPrefill(gamma=1.0, tau=0.0)])]
-SPARSE = Pipeline(
-    [
-        sk.TokenCoverage(tau=0.3, window=8, pool=3, min_tokens=8),
-        sk.FlexPrefill(gamma=0.7, block_size=8),
-        sk.Decompress(sk.SlidingWindow(4)),
-    ]
-)
+LOCAL = "streaming(sinks=1, window=8, block_size=8)"
 
 
-def made(family):
-    torch.manual_seed(0)
-    model = FAMILIES[family]()
-    model.set_attn_implementation("sdpa")
-    return model.eval()
+@pytest.fixture
+def llama():
+    return build("Llama")
 
 
-@pytest.fixture(params=FAMILIES)
-def model(request):
-    return made(request.param)
+@pytest.fixture
+def qwen3():
+    """Layer 0 slides, over 24 tokens; layers 1 and 2 do not."""
+    return build("Qwen3")
 
 
-@pytest.fixture(params=["Llama", "Qwen3 with two sliding layers"])
-def model_with_full_attention(request):
-    """Somewhere in its layers: a sliding layer stays dense."""
-    return made(request.param)
+def sparse_layers(calls):
+    return [call.layer for call in calls if call.plan.blocks is not None]
 
 
-def ids(*shape, seed=1):
-    return torch.randint(1, 64, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def whole(model):
-    return model(ids(2, 90)).logits
-
-
-def without_cache(model):
-    return model(ids(1, 90), use_cache=False).logits
-
-
-def left_padded(model):
-    mask = torch.ones(2, 90, dtype=torch.long)
-    mask[0, :37] = 0
-    return model(ids(2, 90) * mask, attention_mask=mask).logits[mask.bool()]
-
-
-def right_padded(model):
-    mask = torch.ones(2, 90, dtype=torch.long)
-    mask[1, 60:] = 0
-    return model(ids(2, 90) * mask, attention_mask=mask).logits[mask.bool()]
-
-
-def chunks(model):
-    first = model(ids(1, 90)[:, :40], use_cache=True)
-    return model(ids(1, 90)[:, 40:], past_key_values=first.past_key_values).logits
-
-
-def static_cache(model):
-    cache = StaticCache(config=model.config, max_cache_len=128)
-    return model(ids(1, 90), past_key_values=cache).logits
-
-
-def packed(model):
-    positions = torch.cat([torch.arange(50), torch.arange(40)])[None]
-    return model(ids(1, 90), position_ids=positions, use_cache=False).logits
-
-
-def _generate(model, rows=2, **how):
-    out = model.generate(
-        ids(rows, 60), max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True, **how
-    )
-    return torch.stack(out.logits)
-
-
-def generate(model):
-    return _generate(model)
-
-
-def generate_in_chunks(model):
-    return _generate(model, prefill_chunk_size=16)
-
-
-def generate_static(model):
-    return _generate(model, cache_implementation="static")
-
-
-MODES = [
-    whole, without_cache, left_padded, right_padded, chunks, static_cache, packed, generate, generate_in_chunks,
-    generate_static,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("mode", MODES, ids=lambda f: f.__name__)
 @torch.no_grad()
-def test_dense_settings_equal_sdpa(model, mode):
-    expected = mode(model)
-    for pipeline in DENSE:
-        with sparsify(model, pipeline):
-            assert error(mode(model), expected) < 1e-5, str(pipeline)
-
-
-@pytest.mark.parametrize("mode", [whole, chunks, generate_in_chunks], ids=lambda f: f.__name__)
-@torch.no_grad()
-def test_sparse_settings_equal_the_oracle(model_with_full_attention, mode):
-    model = model_with_full_attention
+def test_a_mapping_chooses_by_layer(llama):
     seen = []
-    with sparsify(model, SPARSE, watch=seen.append):
-        mode(model)
-    assert seen and all(call.ms > 0 for call in seen)
-    assert any(call.plan.density(call.problem) < 0.9 for call in seen), "nothing was sparse"
-    for call in seen:
-        if call.output is not None:
-            assert error(call.output.o, oracle(call.problem, call.plan).o) < 1e-5
-
-
-@torch.no_grad()
-def test_masks_that_are_not_plain_causal_stay_dense_and_right(model):
-    """A sparse pipeline must not see them: its plan knows nothing of padding, windows or packing."""
-    for mode in (left_padded, right_padded, packed):
-        expected = mode(model)
-        with sparsify(model, SPARSE):
-            assert error(mode(model), expected) < 1e-5, mode.__name__
-
-
-@torch.no_grad()
-def test_a_mapping_chooses_by_layer():
-    model = FAMILIES["Llama"]().eval()
-    seen = []
-    local = "streaming(sinks=1, window=8, block_size=8)"
-    with sparsify(model, {0: "dense", "1-2": local}, watch=seen.append):
-        whole(model)
-    assert [call.layer for call in seen] == [0, 1, 2]
-    assert [call.plan.blocks is not None for call in seen] == [False, True, True]
+    with sparsify(llama, {0: "dense", "1-2": LOCAL}, watch=seen.append):
+        whole(llama)
+    assert [call.layer for call in seen] == [0, 1, 2] and sparse_layers(seen) == [1, 2]
     seen.clear()
-    with sparsify(model, {"2": "dense", "default": local}, watch=seen.append):
-        whole(model)
-    assert [call.plan.blocks is not None for call in seen] == [True, True, False]
+    with sparsify(llama, {"2": "dense", "default": LOCAL}, watch=seen.append):
+        whole(llama)
+    assert sparse_layers(seen) == [0, 1]
+
+
+@pytest.mark.parametrize("layers,sparse", [("1-2", [1, 2]), (0, [0]), ([0, "2"], [0, 2]), ([], [])])
+@torch.no_grad()
+def test_layers_restrict_one_pipeline(llama, layers, sparse):
+    seen = []
+    with sparsify(llama, LOCAL, layers=layers, watch=seen.append):
+        whole(llama)
+    assert sparse_layers(seen) == sparse
 
 
 @torch.no_grad()
-def test_restore_leaves_the_model_as_it_was(model_with_full_attention):
-    model = model_with_full_attention
-    expected = whole(model)
-    handle = sparsify(model, SPARSE)
-    with sparsify(model, "dense"):
-        assert error(whole(model), expected) < 1e-5
-    sparse = whole(model)
-    assert model.config._attn_implementation == "sparsekit"
+def test_restore_leaves_the_model_as_it_was(qwen3):
+    qwen3.set_attn_implementation("eager")
+    expected = whole(qwen3)
+    handle = sparsify(qwen3, STACKED)
+    with sparsify(qwen3, "dense"):
+        assert error(whole(qwen3), expected) < 1e-5
+    sparse = whole(qwen3)
+    assert qwen3.config._attn_implementation == "sparsekit"
     handle.restore()
     handle.restore()
-    assert model.config._attn_implementation == "sdpa"
-    assert torch.equal(whole(model), expected) and not torch.equal(sparse, expected)
+    assert qwen3.config._attn_implementation == "eager"
+    assert torch.equal(whole(qwen3), expected) and not torch.equal(sparse, expected)
     register()
-    model.set_attn_implementation("sparsekit")
-    assert error(whole(model), expected) < 1e-5, "the name alone is dense"
+    qwen3.set_attn_implementation("sparsekit")
+    assert error(whole(qwen3), expected) < 1e-5, "the name alone is dense"
+
+
+@torch.no_grad()
+def test_a_pipeline_saved_beside_the_model_is_found(tmp_path, llama):
+    llama.save_pretrained(tmp_path)
+    expected = whole(llama)
+    with pytest.raises(ValueError, match="there is no sparsekit.json"):
+        sparsify(AutoModelForCausalLM.from_pretrained(tmp_path))
+    save_pipeline(tmp_path, {"1-2": LOCAL, "default": Pipeline([])})
+    assert load_pipeline(tmp_path) == {"1-2": LOCAL, "default": "dense"}
+    with sparsify(llama, load_pipeline(tmp_path)):
+        sparse = whole(llama)
+    loaded, seen = AutoModelForCausalLM.from_pretrained(tmp_path), []
+    with sparsify(loaded, watch=seen.append):
+        assert torch.equal(whole(loaded), sparse) and sparse_layers(seen) == [1, 2]
+    assert error(whole(loaded), expected) < 1e-5
+    loaded.set_attn_implementation("sparsekit")
+    assert torch.equal(whole(loaded), sparse), "the name alone finds the file"
+    with sparsify(loaded, "dense"):
+        assert error(whole(loaded), expected) < 1e-5, "what is said outweighs the file"
+
+
+def test_a_saved_pipeline_is_checked_on_both_ways(tmp_path, llama):
+    with pytest.raises(ValueError, match="folder: got"):
+        save_pipeline(tmp_path / "none", LOCAL)
+    with pytest.raises(ValueError, match="allowed are a number, a range"):
+        save_pipeline(tmp_path, {"some": LOCAL})
+    with pytest.raises(ValueError, match="position"):
+        save_pipeline(tmp_path, "flex_prefil")
+    assert not list(tmp_path.iterdir()), "nothing half written"
+    (tmp_path / "sparsekit.json").write_text(json.dumps({"pipelines": LOCAL}))
+    llama.config.name_or_path = llama.name_or_path = str(tmp_path)
+    with pytest.raises(ValueError, match="sparsekit.json: not such a file"):
+        sparsify(llama)
 
 
 @pytest.mark.parametrize(
@@ -195,24 +118,191 @@ def test_restore_leaves_the_model_as_it_was(model_with_full_attention):
         ({"some": "dense"}, "allowed are a number, a range"),
     ],
 )
-def test_bad_pipelines_are_named(pipeline, message):
-    model = FAMILIES["Llama"]()
+def test_bad_pipelines_are_named(llama, pipeline, message):
     with pytest.raises(ValueError, match=message):
-        sparsify(model, pipeline)
-    assert model.config._attn_implementation == "sdpa", "nothing was half done"
+        sparsify(llama, pipeline)
+    assert llama.config._attn_implementation == "sdpa", "nothing was half done"
 
 
-def test_training_through_a_sparse_pipeline_is_refused():
-    model = FAMILIES["Llama"]().train()
-    with sparsify(model, SPARSE), pytest.raises(ValueError, match=r"torch.no_grad\(\)"):
+def test_bad_layers_are_named(llama):
+    with pytest.raises(ValueError, match="layer 3, but the model has 0 to 2"):
+        sparsify(llama, LOCAL, layers=[1, 3])
+    with pytest.raises(ValueError, match="layers: got 1 beside a mapping"):
+        sparsify(llama, {1: LOCAL}, layers=1)
+
+
+def test_training_through_a_sparse_pipeline_is_refused(llama):
+    with sparsify(llama, LOCAL):
+        with pytest.raises(ValueError, match=r"inputs that need gradients.*torch.no_grad\(\)"):
+            whole(llama)
+        with torch.no_grad(), pytest.raises(ValueError, match="training mode"):
+            whole(llama.train())
+    with sparsify(llama, "dense"):
+        whole(llama).sum().backward()
+    assert llama.model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_what_runs_dense_is_said_once_with_layer_and_reason():
+    model = Gemma2ForCausalLM(Gemma2Config(**build("Llama").config.to_diff_dict() | {"head_dim": 16})).eval()
+    with sparsify(model, LOCAL) as handle:
+        with pytest.warns(UserWarning, match=r"layer 0 \(Gemma2Attention\) runs dense: its scores have a softcap"):
+            whole(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            whole(model)
+    assert set(handle.dense) == {0, 1, 2}
+
+
+@torch.no_grad()
+def test_a_named_backend_that_cannot_runs_dense_with_its_reason(llama):
+    expected = whole(llama)
+    with sparsify(llama, f"{LOCAL} | attend(backend='flash')") as handle, pytest.warns(match="flash: it needs a GPU"):
+        assert error(whole(llama), expected) < 1e-5
+    assert "flash: it needs a GPU" in handle.dense[2]
+
+
+def test_what_no_gpu_kernel_attends_is_refused_with_all_reasons():
+    small, wide = (torch.randn(1, 1, 16, D) for D in (16, 512))
+    assert no_gpu_kernel(Problem.of(small, small, small)) is None
+    reason = no_gpu_kernel(Problem.of(wide, wide, wide))
+    assert "triton: head dim 512 is larger than 256; flash: " in reason
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_on_a_gpu_plain_torch_is_not_taken_unasked():
+    config = LlamaConfig(**build("Llama").config.to_diff_dict() | {"head_dim": 512})
+    model = LlamaForCausalLM(config).eval().cuda()
+    with sparsify(model, LOCAL) as handle, pytest.warns(match="head dim 512"):
+        model(ids(1, 90).cuda())
+    assert set(handle.dense) == {0, 1, 2}
+
+
+@torch.no_grad()
+def test_a_mask_of_the_callers_own_runs_dense_under_it(llama):
+    ones = torch.ones(1, 1, 90, 90, dtype=torch.bool)
+    own = ones.tril() & (torch.arange(90) % 3 != 1)
+    own |= torch.eye(90, dtype=torch.bool)
+    expected = llama(ids(1, 90), attention_mask=own).logits
+    with sparsify(llama, LOCAL) as handle, pytest.warns(match="a mask of the caller's"):
+        assert error(llama(ids(1, 90), attention_mask=own).logits, expected) < 1e-5
+    assert len(handle.dense) == 3
+
+
+@torch.no_grad()
+def test_problems_say_what_is_padding_and_where_a_chunk_stands(llama):
+    seen = []
+    with sparsify(llama, {0: LOCAL}, watch=seen.append):
+        left_padded(llama)
+        chunks(llama)
+        packed(llama)
+    padded, first, second, *sequences = [call.problem for call in seen if call.layer == 0]
+    assert padded.k.shape[2] == 90 and not padded.full and padded.queries_last
+    assert padded.q_pos[0, 0, :53].tolist() == list(range(37, 90)) and (padded.q_pos[0, 0, 53:] == PAD).all()
+    assert first.q.shape[2] == first.k.shape[2] == 40
+    assert second.q.shape[2:3] + second.k.shape[2:3] == (50, 90)
+    assert second.q_pos[1, 0].tolist() == list(range(40, 90)) and (second.k_pos[0, 0, 85:] == PAD).all()
+    assert [p.k.shape[2] for p in sequences] == [50, 40] and all(p.full and p.queries_last for p in sequences)
+
+
+@torch.no_grad()
+def test_a_row_that_is_padding_alone_harms_no_other(llama):
+    mask_ = torch.ones(2, 60, dtype=torch.long)
+    mask_[0] = 0
+    with sparsify(llama, STACKED):
+        alone = llama(ids(2, 60)[1:]).logits
+        both = llama(ids(2, 60), attention_mask=mask_).logits
+    assert error(both[1:], alone) < 1e-5 and both.isfinite().all()
+
+
+@torch.no_grad()
+def test_sliding_layers_are_windowed_problems(qwen3):
+    seen = []
+    with sparsify(qwen3, LOCAL, watch=seen.append):
+        whole(qwen3)
+        qwen3(ids(1, 20))
+        first = qwen3(ids(1, 90)[:, :60], use_cache=True)
+        qwen3(ids(1, 90)[:, 60:], past_key_values=first.past_key_values)
+    windows = [call.problem.window for call in seen]
+    assert windows == [24, None, None, None, None, None, 24, None, None, 24, None, None], "one over 20 keys is none"
+    last = seen[-3].problem
+    assert last.k.shape[2] == 23 + 30 and last.k_pos[0, 0, 0] == 37, "the cache keeps what windows reach"
+
+
+@torch.no_grad()
+def test_packed_bounds_that_are_not_those_of_the_call_are_named(llama):
+    bounds = torch.tensor([0, 50, 120], dtype=torch.int32)
+    with sparsify(llama, LOCAL), pytest.raises(ValueError, match="cu_seq_lens_q: got"):
+        llama(ids(1, 90), cu_seq_lens_q=bounds)
+
+
+@torch.no_grad()
+def test_packed_numbers_mean_what_bounds_mean(llama):
+    said = torch.cat([torch.zeros(50), torch.ones(40)])[None].int()
+    positions = torch.cat([torch.arange(50), torch.arange(40)])[None]
+    for pipeline in (STACKED, Pipeline()):
+        with sparsify(llama, pipeline):
+            apart = torch.cat([llama(x).logits for x in ids(1, 90).split([50, 40], 1)], 1)
+            assert error(llama(ids(1, 90), position_ids=positions, seq_idx=said).logits, apart) < 1e-5
+
+
+def test_whatever_a_model_does_with_the_carrier_is_done_with_the_mask():
+    asked = dict(batch_size=2, q_length=5, kv_length=5, attention_mask=torch.ones(2, 5).bool(), device="cpu")
+    asked["attention_mask"][0, :2] = False
+    carrier = mask(**asked)
+    whole_ = torch.ones(5, 5).tril().bool() & asked["attention_mask"][:, None, None]
+    assert isinstance(carrier, Carrier) and carrier.shape == (2, 1, 1, 1) and carrier.contiguous() is carrier
+    assert torch.equal(carrier[..., :3], whole_[..., :3]) and torch.equal(~carrier, ~whole_)
+    assert torch.equal(torch.cat([carrier, carrier], 1), torch.cat([whole_, whole_], 1))
+    q = torch.randn(2, 3, 5, 4)
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    assert torch.equal(sdpa(q, q, q, attn_mask=carrier), sdpa(q, q, q, attn_mask=whole_))
+
+
+def test_a_carrier_moves_with_its_question():
+    real = torch.ones(2, 5).bool()
+    real[0, 0] = False
+    carrier = mask(batch_size=2, q_length=5, kv_length=5, attention_mask=real, device="cpu")
+    assert carrier.to("cpu") is carrier and carrier.to(torch.bool) is carrier
+    moved = carrier.to("meta")
+    assert isinstance(moved, Carrier) and moved.device.type == moved.whole().device.type == "meta"
+    assert moved.asked["attention_mask"].device.type == "meta" and moved.whole().shape == (2, 1, 5, 5)
+    assert torch.equal(carrier.to(torch.float32), carrier.whole().float()) and not isinstance(carrier.float(), Carrier)
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@torch.no_grad()
+def test_full_grouped_and_multi_query_heads(key_heads):
+    config = LlamaConfig(**build("Llama").config.to_diff_dict() | {"num_key_value_heads": key_heads})
+    model, seen = LlamaForCausalLM(config).eval(), []
+    expected = whole(model)
+    with sparsify(model, "token_coverage(tau=0.0) | block_topk(keep=1.0, block_size=8)"):
+        assert error(whole(model), expected) < 1e-5
+    with sparsify(model, STACKED, watch=seen.append):
         whole(model)
-    with sparsify(model, "dense"):
-        whole(model).sum().backward()
+    assert all(call.problem.k.shape[1] == key_heads for call in seen)
+    assert all(error(call.output.o, sk.oracle(call.problem, call.plan).o) < 1e-5 for call in seen)
 
 
-def test_a_softcap_is_refused_by_name():
-    from transformers import Gemma2Config, Gemma2ForCausalLM
+@torch.no_grad()
+def test_a_compiled_decode_is_one_graph(llama):
+    from transformers import StaticCache
 
-    model = Gemma2ForCausalLM(Gemma2Config(**SMALL)).eval()
-    with sparsify(model, "dense"), pytest.raises(ValueError, match="softcap"):
-        whole(model)
+    def decoded(run):
+        cache = StaticCache(config=llama.config, max_cache_len=64)
+        llama(ids(1, 40), past_key_values=cache)
+        return run(ids(1, 1), past_key_values=cache).logits
+
+    expected = decoded(llama)
+    with sparsify(llama, "dense"):
+        torch._dynamo.reset()
+        assert error(decoded(torch.compile(llama, backend="eager", fullgraph=True)), expected) < 1e-5
+
+
+@torch.no_grad()
+def test_a_prefill_in_one_graph_is_refused_with_what_to_do(llama):
+    with sparsify(llama, LOCAL):
+        torch._dynamo.reset()
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="sparsekit: .* compile without fullgraph=True"):
+            torch.compile(llama, backend="eager", fullgraph=True)(ids(1, 40))

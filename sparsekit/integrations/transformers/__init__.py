@@ -1,0 +1,17 @@
+"""Hugging Face transformers: any layer's prefill attention by a pipeline, without a monkeypatch.
+
+    with sparsify(model, Pipeline([TokenCoverage(), FlexPrefill()])):
+        model.generate(...)
+
+An attention function and a mask function are registered under the name "sparsekit". The mask function answers with
+what it was asked, not with a mask (masks.py); the attention function makes a Problem of it, so that padded batches,
+chunks, static caches, packed sequences and sliding windows run sparse (attention.py). Decode, and what is not
+understood, runs dense through the model's own SDPA or eager implementation, under the mask they would have got.
+Which layer has which pipeline, and the file that says so beside a model: schedule.py.
+"""
+
+from .attention import LayerCall, Watch
+from .schedule import load_pipeline, save_pipeline
+from .sparsify import Sparsified, register, sparsify
+
+__all__ = ["LayerCall", "Sparsified", "Watch", "load_pipeline", "register", "save_pipeline", "sparsify"]

@@ -1,0 +1,52 @@
+"""One rank of a tensor-parallel model: torchrun --nproc-per-node N tests/integrations/tensor_parallel.py FOLDER
+
+Rank 0 writes FOLDER/found.pt: what it found under each pipeline.
+"""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM
+
+from sparsekit import Pipeline, TokenCoverage
+from sparsekit.integrations.transformers import sparsify
+
+PIPELINES = {
+    "per head": Pipeline([TokenCoverage(tau=0.3, window=8, pool=3, min_tokens=8)]),
+    "per layer": Pipeline([TokenCoverage(tau=0.3, window=8, pool=3, min_tokens=8, per="layer")]),
+    "blocks": Pipeline.from_spec("flex_prefill(gamma=0.5, block_size=8)"),
+    "stacked": Pipeline.from_spec(
+        "token_coverage(tau=0.3, window=8, pool=3, min_tokens=8) | flex_prefill(gamma=0.5, block_size=8)"
+    ),
+}
+
+
+def answers(model, ids):
+    """By pipeline the logits, each layer's kept tokens [B, h, S], and how many heads it has here."""
+    found = {}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # a layer that runs dense says so
+        for name, pipeline in PIPELINES.items():
+            calls = []
+            with sparsify(model, pipeline, watch=calls.append):
+                logits = model(ids).logits
+            tokens = [call.plan.queries.idx if call.plan.queries else None for call in calls]
+            heads = [call.problem.q.shape[1] for call in calls]
+            found[name] = logits, tokens, heads
+    return found
+
+
+def main(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto").eval()
+    found = answers(model, torch.load(folder / "ids.pt"))
+    if int(os.environ["RANK"]) == 0:
+        torch.save(found, folder / "found.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

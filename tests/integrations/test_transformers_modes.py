@@ -1,0 +1,37 @@
+"""Every family in every mode, judged as bench/transformers_matrix.py judges them; and its page."""
+
+import subprocess
+import sys
+
+import pytest
+import transformers
+
+from bench.transformers_matrix import FAMILIES, MODES, ROOT, build, judge, read
+
+RECORDED = {record["transformers"]: record["families"] for record in read()}
+COMPILED = ("Llama", "GPT-OSS")  # the compiler is slow: of the others the records tell
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param, build(request.param)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_family_in_a_mode(family, mode):
+    name, model = family
+    if mode == "`torch.compile`" and name not in COMPILED:
+        pytest.skip("compiling takes seconds; the committed record has this cell")
+    cell = judge(model, MODES[mode])
+    recorded = RECORDED.get(transformers.__version__)
+    if recorded:
+        kept = recorded[name][mode]
+        assert (cell.sparse, list(cell.dense), cell.unsupported) == (kept["sparse"], kept["dense"], kept["unsupported"])
+
+
+def test_the_page_is_what_the_records_say():
+    subprocess.run([sys.executable, "bench/transformers_matrix.py", "--check"], cwd=ROOT, check=True)
+
+
+def test_the_lowest_and_the_newest_version_are_recorded():
+    assert [record["transformers"] for record in read()] == ["5.4.0", "5.23.0"]
