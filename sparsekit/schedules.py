@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from rich.table import Table
@@ -27,6 +27,7 @@ FILE = "sparsekit.json"  # the name of a schedule beside its model
 DENSE = "dense"
 EPS = 1e-6  # added to the norm of a token's hidden state: one of zeros has no relative change
 
+Layers: TypeAlias = dict[int | str, Pipeline | str]  # a layer, a range "4-7" or "default", to a pipeline or its spec
 OnStep = Callable[[int, int, str], None]  # (steps done, steps in all, what was done last)
 Prompt = Tensor | Sequence[int]  # token ids, [n] or [1, n]
 
@@ -156,21 +157,21 @@ class Schedule:
         return made
 
 
-def read_pipeline(text: str) -> Pipeline | dict[str, str]:
+def read_pipeline(text: str) -> Pipeline | Layers:
     """What `sparsify` takes, from a spec, or from the path of a schedule: a .json file, or a folder with one.
 
     Raises ValueError for a spec that does not parse or a file that is no schedule.
     """
     if text.endswith(".json") or Path(text, FILE).is_file():
-        return Schedule.load(text).pipeline
+        return dict(Schedule.load(text).pipeline)
     return Pipeline.from_spec(text)
 
 
-def always(pipeline: Pipeline | Mapping[str, str]) -> Pipeline | dict[str, Pipeline]:
+def always(pipeline: Pipeline | Layers) -> Pipeline | Layers:
     """The same, but never dense because the prompt is short: `break_even=0` in every layer."""
-    if isinstance(pipeline, Pipeline):
-        return Pipeline([pipeline], break_even=0)
-    return {name: Pipeline([Pipeline.from_spec(spec)], break_even=0) for name, spec in pipeline.items()}
+    if isinstance(pipeline, dict):
+        return {name: Pipeline([_parsed(one)], break_even=0) for name, one in pipeline.items()}
+    return Pipeline([pipeline], break_even=0)
 
 
 def profile_layers(
