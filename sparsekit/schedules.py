@@ -80,12 +80,17 @@ class Measured:
     error: float  # |output - dense| / |dense|, of the worst prompt
     chosen: bool = False  # the layer got it
 
+    @property
+    def score(self) -> float:
+        """What a target is about: 1 - `error`."""
+        return 1 - self.error
+
 
 @dataclass(frozen=True)
 class Schedule:
     """A pipeline for each layer; `sparsify(model, schedule.pipeline)` puts it in."""
 
-    pipeline: dict[str, str]  # a layer, a range "4-7" or "default", to a spec
+    pipeline: Layers  # specs
     measured: tuple[Measured, ...] = ()  # every candidate in every layer
     target: float | None = None  # the attention mass every layer had to keep
 
@@ -163,7 +168,7 @@ def read_pipeline(text: str) -> Pipeline | Layers:
     Raises ValueError for a spec that does not parse or a file that is no schedule.
     """
     if text.endswith(".json") or Path(text, FILE).is_file():
-        return dict(Schedule.load(text).pipeline)
+        return Schedule.load(text).pipeline
     return Pipeline.from_spec(text)
 
 
@@ -271,14 +276,14 @@ def choose(measured: Sequence[Measured], layers: Iterable[int], target: float) -
     """For each layer the fastest of what was measured in it that keeps `target` of the mass; dense if there is none."""
     best: dict[int, Measured] = {}
     for one in measured:
-        if one.mass >= target and (one.layer not in best or one.ms < best[one.layer].ms):
+        if one.score >= target and (one.layer not in best or one.ms < best[one.layer].ms):
             best[one.layer] = one
     specs = {layer: best[layer].pipeline if layer in best else DENSE for layer in layers}
     marked = tuple(replace(one, chosen=one is best.get(one.layer)) for one in measured)
     return Schedule(by_range(specs), marked, target)
 
 
-def by_range(specs: Mapping[int, str]) -> dict[str, str]:
+def by_range(specs: Mapping[int, str]) -> Layers:
     """{0: a, 1: a, 2: b} -> {"0-1": a, "2": b}: neighbours with the same spec under one name."""
     runs: list[list[int]] = []
     for layer in sorted(specs):

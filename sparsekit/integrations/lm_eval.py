@@ -24,6 +24,8 @@ NAME = "sparsekit"
 class SparseLM(HFLM):
     """The harness's Hugging Face model with a pipeline in it."""
 
+    batch_size_per_gpu: Any  # HFLM's
+
     def __init__(self, pretrained: Any, pipeline: str | None = None, **how: Any) -> None:
         """`pipeline` is a spec, or a schedule: a .json file or a folder with one; the rest is HFLM's.
 
@@ -40,8 +42,7 @@ class SparseLM(HFLM):
 
     def _loglikelihood_tokens(self, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         """One sequence at a time: HFLM pads on the right without a mask, and a pipeline would read the padding."""
-        given: int | str = self.batch_size_per_gpu
-        self.batch_size_per_gpu = 1
+        given, self.batch_size_per_gpu = self.batch_size_per_gpu, 1
         try:
             return super()._loglikelihood_tokens(*args, **kwargs)
         finally:
