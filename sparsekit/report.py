@@ -110,6 +110,12 @@ def sampled_rows(problem: Problem) -> Tensor:
     return torch.linspace(0, Q - 1, min(ROWS, Q), device=problem.q.device).round().long().unique()
 
 
+def last_rows(problem: Problem) -> Tensor:
+    """The last ROWS query indices [R]: the rows that an answer is made from."""
+    Q = problem.q.shape[2]
+    return torch.arange(max(Q - ROWS, 0), Q, device=problem.q.device)
+
+
 def dense_rows(problem: Problem, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Dense attention of some query rows: probabilities [B, H, R, K] and outputs [B, H, R, Dv], float64."""
     p, out = problem, oracle(problem, rows=rows)

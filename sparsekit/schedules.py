@@ -20,7 +20,7 @@ from .parameters import check_ratio
 from .pipeline import Pipeline, attend
 from .plan import Plan
 from .problem import Problem
-from .report import accuracy, dense_rows, sampled_rows
+from .report import accuracy, dense_rows, last_rows, sampled_rows
 from .timing import now_ms
 
 FILE = "sparsekit.json"  # the name of a schedule beside its model
@@ -76,8 +76,8 @@ class Measured:
     ms: float  # deciding and attending, mean over prompts
     kept: float  # part of the queries, in [0, 1], mean over prompts
     density: float  # part of the dense pairs, in [0, 1], mean over prompts
-    mass: float  # attention probability on the computed pairs, in [0, 1], of the worst prompt
-    error: float  # |output - dense| / |dense|, of the worst prompt
+    mass: float  # attention probability on the computed pairs, in [0, 1], of the worst prompt and rows
+    error: float  # |output - dense| / |dense|, of the worst prompt and rows
     chosen: bool = False  # the layer got it
 
     @property
@@ -92,7 +92,7 @@ class Schedule:
 
     pipeline: Layers  # specs
     measured: tuple[Measured, ...] = ()  # every candidate in every layer
-    target: float | None = None  # the attention mass every layer had to keep
+    target: float | None = None  # the least score every layer had to keep
 
     @property
     def chosen(self) -> dict[int, Measured]:
@@ -116,7 +116,7 @@ class Schedule:
             "layer",
             "pipeline",
             title=f"schedule: attention {self.speed_up:.2f} times as fast as dense",
-            caption=f"every layer keeps {self.target} of the attention mass; ms: of a prompt",
+            caption=f"1 - output error is at least {self.target} in every layer; ms: of a prompt",
         )
         for name in ("mass kept", "output error", "density", "ms", "dense ms"):
             table.add_column(name, justify="right")
@@ -225,17 +225,20 @@ def calibrate(
     target: float = 0.99,
     on_step: OnStep | None = None,
 ) -> Schedule:
-    """The schedule that saves most attention time while every layer keeps `target` of its attention mass.
+    """The schedule that saves most attention time while every layer's output stays within the target.
+
+    A candidate is allowed in a layer if 1 - its relative output error is at least `target`, in (0, 1], on every
+    prompt, both on query rows spread over it and on its last rows: the first are what later layers read, and from the
+    last the answer is made. The error and not the attention mass, because it is what the rest of the model sees: a
+    sink holds much mass and hardly any value. A layer gets the fastest of the allowed, or dense attention.
 
     Every candidate meets the queries, keys and values that each layer has when the model is dense, so one layer's
-    figures do not depend on what the others do, and one dense prefill a prompt serves all candidates. Mass and output
-    error are measured on query rows spread over the prompt, against dense attention in float64, as `explain` does.
-    A candidate is allowed in a layer if the mass it keeps on every prompt is at least `target`, in (0, 1]; a layer
-    gets the fastest of the allowed ones, or dense attention, if that is faster. `pipelines` run however short the
-    prompts are (`break_even=0`); the schedule has them as they were given. Layers whose attention the integration
-    leaves to the model stay dense. `prompts` are token ids, [n] each; `on_step(done, total, name)` is called after
-    each candidate in each layer. Raises ValueError for a pipeline that has no spec, text instead of ids, no prompts,
-    or a model in training mode.
+    figures do not depend on what the others do, and one dense prefill a prompt serves all candidates. Errors are
+    against dense attention in float64, as in `explain`. `pipelines` run however short the prompts are
+    (`break_even=0`); the schedule has them as they were given. Layers whose attention the integration leaves to the
+    model stay dense. `prompts` are token ids, [n] each; `on_step(done, total, name)` is called after each candidate
+    in each layer. Raises ValueError for a pipeline that has no spec, text instead of ids, no prompts, or a model in
+    training mode.
     """
     from .integrations.transformers import LayerCall, sparsify  # transformers is an optional extra
 
@@ -249,15 +252,16 @@ def calibrate(
 
     def watch(call: LayerCall) -> None:
         nonlocal warm
-        rows = sampled_rows(call.problem)
-        dense = dense_rows(call.problem, rows)
+        judged = [
+            (rows, dense_rows(call.problem, rows)) for rows in (sampled_rows(call.problem), last_rows(call.problem))
+        ]
         found.setdefault((call.layer, DENSE), []).append((call.ms, 1.0, 1.0, 1.0, 0.0))
         for number, (spec, pipeline) in enumerate(made.items(), 1):
             if not warm:
                 _timed(pipeline, call.problem)
             plan, ms = _timed(pipeline, call.problem)
-            figures = ms, *accuracy(call.problem, plan, rows, dense)
-            found.setdefault((call.layer, spec), []).append(figures)
+            kept, density, mass, error = zip(*(accuracy(call.problem, plan, *how) for how in judged), strict=True)
+            found.setdefault((call.layer, spec), []).append((ms, kept[0], density[0], min(mass), max(error)))
             if on_step:
                 before = (prompt * len(layers) + place[call.layer]) * len(made)
                 on_step(before + number, len(given) * len(layers) * len(made), f"layer {call.layer}")
@@ -273,7 +277,7 @@ def calibrate(
 
 
 def choose(measured: Sequence[Measured], layers: Iterable[int], target: float) -> Schedule:
-    """For each layer the fastest of what was measured in it that keeps `target` of the mass; dense if there is none."""
+    """For each layer the fastest of what was measured in it whose score is at least `target`; dense if none is."""
     best: dict[int, Measured] = {}
     for one in measured:
         if one.score >= target and (one.layer not in best or one.ms < best[one.layer].ms):

@@ -15,7 +15,7 @@ def calibrate(
     model: Model,
     prompt_file: PromptFiles,
     pipeline: Annotated[list[str], Option(help="Spec of a candidate; may be given several times")],
-    target: Annotated[float, Option(help="What every layer must keep, in (0, 1]")] = 0.99,
+    target: Annotated[float, Option(help="Least 1 - output error of a layer, in (0, 1]")] = 0.99,
     most: Most = None,
     device: Device = "auto",
     out: Annotated[Path, Option(help="Folder for sparsekit.json and schedule.png")] = Path("schedule"),
