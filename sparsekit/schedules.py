@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any, TypeAlias
 
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor, nn
 
 from .parameters import check_ratio
@@ -114,7 +114,7 @@ class Schedule:
         """For rich: every layer with what it got."""
         table = Table(
             "layer",
-            "pipeline",
+            Column("pipeline", overflow="fold"),
             title=f"schedule: attention {self.speed_up:.2f} times as fast as dense",
             caption=f"1 - output error is at least {self.target} in every layer; ms: of a prompt",
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from typer import Option
 
 from ..testbed import TASKS, Score
@@ -57,7 +57,9 @@ def evaluate(
 
 
 def _table(title: str, scores: dict[str, list[Score]]) -> Table:
-    table = Table("pipeline", title=title, caption="part of the digits right; answers: whole ones right")
+    table = Table(
+        Column("pipeline", overflow="fold"), title=title, caption="part of the digits right; answers: whole ones right"
+    )
     for task in TASKS:
         table.add_column(task.replace("_", " "), justify="right")
     table.add_column("all", justify="right")
