@@ -1,13 +1,16 @@
-"""Pictures of plans."""
+"""Pictures of plans, of layer profiles and of schedules: as PNG, or what the suffix of the path says, written whole."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .plan import Plan
 from .problem import Problem
+
+if TYPE_CHECKING:
+    from .schedules import LayerProfile, Schedule
 
 ROWS, COLUMNS = 768, 768  # cells of a picture
 KINDS = {"future": "#e8e8e8", "skipped": "#ffffff", "computed": "#1f5fbf", "fill of a dropped query": "#f08c2e"}
@@ -20,13 +23,10 @@ def draw_plan(problem: Problem, plan: Plan, path: Path | str, *, head: int = 0, 
     a cell is as dark as the part of it that is computed. `head` is a query head of the first sequence. Returns
     `path`, written whole. Raises ImportError without matplotlib, ValueError for a head that is not there.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.colors import LogNorm, to_rgb
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install sparsekit[plots]") from error
+    figure = _figure(13, 6.4)
+    from matplotlib.colors import LogNorm, to_rgb
+    from matplotlib.patches import Patch
+
     if not 0 <= head < problem.q.shape[1]:
         raise ValueError(f"head: got {head}; allowed is 0 to {problem.q.shape[1] - 1}: name one of the query heads")
     plan, problem = plan.head(head, problem.q.shape[1]), problem.head(head)
@@ -47,8 +47,6 @@ def draw_plan(problem: Problem, plan: Plan, path: Path | str, *, head: int = 0, 
     image = torch.einsum("srk,sc->rkc", torch.stack(shares), torch.stack(colours)).clamp(0, 1)
     attention = _attention(problem, rows, visible)
 
-    figure = Figure(figsize=(13, 6.4), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     extent = (0, K, Q, 0)
     drawn = left.imshow(attention.numpy(), extent=extent, norm=LogNorm(1e-6, 1), cmap="magma", interpolation="nearest")
@@ -61,6 +59,62 @@ def draw_plan(problem: Problem, plan: Plan, path: Path | str, *, head: int = 0, 
     for axes in (left, right):
         axes.set(xlabel="key", ylabel="query")
     figure.suptitle(title)
+    return _saved(figure, path)
+
+
+def draw_profile(profile: "LayerProfile", path: Path | str) -> Path:
+    """The drift of each layer, those to sparsify in colour. Returns `path`. Raises ImportError without matplotlib."""
+    figure = _figure(9, 4)
+    from matplotlib.patches import Patch
+
+    axes = figure.subplots()
+    kinds = {"sparse": KINDS["computed"], "dense": "#c4c4c4"}
+    colours = [kinds["sparse" if layer in profile.layers else "dense"] for layer in profile.drift]
+    axes.bar(list(profile.drift), list(profile.drift.values()), color=colours)
+    axes.set(xlabel="layer", ylabel="inter-layer drift, log scale", yscale="log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(handles=[Patch(facecolor=colour, label=kind) for kind, colour in kinds.items()])
+    axes.set_title(f"{len(profile.layers)} of {len(profile.drift)} layers to sparsify, quantile {profile.quantile:g}")
+    return _saved(figure, path)
+
+
+def draw_schedule(schedule: "Schedule", path: Path | str) -> Path:
+    """What was measured of each candidate in each layer, ringed where a layer got it.
+
+    Above the score that the target is about, below the time. Returns `path`. Raises ImportError without matplotlib.
+    """
+    figure = _figure(11, 7)
+    axes = figure.subplots(2, sharex=True)
+    for pipeline in dict.fromkeys(one.pipeline for one in schedule.measured):
+        mine = [one for one in schedule.measured if one.pipeline == pipeline]
+        colour = "#444444" if pipeline == "dense" else None
+        for panel, figures in zip(axes, ([one.score for one in mine], [one.ms for one in mine]), strict=True):
+            line = panel.plot([one.layer for one in mine], figures, ".-", label=pipeline, color=colour)[0]
+            got = [(one.layer, y) for one, y in zip(mine, figures, strict=True) if one.chosen]
+            panel.plot(*zip(*got, strict=True), "o", ms=11, mfc="none", color=line.get_color()) if got else None
+    if schedule.target is not None:
+        axes[0].axhline(schedule.target, color="#b03030", linestyle="--", label="target")
+    axes[0].set(ylabel="1 - output error")
+    axes[1].set(xlabel="layer", ylabel="attention, ms a prompt", ylim=(0, None))
+    axes[1].xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize="small")
+    figure.suptitle(f"attention {schedule.speed_up:.2f} times as fast as dense; rings: what each layer gets")
+    return _saved(figure, path)
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty figure, in inches, that needs no screen."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install sparsekit[plots]") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _saved(figure: Any, path: Path | str) -> Path:
     path = Path(path)
     unfinished = path.with_name(f".{path.name}{path.suffix}")
     figure.savefig(unfinished, dpi=110)

@@ -83,21 +83,20 @@ def explain(pipeline: Pipeline, problem: Problem) -> Report:
         yield
         ms[name] = ms.get(name, 0.0) + now_ms(problem.q.device) - started
 
-    rows = torch.linspace(0, problem.q.shape[2] - 1, min(ROWS, problem.q.shape[2]), device=problem.q.device)
-    rows = rows.round().long().unique()
-    dense = _dense(problem, rows)
+    rows = sampled_rows(problem)
+    dense = dense_rows(problem, rows)
     steps, plan = [], Plan()
     how = pipeline.stages, pipeline.attend.break_even, problem
     for i, stage in enumerate(pipeline.stages if worth_it(*how) else ()):
         name = f"{i + 1}. {type(stage).__name__}"
         with clock(name):
             plan = plan.then(stage(dispatch.run("gather_tokens", problem.q.device.type, problem, plan)))
-        steps.append(Step(name, ms[name], *_accuracy(problem, plan, rows, dense)))
+        steps.append(Step(name, ms[name], *accuracy(problem, plan, rows, dense)))
     plan = pipeline(problem)
     before = set(ms)
     attend(problem, plan, clock=clock, **policy)
     steps += [Step(name, time_) for name, time_ in ms.items() if name not in before]
-    whole = _accuracy(problem, plan, rows, dense)
+    whole = accuracy(problem, plan, rows, dense)
     steps[-1] = Step(steps[-1].name, steps[-1].ms, *whole)
     attend(problem, backend=policy["backend"])
     with clock("dense"):
@@ -106,16 +105,29 @@ def explain(pipeline: Pipeline, problem: Problem) -> Report:
     return Report(tuple(steps), ms["dense"], (*_notes(problem, plan, len(rows)), *([told] if told else [])))
 
 
-def _dense(problem: Problem, rows: Tensor) -> tuple[Tensor, Tensor]:
+def sampled_rows(problem: Problem) -> Tensor:
+    """The query indices [R] that accuracy is measured on: ROWS of them spread over the sequence, both ends in."""
+    Q = problem.q.shape[2]
+    return torch.linspace(0, Q - 1, min(ROWS, Q), device=problem.q.device).round().long().unique()
+
+
+def last_rows(problem: Problem) -> Tensor:
+    """The last ROWS query indices [R]: the rows that an answer is made from."""
+    Q = problem.q.shape[2]
+    return torch.arange(max(Q - ROWS, 0), Q, device=problem.q.device)
+
+
+def dense_rows(problem: Problem, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Dense attention of some query rows: probabilities [B, H, R, K] and outputs [B, H, R, Dv], float64."""
     p, out = problem, oracle(problem, rows=rows)
     scores = p.q[:, :, rows].double() @ to_heads(p.k, p.q.shape[1]).double().mT * p.scale - out.lse[..., None]
     return torch.where(p.visible(rows), scores.exp(), 0.0), out.o
 
 
-def _accuracy(
+def accuracy(
     problem: Problem, plan: Plan, rows: Tensor, dense: tuple[Tensor, Tensor]
 ) -> tuple[float, float, float, float]:
+    """Of a plan: kept, density, attention mass kept and output error, as in a `Step`; `dense` is of `dense_rows`."""
     probability, truth = dense
     kept = probability * plan.pairs(problem, rows)
     weights = kept / kept.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)

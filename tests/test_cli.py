@@ -1,14 +1,19 @@
 """The commands as a user runs them: a process, its exit code, its files."""
 
 import json
+import os
 import subprocess
 import sys
 
 import matplotlib.image
 import pytest
 import torch
+from tiny_llama import save_tiny_llama
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sparsekit import dispatch
+from sparsekit.cli import main
+from sparsekit.schedules import Schedule
 
 SPECS = [
     "token_coverage(tau=0.2, window=16, min_tokens=64) | flex_prefill(block_size=32)"
@@ -18,9 +23,24 @@ SPECS = [
 
 
 def sparsekit(*words, cwd=None):
+    wide = {**os.environ, "COLUMNS": "200"}
     return subprocess.run(
-        [sys.executable, "-m", "sparsekit", *map(str, words)], capture_output=True, text=True, cwd=cwd
+        [sys.executable, "-m", "sparsekit", *map(str, words)], capture_output=True, text=True, cwd=cwd, env=wide
     )
+
+
+@pytest.fixture
+def here(monkeypatch, capfd):
+    """The same without a new process, which takes seconds to begin: the exit code, stdout and stderr."""
+
+    def run(*words):
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", ["sparsekit", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return subprocess.CompletedProcess(words, ended.value.code, *capfd.readouterr())
+
+    return run
 
 
 def test_the_demo_answers_draws_and_saves(tmp_path):
@@ -62,14 +82,139 @@ def test_the_demo_reads_a_file_of_the_users(tmp_path):
         (["--out", "taken"], "taken"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(tmp_path, words, message):
+def test_bad_input_is_one_line_and_exit_2(tmp_path, words, message, here, monkeypatch):
     (tmp_path / "taken").write_text("a file, not a folder")
-    ran = sparsekit("demo", *words, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    ran = here("demo", *words)
     assert ran.returncode == 2 and message in ran.stderr
     assert ran.stderr.count("\n") == 1 and "Traceback" not in ran.stderr + ran.stdout
 
 
-def test_an_unknown_command_and_none_say_what_there_is(tmp_path):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model of transformers with a tokenizer, as a user has one on disk."""
+    path = tmp_path_factory.mktemp("model")
+    save_tiny_llama(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "poem.txt"
+    path.write_text("Shall I compare thee to a summer's day?\n" * 12)
+    return path
+
+
+def test_run_prints_both_continuations(folder, text, here):
+    same = sparsekit("run", folder, "--prompt-file", text, "--pipeline", "token_coverage(tau=0.0)", "--tokens", 8)
+    assert same.returncode == 0, same.stderr
+    assert "the continuations are the same" in same.stdout and "480 tokens" in same.stdout
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(text.read_text(), return_tensors="pt")
+    expected = tokenizer.decode(model.generate(**ids, max_new_tokens=8, do_sample=False)[0, 480:])
+    assert f"dense: {expected!r}" in same.stdout and f"sparse: {expected!r}" in same.stdout
+    blind = here("run", folder, "--prompt-file", text, "--pipeline", SPECS[1], "--tokens", 8, "--most", 300)
+    assert "the continuations DIFFER" in blind.stdout and "300 tokens" in blind.stdout, blind.stderr
+    dense, sparse = (line.split("│")[2:-1] for line in blind.stdout.splitlines() if line[:4] in ("│ de", "│ sp"))
+    assert float(dense[-1]) == 1.0 and float(sparse[-1]) == pytest.approx(4 / 301, abs=1e-3), "itself and the first"
+    assert all(0 < float(row[0].replace(",", "")) <= float(row[2].replace(",", "")) for row in (dense, sparse))
+
+
+def test_profile_writes_a_schedule_that_run_takes(folder, text, tmp_path, here):
+    ran = sparsekit(
+        "profile", folder, "--prompt-file", text, "--pipeline", SPECS[1], "--quantile", 0.25, "--out", tmp_path
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["drift.png", "sparsekit.json"]
+    found = Schedule.load(tmp_path)
+    assert sorted(set(found.pipeline.values())) == ["dense", SPECS[1]]
+    assert ran.stdout.count("yes") == 1, "one layer of four"
+    ran = here("run", folder, "--prompt-file", text, "--pipeline", tmp_path, "--tokens", 1)
+    assert ran.returncode == 0, ran.stderr
+    density = float(next(line for line in ran.stdout.splitlines() if line.startswith("│ sparse")).split("│")[-2])
+    assert density == pytest.approx((3 + 4 / 481) / 4, abs=1e-3)
+
+
+def test_calibrate_measures_each_candidate_in_each_layer(folder, text, tmp_path, here):
+    specs = ["token_coverage(tau=0.0)", SPECS[1]]
+    words = sum((["--pipeline", spec] for spec in specs), [])
+    ran = here("calibrate", folder, "--prompt-file", text, *words, "--target", 0.9, "--out", tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["schedule.png", "sparsekit.json"]
+    found = Schedule.load(tmp_path)
+    assert found.target == 0.9 and len(found.measured) == 3 * 4
+    assert SPECS[1] not in {one.pipeline for one in found.chosen.values()}, "it forgets"
+    assert "schedule: attention" in ran.stdout and "target" not in ran.stderr
+
+
+def test_eval_asks_the_embedded_model_and_any_other(folder, here):
+    ran = here("eval", "embedded", "--pipeline", SPECS[1], "--length", 1024, "--questions", 1)
+    assert ran.returncode == 0, ran.stderr
+    dense, blind = (
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in ran.stdout.splitlines()
+        if line.startswith(("│ dense", "│ streaming"))
+    )
+    assert dense[-2:] == ["1.000", "4/4"], "the model itself is right"
+    assert blind[-1] == "0/4" and float(blind[-2]) < 0.5, "a query that sees itself alone cannot remember"
+    ran = here("eval", folder, "--pipeline", SPECS[0], "--length", 1024, "--length", 1100, "--questions", 1)
+    assert ran.returncode == 0, ran.stderr
+    assert "1,024 bytes, 1,024 tokens" in ran.stdout and "1,100 bytes, 1,100 tokens" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["run", "nowhere", "--prompt-file", "text", "--pipeline", "dense"], "MODEL: 'nowhere' cannot be loaded"),
+        (["run", "./no/where/at/all", "--prompt-file", "text", "--pipeline", "dense"], "no folder and no hub id"),
+        (["run", "empty", "--prompt-file", "text", "--pipeline", "dense"], "MODEL: 'empty' cannot be loaded"),
+        (["run", "broken", "--prompt-file", "text", "--pipeline", "dense"], "MODEL: 'broken' cannot be loaded"),
+        (["run", "embedded", "--prompt-file", "gone", "--pipeline", "dense"], "prompt-file: 'gone' cannot be read"),
+        (["run", "embedded", "--prompt-file", "empty", "--pipeline", "dense"], "prompt-file: 'empty' cannot be read"),
+        (["run", "embedded", "--prompt-file", "blank", "--pipeline", "dense"], "prompt-file: 'blank' is empty"),
+        (["run", "embedded", "--prompt-file", "text", "--pipeline", "flex_prefil"], "there is no 'flex_prefil'"),
+        (["run", "embedded", "--prompt-file", "text", "--pipeline", "gone.json"], "path: 'gone.json' cannot be read"),
+        (["run", "embedded", "--prompt-file", "text", "--pipeline", "other.json"], "layer 8, but the model has 0 to 7"),
+        (["run", "embedded", "--prompt-file", "text", "--pipeline", "dense", "--tokens", 0], "tokens: got 0"),
+        (["run", "embedded", "--prompt-file", "text", "--pipeline", "dense", "--most", 0], "most: got 0"),
+        (["run", "embedded", "--prompt-file", "text", "--pipeline", "dense", "--device", "abacus"], "got 'abacus'"),
+        (["profile", "nowhere", "--prompt-file", "text"], "MODEL: 'nowhere'"),
+        (["profile", "embedded", "--prompt-file", "gone"], "prompt-file: 'gone'"),
+        (["profile", "embedded", "--prompt-file", "text", "--quantile", 2], "quantile: got 2"),
+        (["profile", "embedded", "--prompt-file", "text", "--pipeline", "flex_prefil"], "there is no 'flex_prefil'"),
+        (["profile", "embedded", "--prompt-file", "text", "--out", "text"], "File exists: 'text'"),
+        (["calibrate", "nowhere", "--prompt-file", "text", "--pipeline", "streaming"], "MODEL: 'nowhere'"),
+        (["calibrate", "embedded", "--prompt-file", "gone", "--pipeline", "streaming"], "prompt-file: 'gone'"),
+        (["calibrate", "embedded", "--prompt-file", "text", "--pipeline", "flex_prefil"], "there is no 'flex_prefil'"),
+        (["calibrate", "embedded", "--prompt-file", "text", "--pipeline", "streaming", "--target", 0], "target: got 0"),
+        (["eval", "nowhere", "--pipeline", "streaming", "--length", 1024], "MODEL: 'nowhere'"),
+        (["eval", "embedded", "--pipeline", "flex_prefil", "--length", 1024], "there is no 'flex_prefil'"),
+        (["eval", "embedded", "--pipeline", "streaming", "--length", 1000], "length=1000 bytes is too short"),
+        (["eval", "embedded", "--pipeline", "streaming", "--length", 1024, "--questions", 0], "questions: got 0"),
+        (["eval", "embedded", "--pipeline", "streaming", "--length", 1024, "--file", "gone"], "'gone' cannot be read"),
+        (["eval", "embedded", "--pipeline", "streaming", "--length", 1024, "--device", "abacus"], "got 'abacus'"),
+    ],
+)
+def test_bad_input_to_any_command_is_one_line_and_exit_2(tmp_path, words, message, here, monkeypatch):
+    (tmp_path / "text").write_text("some text")
+    (tmp_path / "blank").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    (tmp_path / "other.json").write_text('{"pipeline": {"8": "streaming"}}')
+    monkeypatch.chdir(tmp_path)
+    ran = here(*words)
+    assert ran.returncode == 2 and message in ran.stderr
+    assert ran.stderr.count("\n") == 1 and "Traceback" not in ran.stderr + ran.stdout
+
+
+def test_bad_input_to_a_process_of_its_own(tmp_path):
+    ran = sparsekit("run", "no where", "--prompt-file", "gone", "--pipeline", "dense", cwd=tmp_path)
+    assert ran.returncode == 2 and ran.stderr.startswith("sparsekit: MODEL: got 'no where', which is no folder")
+    assert ran.stderr.count("\n") == 1 and ran.stdout == ""
+
+
+def test_an_unknown_command_and_none_say_what_there_is():
     ran = sparsekit("dmo")
     assert ran.returncode == 2 and "dmo" in ran.stderr
     assert "demo" in sparsekit().stdout + sparsekit().stderr

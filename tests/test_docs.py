@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -16,9 +18,10 @@ def test_the_results_are_those_of_the_records():
     subprocess.run([sys.executable, "bench/report.py", "--check"], cwd=ROOT, check=True)
 
 
-def test_the_readme_example_runs():
-    """Every python block of the README runs as it stands."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/schedules.md"])
+def test_the_examples_run(page):
+    """Every python block of the page runs as it stands."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
         subprocess.run([sys.executable, "-c", block], cwd=ROOT, check=True, capture_output=True)

@@ -5,5 +5,9 @@ from .model import MODEL_PATH, load_model
 from .sample import Sample
 from .tasks import TASKS
 from .text import read_text
+from .tokenizer import ByteTokenizer, TextTokenizer, Tokenizer
 
-__all__ = ["MODEL_PATH", "TASKS", "Sample", "Score", "evaluate", "generate_answer", "load_model", "read_text"]
+__all__ = [
+    "MODEL_PATH", "TASKS", "ByteTokenizer", "Sample", "Score", "TextTokenizer", "Tokenizer", "evaluate",
+    "generate_answer", "load_model", "read_text",
+]  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 from sparsekit.ops.coverage_mask import Mask, Mass, Scores
 
 from . import why_not_here
-from .topk_mask import choose, in_rows, keys, reached, search, sizes
+from .topk_mask import AHEAD, choose, in_rows, keys, reached, search, sizes
 
 LONG = 2**18  # entries: longer rows are shared
 SHARE, SHARES = 8192, 256  # entries of a share, unless the row has more than so many shares: all programs add them up
@@ -69,7 +69,7 @@ def _coverage_mask(
     target = tl.load(limit + row)
     low, high, above, within, spare = within_mass(scores, n, target, SMALLEST, N, WIDE)
     tied = 0
-    for start in range(0, n, N // 2):
+    for start in tl.range(0, n, N // 2, num_stages=AHEAD):
         slot = start + tl.arange(0, N // 2)
         key, x = keys(scores, slot, n, True, SMALLEST, WIDE)
         chosen, tied = choose(key, low, high, spare, within, tied)

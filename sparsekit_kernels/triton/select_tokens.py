@@ -8,7 +8,7 @@ from sparsekit.ops.select_tokens import Keep, Scores, common_width
 from sparsekit.plan import Tokens
 
 from . import why_not_here
-from .topk_mask import choose, in_rows, keys, search, sizes
+from .topk_mask import AHEAD, choose, in_rows, keys, search, sizes
 
 
 def why_not(scores: Tensor, keep: Tensor) -> str | None:
@@ -31,7 +31,7 @@ def _select_tokens(scores, keep, idx, row_stride, n, width, N: tl.constexpr, WID
     target = tl.load(keep + row)
     low, high, above, within, mass = search(scores, n, target, False, False, N, WIDE)
     tied, filled = 0, 0
-    for start in range(0, n, N // 2):
+    for start in tl.range(0, n, N // 2, num_stages=AHEAD):
         slot = start + tl.arange(0, N // 2)
         key, x = keys(scores, slot, n, False, False, WIDE)
         chosen, tied = choose(key, low, high, target - above, within, tied)

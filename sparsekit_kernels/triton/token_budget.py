@@ -32,10 +32,10 @@ def _token_budget(
     row = tl.program_id(0).to(tl.int64)
     votes += row * row_stride
     sums = tl.zeros([N // 2], WIDE)
-    for start in range(0, n, N // 2):
-        slot = start + tl.arange(0, N // 2)
+    for start in tl.range(0, n, N, num_stages=2):
+        slot = start + tl.arange(0, 2)[:, None] * (N // 2) + tl.arange(0, N // 2)
         x = entries(votes, slot, n, 0.0, WIDE)
-        sums += tl.where(x == float("inf"), 0.0, x)
+        sums += tl.sum(tl.where(x == float("inf"), 0.0, x), 0)
     target = (tl.sum(sums, 0) + 1e-8) * tau
     low, high, above, within, spare = within_mass(votes, n, target, True, N, WIDE)
     under = above + tl.minimum(spare, within)

@@ -51,7 +51,7 @@ def _topk_mask(scores, keep, mask, row_stride, n, N: tl.constexpr, WIDE: tl.cons
     target = tl.load(keep + row)
     low, high, above, within, mass = search(scores, n, target, False, False, N, WIDE)
     tied = 0
-    for start in range(0, n, N // 2):
+    for start in tl.range(0, n, N // 2, num_stages=AHEAD):
         slot = start + tl.arange(0, N // 2)
         key, x = keys(scores, slot, n, False, False, WIDE)
         chosen, tied = choose(key, low, high, target - above, within, tied)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ...dispatch import AUTO, NoBackendError, why_not
-from ...pipeline import Pipeline, attend
+from ...pipeline import Pipeline
 from ...plan import Plan
 from ...problem import Output, Problem
 from ...timing import now_ms
@@ -212,8 +212,7 @@ def _sparse(call: _Call, pipeline: Pipeline, layer: Layer) -> Tensor:
         started = now_ms(call.query.device) if layer.watch else 0.0
         if call.query.is_cuda and pipeline.attend.backend == "auto" and (reason := no_gpu_kernel(problem)):
             raise NoBackendError(reason)
-        plan = pipeline.decide(problem)
-        output = attend(problem, plan, compress=pipeline.compress.mode, backend=pipeline.attend.backend)
+        plan, output = pipeline.run(problem)
         if layer.watch:
             layer.watch(LayerCall(index(call.module), problem, plan, output, now_ms(call.query.device) - started))
         outputs.append(_with_sinks(padding.decompress(output), call.kwargs.get("s_aux")))

@@ -1,0 +1,40 @@
+"""sparsekit calibrate"""
+
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from typer import Option
+
+from .loading import load, read_prompts
+from .options import Device, Model, Most, PromptFiles
+from .progress import progress
+
+
+def calibrate(
+    model: Model,
+    prompt_file: PromptFiles,
+    pipeline: Annotated[list[str], Option(help="Spec of a candidate; may be given several times")],
+    target: Annotated[float, Option(help="Least 1 - output error of a layer, in (0, 1]")] = 0.99,
+    most: Most = None,
+    device: Device = "auto",
+    out: Annotated[Path, Option(help="Folder for sparsekit.json and schedule.png")] = Path("schedule"),
+) -> None:
+    """Measure candidates in every layer on your text; write the schedule that saves most time within the target."""
+    from .. import schedules
+    from ..pipeline import Pipeline
+    from ..plots import draw_schedule
+
+    candidates, console = [Pipeline.from_spec(spec) for spec in pipeline], Console()
+    loaded = load(model, device)
+    prompts = read_prompts(prompt_file, loaded.tokenizer, most)
+    out.mkdir(parents=True, exist_ok=True)
+    with progress() as on_step:
+        found = schedules.calibrate(loaded.model, prompts, candidates, target=target, on_step=on_step)
+    console.print(found.table())
+    say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
+    say(f"schedule: {found.save(out)}")
+    try:
+        say(f"picture: {draw_schedule(found, out / 'schedule.png')}")
+    except ImportError as missing:
+        say(f"picture: none: {missing}")

@@ -1,0 +1,53 @@
+"""sparsekit demo"""
+
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from typer import Argument, Option
+
+from .options import Device, Seed
+from .progress import progress
+
+
+def demo(
+    file: Annotated[Path | None, Argument(help="Text to hide facts in; default: Python's standard library")] = None,
+    length: Annotated[int, Option(help="Bytes of a prompt, at least 1024")] = 16384,
+    questions: Annotated[int, Option(help="Prompts, one question each, at least 1")] = 4,
+    pipeline: Annotated[list[str] | None, Option(help="Spec of a pipeline; may be given several times")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Annotated[Path, Option(help="Folder for plan.png and demo.json")] = Path("demo"),
+) -> None:
+    """Ask a long-context model about real text, dense beside sparse, and draw one head's plan."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from ..demo import PIPELINES, run_demo
+    from ..plots import draw_plan
+    from ..testbed import read_text
+    from .loading import usable
+
+    disable_progress_bar()  # of loading 15 MB, in the middle of ours
+    console, device = Console(), usable(device)
+    out.mkdir(parents=True, exist_ok=True)
+    with progress() as on_step:
+        found = run_demo(
+            read_text(file),
+            length=length,
+            questions=questions,
+            pipelines={f"pipeline {i}": spec for i, spec in enumerate(pipeline, 1)} if pipeline else PIPELINES,
+            seed=seed,
+            device=device,
+            on_step=on_step,
+        )
+    console.print(found.table())
+    for sentence in found.sentences():
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"figures: {found.save(out / 'demo.json')}", markup=False, highlight=False, soft_wrap=True)
+    shown = found.picture
+    title = f"{found.rows[-1].spec}\nlayer {shown.layer}, head {shown.head}"
+    try:
+        picture = str(draw_plan(shown.problem, shown.plan, out / "plan.png", head=shown.head, title=title))
+    except ImportError as missing:
+        picture = f"none: {missing}"
+    console.print(f"picture: {picture}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,78 @@
+"""A model, its tokenizer and its prompts, from what a user names on the command line."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import testbed
+from ..parameters import check_count
+from .options import EMBEDDED
+
+
+@dataclass(frozen=True)
+class Loaded:
+    model: Any  # in evaluation mode
+    tokenizer: testbed.Tokenizer
+
+
+def load(name: str, device: str) -> Loaded:
+    """The model `name`, a folder, a hub id or "embedded", on a device. Raises ValueError for what cannot be loaded."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    where = torch.device(usable(device))
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # its advice is for authors of scripts
+    if name == EMBEDDED:
+        dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
+        return Loaded(testbed.load_model(dtype, where), testbed.ByteTokenizer())
+    if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise ValueError(
+            f'MODEL: got {name!r}, which is no folder and no hub id; allowed are both, and "{EMBEDDED}": check the path'
+        )
+    try:
+        tokenizer = testbed.TextTokenizer(AutoTokenizer.from_pretrained(name))
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+    except Exception as error:  # whatever is wrong with a folder or a hub, the user has to mend it
+        raise ValueError(
+            f"MODEL: {name!r} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); allowed are a "
+            f'folder or a hub id with a model and its tokenizer, and "{EMBEDDED}": check the path'
+        ) from error
+    return Loaded(model.to(where).eval(), tokenizer)
+
+
+def read_prompts(files: Sequence[Path], tokenizer: testbed.Tokenizer, most: int | None = None) -> list[list[int]]:
+    """The tokens of each file, of which at most the first `most`. Raises ValueError for one that cannot be read."""
+    if most is not None:
+        check_count("most", most, 1)
+    prompts = []
+    for file in files:
+        try:
+            text = file.read_bytes()
+        except OSError as error:
+            raise ValueError(
+                f"prompt-file: {str(file)!r} cannot be read ({error.strerror}); allowed is a text file: check the path"
+            ) from error
+        tokens = tokenizer.encode(text)[:most]
+        if not tokens:
+            raise ValueError(f"prompt-file: {str(file)!r} is empty; allowed is a file with text: pass another")
+        prompts.append(tokens)
+    return prompts
+
+
+def usable(device: str) -> str:
+    """The device's name, "auto" resolved. Raises ValueError for one that cannot be used here."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device: got {device!r}, which cannot be used ({str(error).splitlines()[0]}); allowed are auto, cpu, and "
+            "cuda where there is one: pass one of those"
+        ) from error
+    return device

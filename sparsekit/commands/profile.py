@@ -1,0 +1,41 @@
+"""sparsekit profile"""
+
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from typer import Option
+
+from .loading import load, read_prompts
+from .options import Device, Model, Most, PromptFiles
+from .progress import progress
+
+
+def profile(
+    model: Model,
+    prompt_file: PromptFiles,
+    quantile: Annotated[float, Option(help="Part of the layers to sparsify, in [0, 1]")] = 0.5,
+    pipeline: Annotated[str | None, Option(help="Spec of a pipeline: write its schedule, for those layers")] = None,
+    most: Most = None,
+    device: Device = "auto",
+    out: Annotated[Path, Option(help="Folder for drift.png and sparsekit.json")] = Path("schedule"),
+) -> None:
+    """Measure how much each layer changes the hidden states; those that change them least are to be sparse."""
+    from ..pipeline import Pipeline
+    from ..plots import draw_profile
+    from ..schedules import profile_layers
+
+    made, console = pipeline and Pipeline.from_spec(pipeline), Console()
+    loaded = load(model, device)
+    prompts = read_prompts(prompt_file, loaded.tokenizer, most)
+    out.mkdir(parents=True, exist_ok=True)
+    with progress() as on_step:
+        found = profile_layers(loaded.model, prompts, quantile=quantile, on_step=on_step)
+    console.print(found.table())
+    say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
+    if made:
+        say(f"schedule: {found.schedule(made).save(out)}")
+    try:
+        say(f"picture: {draw_profile(found, out / 'drift.png')}")
+    except ImportError as missing:
+        say(f"picture: none: {missing}")

@@ -1,0 +1,356 @@
+"""Which layers to sparsify, and by what: measured on the user's own text.
+
+`profile_layers` is the paper's rule (Token Sparse Attention, arXiv:2602.03216, section 2): sparsify the layers that
+change the hidden states least. `calibrate` measures candidate pipelines in every layer and takes the fastest of those
+that keep what matters. Both work on any decoder model of transformers; nothing in it is patched.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any, TypeAlias
+
+import torch
+from rich.table import Column, Table
+from torch import Tensor, nn
+
+from .parameters import check_ratio
+from .pipeline import Pipeline, attend
+from .plan import Plan
+from .problem import Problem
+from .report import accuracy, dense_rows, last_rows, sampled_rows
+from .timing import now_ms
+
+FILE = "sparsekit.json"  # the name of a schedule beside its model
+DENSE = "dense"
+EPS = 1e-6  # added to the norm of a token's hidden state: one of zeros has no relative change
+
+Layers: TypeAlias = dict[int | str, Pipeline | str]  # a layer, a range "4-7" or "default", to a pipeline or its spec
+OnStep = Callable[[int, int, str], None]  # (steps done, steps in all, what was done last)
+Prompt = Tensor | Sequence[int]  # token ids, [n] or [1, n]
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """How much each layer changes the hidden states."""
+
+    drift: dict[int, float]  # by layer: |output - input| / |input| of a token, mean over all tokens of all prompts
+    quantile: float  # part of the layers to sparsify, in [0, 1]
+
+    @property
+    def ranks(self) -> dict[int, float]:
+        """By layer: the part of the layers whose drift is not larger, in (0, 1]."""
+        return {
+            layer: sum(other <= mine for other in self.drift.values()) / len(self.drift)
+            for layer, mine in self.drift.items()
+        }
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers to sparsify: those of rank at most `quantile`."""
+        return tuple(layer for layer, rank in self.ranks.items() if rank <= self.quantile)
+
+    def schedule(self, pipeline: Pipeline | str) -> "Schedule":
+        """That pipeline in the layers to sparsify, dense in the others."""
+        spec = _parsed(pipeline).to_spec()
+        return Schedule(by_range({layer: spec if layer in self.layers else DENSE for layer in self.drift}))
+
+    def table(self) -> Table:
+        """For rich."""
+        table = Table("layer", title="inter-layer drift", caption=f"sparsify: of rank {self.quantile:g} or less")
+        for name in ("drift", "rank", "sparsify"):
+            table.add_column(name, justify="right")
+        for layer, rank in self.ranks.items():
+            table.add_row(str(layer), f"{self.drift[layer]:.4f}", f"{rank:.2f}", "yes" if layer in self.layers else "")
+        return table
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One pipeline in one layer, over all prompts."""
+
+    layer: int
+    pipeline: str  # spec
+    ms: float  # deciding and attending, mean over prompts
+    kept: float  # part of the queries, in [0, 1], mean over prompts
+    density: float  # part of the dense pairs, in [0, 1], mean over prompts
+    mass: float  # attention probability on the computed pairs, in [0, 1], of the worst prompt and rows
+    error: float  # |output - dense| / |dense|, of the worst prompt and rows
+    chosen: bool = False  # the layer got it
+
+    @property
+    def score(self) -> float:
+        """What a target is about: 1 - `error`."""
+        return 1 - self.error
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A pipeline for each layer; `sparsify(model, schedule.pipeline)` puts it in."""
+
+    pipeline: Layers  # specs
+    measured: tuple[Measured, ...] = ()  # every candidate in every layer
+    target: float | None = None  # the least score every layer had to keep
+
+    @property
+    def chosen(self) -> dict[int, Measured]:
+        """By layer: what it got."""
+        return {one.layer: one for one in self.measured if one.chosen}
+
+    @property
+    def dense(self) -> dict[int, Measured]:
+        """By layer: dense attention."""
+        return {one.layer: one for one in self.measured if one.pipeline == DENSE}
+
+    @property
+    def speed_up(self) -> float:
+        """Of the attention measured, over dense; 1 if nothing was measured."""
+        before, after = (sum(one.ms for one in of.values()) for of in (self.dense, self.chosen))
+        return before / after if after else 1.0
+
+    def table(self) -> Table:
+        """For rich: every layer with what it got."""
+        table = Table(
+            "layer",
+            Column("pipeline", overflow="fold"),
+            title=f"schedule: attention {self.speed_up:.2f} times as fast as dense",
+            caption=f"1 - output error is at least {self.target} in every layer; ms: of a prompt",
+        )
+        for name in ("mass kept", "output error", "density", "ms", "dense ms"):
+            table.add_column(name, justify="right")
+        for layer, one in self.chosen.items():
+            figures = f"{one.mass:.4f}", f"{one.error:.1e}", f"{one.density:.3f}", f"{one.ms:.2f}"
+            table.add_row(str(layer), one.pipeline, *figures, f"{self.dense[layer].ms:.2f}")
+        return table
+
+    def save(self, path: Path | str) -> Path:
+        """As JSON, written whole; a folder gets it as sparsekit.json, beside its model. Returns the file's path."""
+        path = Path(path)
+        path = path / FILE if path.is_dir() else path
+        layers = [asdict(one) for one in self.measured]
+        measured = {"target": self.target, "layers": layers} if layers else {}
+        unfinished = path.with_name(f".{path.name}")
+        unfinished.write_text(json.dumps({"pipeline": self.pipeline, "measured": measured}, indent=1) + "\n")
+        return unfinished.replace(path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Schedule":
+        """The schedule of a file, or of the sparsekit.json in a folder. Raises ValueError for anything else."""
+        path = Path(path)
+        path = path / FILE if path.is_dir() else path
+        try:
+            found = json.loads(path.read_text())
+            layers, measured = found["pipeline"], found.get("measured", {})
+            layers = {"default": layers} if isinstance(layers, str) else layers
+            made = cls(
+                {name: _parsed(spec).to_spec() for name, spec in layers.items()},
+                tuple(Measured(**one) for one in measured.get("layers", ())),
+                measured.get("target"),
+            )
+        except OSError as error:
+            raise ValueError(
+                f"path: {str(path)!r} cannot be read ({error.strerror}); allowed is a file that Schedule.save wrote: "
+                "pass one"
+            ) from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"path: {str(path)!r} is no schedule ({type(error).__name__}: {error}); allowed is JSON like "
+                '{"pipeline": {"0-3": "dense", "4": "token_coverage"}}: save one with Schedule.save'
+            ) from error
+        return made
+
+
+def read_pipeline(text: str) -> Pipeline | Layers:
+    """What `sparsify` takes, from a spec, or from the path of a schedule: a .json file, or a folder with one.
+
+    Raises ValueError for a spec that does not parse or a file that is no schedule.
+    """
+    if text.endswith(".json") or Path(text, FILE).is_file():
+        return Schedule.load(text).pipeline
+    return Pipeline.from_spec(text)
+
+
+def always(pipeline: Pipeline | Layers) -> Pipeline | Layers:
+    """The same, but never dense because the prompt is short: `break_even=0` in every layer."""
+    if isinstance(pipeline, dict):
+        return {name: Pipeline([_parsed(one)], break_even=0) for name, one in pipeline.items()}
+    return Pipeline([pipeline], break_even=0)
+
+
+def profile_layers(
+    model: Any, prompts: Iterable[Prompt], *, quantile: float = 0.5, on_step: OnStep | None = None
+) -> LayerProfile:
+    """The inter-layer drift of a model on prompts: one dense prefill each.
+
+    `model` is a decoder model of transformers, or one with a head on it; `prompts` are token ids, [n] each, and
+    `quantile` in [0, 1] is the part of the layers to sparsify. `on_step(done, total, name)` is called after each
+    layer of each prompt. Raises ValueError for text instead of ids, no prompts, or a model in training mode.
+    """
+    check_ratio("quantile", quantile)
+    given, layers = _ids(model, prompts), _decoder_layers(model)
+    changes = dict.fromkeys(layers, 0.0)
+    tokens = sum(ids.numel() for ids in given)
+    done = 0
+
+    def hook(layer: int) -> Callable:
+        def measure(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
+            nonlocal done
+            before = (args[0] if args else kwargs["hidden_states"]).float()
+            after = (out if isinstance(out, Tensor) else out[0]).float()
+            change = (after - before).norm(dim=-1) / (before.norm(dim=-1) + EPS)
+            changes[layer] += change.mean().item() * before.shape[1]
+            done += 1
+            if on_step:
+                on_step(done, len(given) * len(layers), f"layer {layer}")
+
+        return measure
+
+    handles = [module.register_forward_hook(hook(layer), with_kwargs=True) for layer, module in layers.items()]
+    try:
+        for ids in given:
+            _prefill(model, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return LayerProfile({layer: change / tokens for layer, change in changes.items()}, quantile)
+
+
+def calibrate(
+    model: Any,
+    prompts: Iterable[Prompt],
+    pipelines: Iterable[Pipeline | str],
+    *,
+    target: float = 0.99,
+    on_step: OnStep | None = None,
+) -> Schedule:
+    """The schedule that saves most attention time while every layer's output stays within the target.
+
+    A candidate is allowed in a layer if 1 - its relative output error is at least `target`, in (0, 1], on every
+    prompt, both on query rows spread over it and on its last rows: the first are what later layers read, and from the
+    last the answer is made. The error and not the attention mass, because it is what the rest of the model sees: a
+    sink holds much mass and hardly any value. A layer gets the fastest of the allowed, or dense attention.
+
+    Every candidate meets the queries, keys and values that each layer has when the model is dense, so one layer's
+    figures do not depend on what the others do, and one dense prefill a prompt serves all candidates. Errors are
+    against dense attention in float64, as in `explain`. `pipelines` run however short the prompts are
+    (`break_even=0`); the schedule has them as they were given. Layers whose attention the integration leaves to the
+    model stay dense. `prompts` are token ids, [n] each; `on_step(done, total, name)` is called after each candidate
+    in each layer. Raises ValueError for a pipeline that has no spec, text instead of ids, no prompts, or a model in
+    training mode.
+    """
+    from .integrations.transformers import LayerCall, sparsify  # transformers is an optional extra
+
+    check_ratio("target", target, low="(")
+    made = {pipeline.to_spec(): Pipeline([pipeline], break_even=0) for pipeline in map(_parsed, pipelines)}
+    made.pop(DENSE, None)
+    given, layers = _ids(model, prompts), _decoder_layers(model)
+    place = {layer: i for i, layer in enumerate(layers)}
+    found: dict[tuple[int, str], list[tuple[float, ...]]] = {}
+    prompt, warm = 0, False
+
+    def watch(call: LayerCall) -> None:
+        nonlocal warm
+        judged = [
+            (rows, dense_rows(call.problem, rows)) for rows in (sampled_rows(call.problem), last_rows(call.problem))
+        ]
+        found.setdefault((call.layer, DENSE), []).append((call.ms, 1.0, 1.0, 1.0, 0.0))
+        for number, (spec, pipeline) in enumerate(made.items(), 1):
+            if not warm:
+                _timed(pipeline, call.problem)
+            plan, ms = _timed(pipeline, call.problem)
+            kept, density, mass, error = zip(*(accuracy(call.problem, plan, *how) for how in judged), strict=True)
+            found.setdefault((call.layer, spec), []).append((ms, kept[0], density[0], min(mass), max(error)))
+            if on_step:
+                before = (prompt * len(layers) + place[call.layer]) * len(made)
+                on_step(before + number, len(given) * len(layers) * len(made), f"layer {call.layer}")
+        warm = True
+
+    with sparsify(model, DENSE):
+        _prefill(model, given[0])  # the first call of anything is slower
+    with sparsify(model, DENSE, watch=watch):
+        for prompt, ids in enumerate(given):  # noqa: B007  # watch reads it
+            warm = False
+            _prefill(model, ids)
+    return choose([_over_prompts(*key, figures) for key, figures in found.items()], layers, target)
+
+
+def choose(measured: Sequence[Measured], layers: Iterable[int], target: float) -> Schedule:
+    """For each layer the fastest of what was measured in it whose score is at least `target`; dense if none is."""
+    best: dict[int, Measured] = {}
+    for one in measured:
+        if one.score >= target and (one.layer not in best or one.ms < best[one.layer].ms):
+            best[one.layer] = one
+    specs = {layer: best[layer].pipeline if layer in best else DENSE for layer in layers}
+    marked = tuple(replace(one, chosen=one is best.get(one.layer)) for one in measured)
+    return Schedule(by_range(specs), marked, target)
+
+
+def by_range(specs: Mapping[int, str]) -> Layers:
+    """{0: a, 1: a, 2: b} -> {"0-1": a, "2": b}: neighbours with the same spec under one name."""
+    runs: list[list[int]] = []
+    for layer in sorted(specs):
+        if runs and runs[-1][-1] == layer - 1 and specs[runs[-1][-1]] == specs[layer]:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return {str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}": specs[run[0]] for run in runs}
+
+
+def _over_prompts(layer: int, pipeline: str, figures: Sequence[tuple[float, ...]]) -> Measured:
+    ms, kept, density, mass, error = zip(*figures, strict=True)
+    return Measured(layer, pipeline, mean(ms), mean(kept), mean(density), min(mass), max(error))
+
+
+def _timed(pipeline: Pipeline, problem: Problem) -> tuple[Plan, float]:
+    """The plan, and the ms of deciding and attending."""
+    began = now_ms(problem.q.device)
+    plan = pipeline.decide(problem)
+    attend(problem, plan, compress=pipeline.compress.mode, backend=pipeline.attend.backend)
+    return plan, now_ms(problem.q.device) - began
+
+
+def _parsed(pipeline: Pipeline | str) -> Pipeline:
+    return Pipeline.from_spec(pipeline) if isinstance(pipeline, str) else pipeline
+
+
+@torch.no_grad()
+def _prefill(model: Any, ids: Tensor) -> None:
+    model.base_model(ids, use_cache=False)  # without its head: nobody reads the logits
+
+
+def _ids(model: Any, prompts: Iterable[Prompt]) -> list[Tensor]:
+    """Each prompt as [1, n] on the model's device."""
+    if model.training:
+        raise ValueError("model: got one in training mode; allowed is evaluation mode: call model.eval() first")
+    made = []
+    for prompt in prompts:
+        ids = None if isinstance(prompt, str | bytes) else torch.as_tensor(prompt, device=model.device)
+        if ids is None or ids.is_floating_point() or ids.numel() == 0 or ids.numel() != ids.shape[-1]:
+            raise ValueError(
+                f"prompts: got {type(prompt).__name__} {str(prompt)[:40]!r}; allowed are token ids, [n] each with n at "
+                "least 1: tokenize text first"
+            )
+        made.append(ids.reshape(1, -1))
+    if not made:
+        raise ValueError("prompts: got none; allowed is a list of one or more: pass text that is like your own")
+    return made
+
+
+def _decoder_layers(model: Any) -> dict[int, nn.Module]:
+    """By number, the entries of the outermost list of modules that hold an attention layer each."""
+    for stack in model.get_decoder().modules():
+        numbered = {_number(layer): layer for layer in stack} if isinstance(stack, nn.ModuleList) else {}
+        layers = {number: layer for number, layer in numbered.items() if number is not None}
+        if layers:
+            return layers
+    raise ValueError(
+        f"model: got {type(model).__name__}, in which no list of layers has a layer_idx; allowed are decoder models of "
+        "transformers: pass one"
+    )
+
+
+def _number(layer: nn.Module) -> int | None:
+    numbers = (getattr(module, "layer_idx", None) for module in layer.modules())
+    return next((number for number in numbers if isinstance(number, int)), None)

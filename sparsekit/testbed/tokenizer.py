@@ -1,0 +1,39 @@
+"""From bytes of text to the tokens of a model, and back."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+TAIL = 8  # prompt tokens decoded with an answer: some tokenizers drop the first token's leading space
+
+
+class Tokenizer(Protocol):
+    def encode(self, text: bytes) -> list[int]:
+        """The tokens of a text."""
+
+    def decode_after(self, prompt: Sequence[int], tokens: Sequence[int]) -> bytes:
+        """The text that `tokens` add to a prompt."""
+
+
+class ByteTokenizer:
+    """Of models whose tokens are bytes, as the embedded one's are."""
+
+    def encode(self, text: bytes) -> list[int]:
+        return list(text)
+
+    def decode_after(self, prompt: Sequence[int], tokens: Sequence[int]) -> bytes:
+        return bytes(tokens)
+
+
+class TextTokenizer:
+    """Of models that have a tokenizer of transformers. Bytes that are no UTF-8 are replaced."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: bytes) -> list[int]:
+        return self._tokenizer(text.decode(errors="replace"), verbose=False)["input_ids"]
+
+    def decode_after(self, prompt: Sequence[int], tokens: Sequence[int]) -> bytes:
+        tail = list(prompt[-TAIL:])
+        before, whole = (self._tokenizer.decode(ids, skip_special_tokens=True) for ids in (tail, [*tail, *tokens]))
+        return whole[len(before) :].encode()

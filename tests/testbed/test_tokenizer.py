@@ -1,0 +1,34 @@
+"""A text tokenizer of transformers between the tasks and the model changes no answer."""
+
+import pytest
+from tiny_llama import byte_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from sparsekit.testbed import TASKS, ByteTokenizer, TextTokenizer, evaluate, load_model, read_text
+
+TEXT = read_text()
+PAIRS = (("1", "2"), ("t", "h"), ("th", "e"), ("\u0120", "="))  # \u0120 stands for a space
+
+
+def test_the_embedded_model_answers_the_same_through_one():
+    model, samples = load_model(), [task(TEXT, 1024, 3) for task in TASKS.values()]
+    through = evaluate(model, samples, tokenizer=TextTokenizer(byte_tokenizer()))
+    assert through == evaluate(model, samples) and all(score.whole for score in through)
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), TextTokenizer(byte_tokenizer(PAIRS))])
+def test_what_was_encoded_is_decoded(tokenizer):
+    text, answer = b"the key = ", "1212, th\u00e9 = \u20ac12".encode()
+    prompt, tokens = tokenizer.encode(text), tokenizer.encode(answer)
+    assert tokenizer.decode_after(prompt, tokens) == answer
+    assert tokenizer.decode_after([], tokens) == answer and tokenizer.decode_after(prompt, []) == b""
+
+
+def test_a_leading_space_that_a_tokenizer_drops_is_kept():
+    """As sentencepiece does: the first token of a text loses its space, one after a prompt must not."""
+    made = Tokenizer(models.WordLevel({"\u2581key": 0, "\u2581is": 1, "\u215112": 2, "\u258112": 3}, "\u2581key"))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=made))
+    prompt = tokenizer.encode(b"key is")
+    assert tokenizer.decode_after(prompt, tokenizer.encode(b"12")) == b" 12"
