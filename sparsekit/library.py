@@ -1,13 +1,19 @@
-"""A whole pipeline as one torch.library operator, so that compiled and exported models can hold one.
+"""A pipeline, and attention by a plan, as torch.library operators, so that compiled and exported models can hold them.
 
-What is computed depends on the data, so a compiler could not look inside with profit: it sees shapes alone.
+What is computed depends on the data, so a compiler could not look inside with profit: it sees shapes alone. The ops
+within are plain functions: an operator of its own each would cost every call its dispatch, and show a compiler sizes
+that only the device knows.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from .fills import SlidingWindow
+from .plan import Blocks, Plan, Tokens
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -27,6 +33,57 @@ def attention(q: Tensor, k: Tensor, v: Tensor, spec: str, causal: bool, scale: f
 def _(q: Tensor, k: Tensor, v: Tensor, spec: str, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(q.dtype, torch.float32)
     return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=wide)
+
+
+@torch.library.custom_op("sparsekit::attention_by_plan", mutates_args=())
+def attention_by_plan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    queries: Tensor | None,
+    keys: Tensor | None,
+    counts: Tensor | None,
+    indices: Tensor | None,
+    sizes: Sequence[int],
+    spec: str,
+    causal: bool,
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of exactly the pairs of a plan, taken apart by `parts`; the policies are those of the spec's pipeline.
+
+    Returns the output [B, H, Q, Dv] and the log-sum-exp [B, H, Q], float32 or wider.
+    """
+    plan = _plan(queries, keys, counts, indices, sizes)
+    out = _pipeline(spec).output(q, k, v, causal=causal, scale=scale, plan=plan)
+    return out.o.contiguous(), out.lse.contiguous()
+
+
+@attention_by_plan.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=wide)
+
+
+def parts(plan: Plan) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, list[int]]:
+    """A plan as an operator takes it: indices of queries and keys (None too if those of the queries), lists, sizes."""
+    sizes = []
+    for tokens in (plan.queries, plan.keys):
+        sizes += [tokens.n, int(tokens.full)] if tokens else [0, 0]
+    sizes += [*plan.blocks.size, plan.blocks.n] if plan.blocks else [0, 0, 0]
+    sizes += [plan.fill.window, plan.fill.sinks] if isinstance(plan.fill, SlidingWindow) else [0, 0]
+    keys = plan.keys.idx if plan.keys and plan.keys is not plan.queries else None
+    queries, blocks = plan.queries, plan.blocks
+    return queries and queries.idx, keys, blocks and blocks.counts, blocks and blocks.indices, sizes
+
+
+def _plan(
+    queries: Tensor | None, keys: Tensor | None, counts: Tensor | None, indices: Tensor | None, sizes: Sequence[int]
+) -> Plan:
+    n_q, full_q, n_k, full_k, *size, n, window, sinks = sizes
+    mine = None if queries is None else Tokens(queries, n_q, bool(full_q))
+    theirs = (mine if n_k else None) if keys is None else Tokens(keys, n_k, bool(full_k))
+    blocks = None if counts is None or indices is None else Blocks(counts, indices, (size[0], size[1]), n)
+    return Plan(mine, theirs, blocks, SlidingWindow(window, sinks) if window else None)
 
 
 @lru_cache(maxsize=256)

@@ -248,16 +248,17 @@ class Pipeline:
     ) -> Output:
         """Like a call, with the log-sum-exp beside the output, to merge with attention over other keys.
 
-        Under torch.compile the call is one operator; its steps must have names in a spec, and a `plan` stays outside.
+        Under torch.compile the call is one operator; its steps must have names in a spec.
         """
         if torch.compiler.is_compiling():
-            if self._spec is None or plan is not None:
-                what = "plan" if plan is not None else "stages"
+            if self._spec is None:
                 raise ValueError(
-                    f"{what}: got one that torch.compile cannot hold; allowed are pipelines that to_spec can write, "
-                    "without a plan: wrap the call in torch.compiler.disable"
+                    "stages: got one that torch.compile cannot hold; allowed are pipelines that to_spec can write: wrap "
+                    "the call in torch.compiler.disable"
                 )
-            return Output(*library.attention(q, k, v, self._spec, causal, scale))
+            if plan is None:
+                return Output(*library.attention(q, k, v, self._spec, causal, scale))
+            return Output(*library.attention_by_plan(q, k, v, *library.parts(plan), self._spec, causal, scale))
         return self.run(Problem.of(q, k, v, causal, scale), plan, clock)[1]
 
     def run(self, problem: Problem, plan: Plan | None = None, clock: Clock = nullcontext) -> tuple[Plan, Output]:

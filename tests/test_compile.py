@@ -56,6 +56,30 @@ def test_what_a_graph_cannot_hold_is_refused():
     pipeline, (q, k, v) = Pipeline([lambda problem: sk.Plan()]), inputs()
     with pytest.raises(Exception, match="torch.compiler.disable"):
         torch.compile(lambda: pipeline(q, k, v), fullgraph=True, backend="aot_eager")()
-    dense, plan = Pipeline([]), Pipeline.from_spec(SPECS[1])(Problem.of(q, k, v))
-    with pytest.raises(Exception, match="torch.compiler.disable"):
-        torch.compile(lambda: dense(q, k, v, plan=plan), fullgraph=True, backend="aot_eager")()
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_plan_compiles_as_data(spec):
+    """Decided outside, attended inside: new plans of the same kind need no new graph."""
+    pipeline, dense = Pipeline.from_spec(spec), Pipeline([])
+    compiled = torch.compile(
+        lambda q, k, v, plan: dense.output(q, k, v, plan=plan), fullgraph=True, backend="aot_eager"
+    )
+    for length in (40, 57):
+        q, k, v = inputs(length)
+        plan = pipeline.plan(q, k, v)
+        opcheck(library.attention_by_plan, (q, k, v, *library.parts(plan), "dense", True, None))
+        got, expected = compiled(q, k, v, plan), pipeline.output(q, k, v)
+        torch.testing.assert_close(got.o, expected.o)
+        torch.testing.assert_close(got.lse, expected.lse)
+
+
+def test_a_plan_keeps_its_meaning_in_parts():
+    """Tokens of one side alone, or of both, equal or not."""
+    q, k, v = inputs()
+    some = sk.Tokens.of(torch.arange(40).remainder(3).bool().expand(2, 1, 40))
+    other = sk.Tokens.of(torch.arange(40).remainder(2).bool().expand(2, 1, 40))
+    for plan in (sk.Plan(some), sk.Plan(keys=some), sk.Plan(some, some), sk.Plan(some, other)):
+        again = library._plan(*library.parts(plan))
+        assert (again.queries is again.keys) == (plan.queries is plan.keys)
+        assert torch.equal(again.pairs(Problem.of(q, k, v)), plan.pairs(Problem.of(q, k, v)))

@@ -32,7 +32,7 @@ def _token_budget(
     row = tl.program_id(0).to(tl.int64)
     votes += row * row_stride
     sums = tl.zeros([N // 2], WIDE)
-    for start in tl.range(0, n, N, num_stages=2):
+    for start in range(0, n, N):
         slot = start + tl.arange(0, 2)[:, None] * (N // 2) + tl.arange(0, N // 2)
         x = entries(votes, slot, n, 0.0, WIDE)
         sums += tl.sum(tl.where(x == float("inf"), 0.0, x), 0)
