@@ -71,9 +71,10 @@ def parts(plan: Plan) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tens
         sizes += [tokens.n, int(tokens.full)] if tokens else [0, 0]
     sizes += [*plan.blocks.size, plan.blocks.n] if plan.blocks else [0, 0, 0]
     sizes += [plan.fill.window, plan.fill.sinks] if isinstance(plan.fill, SlidingWindow) else [0, 0]
+    queries = plan.queries.idx if plan.queries else None
     keys = plan.keys.idx if plan.keys and plan.keys is not plan.queries else None
-    queries, blocks = plan.queries, plan.blocks
-    return queries and queries.idx, keys, blocks and blocks.counts, blocks and blocks.indices, sizes
+    counts, indices = (plan.blocks.counts, plan.blocks.indices) if plan.blocks else (None, None)
+    return queries, keys, counts, indices, sizes
 
 
 def _plan(

@@ -1,0 +1,85 @@
+"""Where a call's time goes, kernel by kernel: python bench/kernels.py --lengths 8K,128K
+
+Beside the kernels: how long the GPU computed, how long the host took to ask for it, and how long a call took that
+began on an idle device. Where the last is well above the first, the host is in the way. Written beside the records,
+as text. Under the profiler, so read shares, not speed-ups: those are bench/run.py's.
+"""
+
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from bench.cases import SUITES, contenders
+from bench.contender import Contender
+from bench.inputs import INPUTS, SHAPES, lengths
+from bench.records import path_for, provenance
+
+CALLS, LEAST_US = 5, 3.0  # calls of each case; kernels that take less of one are summed up
+
+
+def main(
+    tokens: Annotated[str, typer.Option("--lengths", help='Such as "8K,128K"')] = "128K",
+    suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}")] = "stages",
+    only: Annotated[str, typer.Option(help="Cases whose name has this in it")] = "",
+    inputs: Annotated[str, typer.Option(help=f"One of {', '.join(INPUTS)}")] = "structured",
+    out: Annotated[Path | None, typer.Option(help="File to write; default bench/records/<chip>-kernels.txt")] = None,
+    commit: Annotated[str | None, typer.Option(envvar="SPARSEKIT_COMMIT", help="What git describe says")] = None,
+) -> None:
+    """Profile the pipelines of a suite on this GPU, Llama-3.1-8B's shape, bfloat16."""
+    if not torch.cuda.is_available():
+        raise typer.BadParameter("torch sees no GPU here: there are no kernels to look at")
+    device = torch.device("cuda")
+    origin = provenance(device, commit)
+    path = out or path_for(device).with_name(f"{path_for(device).stem}-kernels.txt")
+    pages = [f"{origin['gpu']}, torch {torch.__version__}, commit {origin['commit']}, {inputs} inputs, per call"]
+    for length in lengths(tokens):
+        p = INPUTS[inputs](length, SHAPES["llama-3.1-8b"], torch.bfloat16, device)
+        for case in SUITES[suite]:
+            if case.spec and only in case.name:
+                for contender in contenders(case, p, []):
+                    pages.append(page(contender, length))
+                    typer.echo(pages[-1].splitlines()[0])
+        del p
+    unfinished = path.with_name(f".{path.name}.new")
+    unfinished.write_text("\n\n".join(pages) + "\n")
+    unfinished.replace(path)
+
+
+def page(contender: Contender, length: int) -> str:
+    """One case: a line about the whole call, then its kernels, the longest first."""
+    for _ in range(3):
+        contender.run(nullcontext)
+    alone, host = [], []
+    for _ in range(CALLS):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        contender.run(nullcontext)
+        host.append(time.perf_counter() - started)
+        torch.cuda.synchronize()
+        alone.append(time.perf_counter() - started)
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
+        for _ in range(CALLS):
+            contender.run(nullcontext)
+        torch.cuda.synchronize()
+    found = [e for e in seen.key_averages() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    kernels = sorted(((e.self_device_time_total / CALLS, e.count / CALLS, e.key) for e in found), reverse=True)
+    kernels = [(us, n, name) for us, n, name in kernels if name != "Activity Buffer Request"]
+    lines = [
+        f"{contender.case}, {length // 1024}K: {sum(us for us, _, _ in kernels) / 1e3:.2f} ms on the GPU in "
+        f"{sum(n for _, n, _ in kernels):.0f} kernels; {sorted(host)[CALLS // 2] * 1e3:.2f} ms of the host; "
+        f"{sorted(alone)[CALLS // 2] * 1e3:.2f} ms alone"
+    ]
+    lines += [f"{us:10.1f} us {n:5.1f} x  {name[:90]}" for us, n, name in kernels if us >= LEAST_US]
+    few = [(us, n) for us, n, _ in kernels if us < LEAST_US]
+    lines += [f"{sum(us for us, _ in few):10.1f} us {sum(n for _, n in few):5.1f} x  others"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    typer.run(main)
