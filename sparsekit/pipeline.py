@@ -253,8 +253,8 @@ class Pipeline:
         if torch.compiler.is_compiling():
             if self._spec is None:
                 raise ValueError(
-                    "stages: got one that torch.compile cannot hold; allowed are pipelines that to_spec can write: wrap "
-                    "the call in torch.compiler.disable"
+                    "stages: got one that torch.compile cannot hold; allowed are pipelines that to_spec can write: "
+                    "wrap the call in torch.compiler.disable"
                 )
             if plan is None:
                 return Output(*library.attention(q, k, v, self._spec, causal, scale))

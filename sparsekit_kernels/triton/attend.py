@@ -16,7 +16,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sparsekit.plan import Plan
-from sparsekit.problem import Output, Problem
+from sparsekit.problem import Output, Problem, to_heads
 
 from . import positive_scale, target, tile, why_not_here
 from .seen_blocks import seen_blocks
@@ -36,8 +36,6 @@ PRECISE = ((32, 32, 4, 2), (32, 32, 4, 2), (16, 16, 4, 2))  # float32, on any ta
 
 
 def why_not(problem: Problem, plan: Plan) -> str | None:
-    if problem.window is not None:
-        return "it has no sliding window"
     if max(problem.q.shape[3], problem.v.shape[3]) > 256:
         return f"head dim {max(problem.q.shape[3], problem.v.shape[3])} is larger than 256"
     return why_not_here(problem.q)
@@ -51,7 +49,10 @@ def attend(problem: Problem, plan: Plan) -> Output:
     # of the kept tokens only the positions are gathered
     short = plan.compress(replace(p, q=q[..., :0], k=k[..., :0], v=v[..., :0]))
     Q, K = short.q.shape[2], short.k.shape[2]
-    reach = short.reach()
+    reach, first = short.reach(), short.reach()  # without a window nobody looks at `first`
+    if p.window is not None:
+        first = short.start().contiguous()
+        reach = to_heads(reach, first.shape[1]).contiguous()
     wide = torch.promote_types(q.dtype, torch.float32)
     if plan.queries:
         out = Output(q.new_zeros(B, H, n_q, Dv), q.new_full((B, H, n_q), float("-inf"), dtype=wide))
@@ -64,6 +65,8 @@ def attend(problem: Problem, plan: Plan) -> Output:
         size, width, indices = blocks.size, blocks.indices.shape[-1], blocks.indices.contiguous()
         whole, part = seen_blocks(blocks, reach)
         counts, heads, list_heads = whole + part, whole.shape[1], indices.shape[1]
+        if p.window is not None:  # seen whole by their ends alone
+            whole = torch.zeros_like(whole)
     nothing = reach.new_empty(0, dtype=torch.int32)
     q_idx, k_idx = (t.idx.contiguous() if t else nothing for t in (plan.queries, plan.keys))
     gpu = target(q.device)
@@ -73,13 +76,13 @@ def attend(problem: Problem, plan: Plan) -> Output:
     described = plan.keys is None and gpu in DESCRIBED and fits_descriptor(k) and fits_descriptor(v)
     keys, values = (_descriptor(x, n) for x in (k, v)) if described else (k, v)
     _attend[(-(-Q // size[0]) * per_block, B * H)](
-        q, keys, values, q_idx, k_idx, reach, whole, counts, indices, out.o, out.lse,
+        q, keys, values, q_idx, k_idx, reach, first, whole, counts, indices, out.o, out.lse,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *reach.stride(),
         scale / math.log(2), H, H // G, reach.shape[1], heads, list_heads, q_idx.shape[1] if plan.queries else 1,
         k_idx.shape[1] if plan.keys else 1, n_q, n_k, Q, K, -(-Q // size[0]), width, size[0], size[1], per_block,
         M=m, N=n, D=D, DV=Dv, D_TILE=tile(D, 256), DV_TILE=tile(Dv, 256), PER=-(-size[1] // n) if blocks else 1,
         SPARSE=blocks is not None, EVEN=size[1] % n == 0, SOME_QUERIES=plan.queries is not None,
-        SOME_KEYS=plan.keys is not None, DESCRIBED=described,
+        SOME_KEYS=plan.keys is not None, DESCRIBED=described, WINDOW=p.window is not None,
         WIDE=tl.float64 if wide == torch.float64 else tl.float32, PRECISION="ieee" if wide == q.dtype else "tf32",
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
@@ -105,13 +108,13 @@ def _descriptor(x: Tensor, rows: int) -> TensorDescriptor:
 
 @triton.jit
 def _attend(
-    q, k, v, q_idx, k_idx, reach, whole, counts, indices, o, lse,
+    q, k, v, q_idx, k_idx, reach, first, whole, counts, indices, o, lse,
     q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, reach_b, reach_h, reach_l,
     scale, H, R, reach_heads, heads, list_heads, q_heads, k_heads, n_q, n_k, Q, K, I, width, block_q, block_k,
     per_block,
     M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D_TILE: tl.constexpr, DV_TILE: tl.constexpr,
     PER: tl.constexpr, SPARSE: tl.constexpr, EVEN: tl.constexpr, SOME_QUERIES: tl.constexpr, SOME_KEYS: tl.constexpr,
-    DESCRIBED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows first
     b, h = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
@@ -121,7 +124,11 @@ def _attend(
     d, dv = tl.arange(0, D_TILE), tl.arange(0, DV_TILE)
     reach += b * reach_b + h * reach_heads // H * reach_h
     seen = tl.load(reach + row * reach_l, mask=real, other=0).to(tl.int32)
-    last = tl.max(seen, 0)
+    last, lowest, start_at = tl.max(seen, 0), 0, seen
+    if WINDOW:
+        first += b * reach_b + h * reach_heads // H * reach_h
+        start_at = tl.load(first + row * reach_l, mask=real, other=0).to(tl.int32)
+        lowest = tl.min(tl.where(seen > start_at, start_at, last), 0)
     place = row  # in the original sequence
     if SOME_QUERIES:
         place = tl.load(q_idx + (b * q_heads + h * q_heads // H) * Q + row, mask=real, other=n_q)
@@ -148,30 +155,31 @@ def _attend(
         start = tl.load(lists, mask=n_all > 0, other=0) * block_k
         for t in range(0, n_whole * PER):
             top, total, acc = _step(
-                x, keys, values, k_idx, n_k, at_b, at_g, start + t % PER * N, start + block_k, seen, k_l, v_l,
-                scale, top, total, acc, N, D, DV, D_TILE, DV_TILE, EVEN, SOME_KEYS, DESCRIBED, PRECISION,
+                x, keys, values, k_idx, n_k, at_b, at_g, start + t % PER * N, start + block_k, seen,
+                start_at, k_l, v_l, scale, top, total, acc, N, D, DV, D_TILE, DV_TILE, EVEN, SOME_KEYS, DESCRIBED,
+                WINDOW, PRECISION,
             )  # fmt: skip
             start = tl.load(lists + (t + 1) // PER, mask=(t + 1) // PER < n_all, other=0) * block_k
         for t in tl.range(n_whole * PER, n_all * PER, num_stages=1):
             start = tl.load(lists + t // PER) * block_k
-            if start + t % PER * N < last:
+            if (start + t % PER * N < last) & (start + t % PER * N + N > lowest):
                 top, total, acc = _step(
                     x, keys, values, k_idx, n_k, at_b, at_g, start + t % PER * N, tl.minimum(start + block_k, K),
-                    seen, k_l, v_l, scale, top, total, acc, N, D, DV, D_TILE, DV_TILE, False, SOME_KEYS, DESCRIBED,
-                    PRECISION,
+                    seen, start_at, k_l, v_l, scale, top, total, acc, N, D, DV, D_TILE, DV_TILE, False, SOME_KEYS,
+                    DESCRIBED, WINDOW, PRECISION,
                 )  # fmt: skip
     else:
         # every row that sees anything sees the keys before the first of these
-        free = tl.min(tl.where(seen > 0, seen, K), 0) // N * N
-        for key in range(0, free, N):
+        free = lowest // N * N if WINDOW else tl.min(tl.where(seen > 0, seen, K), 0) // N * N
+        for key in range(0, 0 if WINDOW else free, N):
             top, total, acc = _step(
-                x, keys, values, k_idx, n_k, at_b, at_g, key, K, seen, k_l, v_l, scale, top, total, acc,
-                N, D, DV, D_TILE, DV_TILE, True, SOME_KEYS, DESCRIBED, PRECISION,
+                x, keys, values, k_idx, n_k, at_b, at_g, key, K, seen, start_at, k_l, v_l, scale, top, total, acc,
+                N, D, DV, D_TILE, DV_TILE, True, SOME_KEYS, DESCRIBED, WINDOW, PRECISION,
             )  # fmt: skip
         for key in tl.range(free, last, N, num_stages=1):
             top, total, acc = _step(
-                x, keys, values, k_idx, n_k, at_b, at_g, key, K, seen, k_l, v_l, scale, top, total, acc,
-                N, D, DV, D_TILE, DV_TILE, False, SOME_KEYS, DESCRIBED, PRECISION,
+                x, keys, values, k_idx, n_k, at_b, at_g, key, K, seen, start_at, k_l, v_l, scale, top, total, acc,
+                N, D, DV, D_TILE, DV_TILE, False, SOME_KEYS, DESCRIBED, WINDOW, PRECISION,
             )  # fmt: skip
 
     empty = (total == 0.0) | (seen == 0)
@@ -183,11 +191,15 @@ def _attend(
 
 @triton.jit
 def _step(
-    x, keys, values, k_idx, n_k, b, g, start, end, seen, k_l, v_l, scale, top, total, acc,
+    x, keys, values, k_idx, n_k, b, g, start, end, seen, start_at, k_l, v_l, scale, top, total, acc,
     N: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D_TILE: tl.constexpr, DV_TILE: tl.constexpr,
-    WHOLE: tl.constexpr, SOME_KEYS: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr, SOME_KEYS: tl.constexpr, DESCRIBED: tl.constexpr, WINDOW: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys; unless it is WHOLE it ends at `end`, where the block does, and each row sees `seen` of them."""
+    """One tile of keys; unless it is WHOLE it ends at `end`, where the block does.
+
+    Then each row sees the keys before `seen`, and with a WINDOW from `start_at` on.
+    """
     slot = start + tl.arange(0, N)
     d, dv = tl.arange(0, D_TILE), tl.arange(0, DV_TILE)
     inside = slot < end
@@ -207,6 +219,8 @@ def _step(
         y = tl.load(keys + place[None, :] * k_l + d[:, None], mask=inside[None, :] & (d < D)[:, None], other=0.0)
         z = tl.load(values + place[:, None] * v_l + dv[None, :], mask=inside[:, None] & (dv < DV)[None, :], other=0.0)
     visible = inside[None, :] & (slot[None, :] < seen[:, None])
+    if WINDOW:
+        visible = visible & (slot[None, :] >= start_at[:, None])
     return online_softmax(x, y, z, visible, scale, top, total, acc, WHOLE, PRECISION)
 
 

@@ -65,7 +65,7 @@ def tensors(dtype, low, **others):
 
 
 def attend_kernels(name):
-    pointers = dict.fromkeys("q_idx k_idx reach whole counts indices".split(), "*i32") | {"lse": "*fp32"}
+    pointers = dict.fromkeys("q_idx k_idx reach first whole counts indices".split(), "*i32") | {"lse": "*fp32"}
     for dtype, D, sparse, some in product(("bf16", "fp16"), (64, 128, 256), (False, True), (False, True)):
         if (dtype, D) != ("bf16", 128) and (sparse == some or (dtype == "fp16" and D != 128)):
             continue  # most at the usual head dim; fp16 is as bf16, but for the type of one instruction
@@ -73,13 +73,15 @@ def attend_kernels(name):
         described = name in attend.DESCRIBED and not some
         constants = dict(
             M=M, N=N, D=D, DV=D, D_TILE=D, DV_TILE=D, PER=128 // N if sparse else 1, SPARSE=sparse, EVEN=True,
-            SOME_QUERIES=some, SOME_KEYS=some, DESCRIBED=described, WIDE=tl.float32, PRECISION="tf32",
+            SOME_QUERIES=some, SOME_KEYS=some, DESCRIBED=described, WINDOW=False, WIDE=tl.float32, PRECISION="tf32",
         )  # fmt: skip
         low = tensors(dtype, "q k v o")
         if described:
             low |= dict.fromkeys("kv", f"tensordesc<{dtype}[1, 1, {N}, {D}]>")
-        kernel = compile_kernel(attend._attend, name, low | pointers, constants, warps, stages)
-        yield f"attend {dtype} D={D} sparse={sparse} indexed={some}", kernel
+        for window in (False, True) if (dtype, some) == ("bf16", False) else (False,):
+            given = low | pointers, constants | dict(WINDOW=window)
+            kernel = compile_kernel(attend._attend, name, *given, warps, stages)
+            yield f"attend {dtype} D={D} sparse={sparse} indexed={some} window={window}", kernel
 
 
 def gather_kernels(name):

@@ -30,6 +30,16 @@ def test_attend_is_the_oracle(data):
     same(dispatch.run("attend", "cpu", p, plan, backend="triton"), oracle(p, plan))
 
 
+@settings(max_examples=40)
+@given(data=st.data(), window=st.integers(1, 9))
+def test_attend_keeps_to_a_window(data, window):
+    """Of positions, which kept tokens no longer stand next to."""
+    p = data.draw(problems(causal=True))
+    p = Problem.of(p.q, p.k, p.v, window=window)
+    plan = replace(data.draw(plans(p)), fill=None)
+    same(dispatch.run("attend", "cpu", p, plan, backend="triton"), oracle(p, plan))
+
+
 @settings(max_examples=60)
 @given(data=st.data())
 def test_gathering_is_compressing(data):
