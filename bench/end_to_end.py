@@ -39,7 +39,7 @@ from bench import timing
 from bench.cases import Spec, coverage, spec
 from bench.contender import Contender, Skipped, work
 from bench.inputs import lengths
-from bench.judge import Judge, Judged
+from bench.judge import Judge, Judged, Wrong
 from bench.records import Record, append, path_for, provenance
 from bench.report import PREFILL, summary
 from sparsekit import Pipeline, Plan, dispatch
@@ -57,7 +57,7 @@ MODELS = {
     ),
 }  # fmt: skip
 BLOCKS = 0.04  # of a length: how much FlexPrefill keeps of key blocks, and again of diagonals
-BEHIND = 1.1  # dense attention that takes so much longer than another is not tried at longer prompts
+BEHIND, FROM = 1.1, 16384  # dense attention that takes so much longer at so many tokens is not tried at more
 TIMED = "sparsekit, timed"
 progress = Console(stderr=True, width=120)
 
@@ -134,12 +134,16 @@ def first_token(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 def watched(case: Case, model: PreTrainedModel, ids: Tensor) -> Seen:
-    """A first pass: what each layer kept and computed, and the error of the middle one.
+    """A first pass: what each layer kept and computed, and the error of the middle one, which SDPA is not asked for.
 
-    Raises Skipped if a layer could not run the pipeline, or if its answer is wrong.
+    Raises Skipped if a layer could not run the pipeline, Wrong if its answer is.
     """
     layers, length = model.config.num_hidden_layers, ids.shape[1]
-    seen, lost = Seen(), []
+    if case.spec is None:
+        first_token(model, ids)
+        return Seen(kept=[1.0] * layers, density=[1.0] * layers)
+    seen = Seen()
+    refused: list[str] = []
 
     def watch(call: LayerCall) -> None:
         p, plan = call.problem, call.plan
@@ -151,17 +155,15 @@ def watched(case: Case, model: PreTrainedModel, ids: Tensor) -> Seen:
             one = Contender(case.name, seen.backend, "ours", lambda clock: output.o, plan, case.what(length))
             judge = Judge(p, lambda text: progress.print(text, markup=False, highlight=False))
             judge.consider(case.name, seen.backend, "ours", lambda: [one])
-            seen.judged = judge.judged[0] if judge.judged else None
-            lost.extend(judge.lost)
+            seen.judged = next(iter(judge.judged), None)
+            refused.extend(line.get("refused") or line["skipped"] for line in judge.lost)
 
     with case.on(model, length, watch) as handle:
         first_token(model, ids)
-    if case.spec is None:
-        return Seen(kept=[1.0] * layers, density=[1.0] * layers)
-    if handle.dense:
-        raise Skipped(f"layer {min(handle.dense)} ran dense: {handle.dense[min(handle.dense)]}")
-    if lost:
-        raise Skipped(lost[0].get("refused") or lost[0]["skipped"])
+    for layer, reason in handle.dense.items():
+        raise Skipped(f"layer {layer} ran dense: {reason}")
+    for reason in refused:
+        raise Wrong(reason)
     return seen
 
 
@@ -216,7 +218,7 @@ def look(case: Case, model: PreTrainedModel, ids: Tensor) -> Record:
         try:
             timing.wait(ids.device)
             marks.mark()
-            syncs = waits(lambda: first_token(model, ids)) if gpu else first_token(model, ids) * 0
+            syncs = waits(lambda: first_token(model, ids), ids.device)
             marks.mark()
         finally:
             model.set_attn_implementation(before)
@@ -225,12 +227,15 @@ def look(case: Case, model: PreTrainedModel, ids: Tensor) -> Record:
         "attention_ms": round(sum(spans[1::2]), 4),
         "attention_share": round(sum(spans[1::2]) / sum(spans), 4),
         "attention_bytes": max(held) if gpu else None,
-        "syncs": syncs if gpu else None,
+        "syncs": syncs,
     }
 
 
-def waits(run: Callable[[], Any]) -> int:
-    """How often a call waits for the GPU, as far as torch sees it."""
+def waits(run: Callable[[], Any], device: torch.device) -> int | None:
+    """Runs it: how often it waits for the GPU, as far as torch sees it; None on a CPU."""
+    if device.type == "cpu":
+        run()
+        return None
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -253,12 +258,13 @@ def measure(cases: list[Case], model: PreTrainedModel, ids: Tensor, repeats: int
             looks[case.name] = look(case, model, ids)
             seen[case.name] = found
         except Exception as error:  # one that breaks must not cost the others their time on a borrowed GPU
-            reason = str(error).split("\n")[0]
-            if not isinstance(error, Skipped | torch.OutOfMemoryError):
+            reason, how = str(error).split("\n")[0], "refused"
+            if isinstance(error, Skipped | torch.OutOfMemoryError):
+                how = "skipped"
+            elif not isinstance(error, Wrong):
                 traceback.print_exc()
                 reason = f"{type(error).__name__}: {reason}"
-            progress.print(f"  {case.name}: {reason}", markup=False, highlight=False)
-            how = "skipped" if case.dense else "refused"
+            progress.print(f"  {case.name}: {how}: {reason}", markup=False, highlight=False)
             lost.append({"case": named(case), "backend": "", "kind": PREFILL, how: reason})
     timed = [case for case in cases if case.name in seen]
     spent, peaks = turns(timed, model, ids, repeats)
@@ -293,10 +299,10 @@ def named(case: Case) -> str:
     return f"{PREFILL}, {case.name}"
 
 
-def behind(cases: list[Case], records: list[Record]) -> list[Case]:
-    """The dense cases that a longer prompt can do without, because another was well ahead of them at this one."""
+def behind(cases: list[Case], records: list[Record], length: int) -> list[Case]:
+    """The dense cases that longer prompts can do without, because another was well ahead of them at this length."""
     slow = {row["case"] for row in records if "ms" in row and (row["speed_up"] or 1.0) * BEHIND < 1}
-    return [case for case in cases if case.dense and named(case) in slow]
+    return [case for case in cases if case.dense and named(case) in slow and length >= FROM]
 
 
 def main(
@@ -348,7 +354,7 @@ def main(
         append(path, lines)
         refused += sum("refused" in line for line in lines)
         Console(width=140).print(summary(lines))
-        for case in behind(cases, found):
+        for case in behind(cases, found, length):
             cases.remove(case)
             slower = f"slower than other dense attention by more than {BEHIND - 1:.0%} at {length:,} tokens"
             dropped.append({"case": named(case), "backend": "", "kind": PREFILL, "skipped": slower})
