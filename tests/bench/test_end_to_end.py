@@ -7,8 +7,8 @@ import torch
 import typer
 
 from bench import end_to_end
-from bench.end_to_end import CASES, MODELS, behind, build, first_token, look, main, named, prompt, watched
 from bench.contender import Skipped
+from bench.end_to_end import CASES, MODELS, behind, build, first_token, look, main, named, prompt, watched
 from bench.records import append, read
 from bench.report import BEGIN, END, layers
 from bench.report import main as report
