@@ -16,6 +16,7 @@ from bench.figures import draw, thousands
 from bench.records import FOLDER, ROOT, Record, foremost, read
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
+PREFILL = "end to end"  # the kind of a record that is of a whole model, not of one layer
 PAGE = """# Results
 
 Written by `python bench/report.py` from `bench/records/`; change nothing here. Times are medians, with the 20th and
@@ -46,9 +47,9 @@ def main(
     gpus = {name: rows for name, rows in chips.items() if name != "cpu"}
     if not check:
         for name, rows in gpus.items():
-            draw(latest(rows), docs, f"results-{name}")
+            draw(latest(layers(rows)), docs, f"results-{name}")
     try:
-        texts = {readme: between(readme.read_text(), block(gpus or chips))}
+        texts = {readme: between(readme.read_text(), block({n: layers(rows) for n, rows in (gpus or chips).items()}))}
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if gpus:
@@ -67,6 +68,11 @@ def between(text: str, new: str) -> str:
         raise ValueError(f"readme: got no {BEGIN} with {END} after it, once each: put both where the table belongs")
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{new}\n{END}{rest.split(END)[1]}"
+
+
+def layers(records: Iterable[Record]) -> list[Record]:
+    """Those of one layer's attention, which all tables and pictures but that of whole models are about."""
+    return [row for row in records if row["kind"] != PREFILL]
 
 
 def latest(records: Iterable[Record]) -> list[Record]:
@@ -123,11 +129,11 @@ def block(chips: dict[str, list[Record]]) -> str:
 
 def page(gpus: dict[str, list[Record]], everything: list[Record], docs: Path) -> str:
     """docs/results.md, with the pictures that lie beside it."""
-    parts = [PAGE, "## Targets\n", targets.table(everything) + "\n"]
+    parts = [PAGE, "## Targets\n", targets.table(layers(everything)) + "\n"]
     for name, rows in gpus.items():
         parts.append(f"## {rows[-1]['gpu']}\n")
         groups: dict[tuple, list[Record]] = {}
-        for row in latest(rows):
+        for row in latest(layers(rows)):
             groups.setdefault((row["shape"]["name"], row["inputs"], row["dtype"], row["length"]), []).append(row)
         parts += [f"![{path.stem}]({path.name})\n" for path in sorted(docs.glob(f"results-{name}-*.png"))]
         for (shape, inputs, dtype, length), mine in sorted(groups.items()):
@@ -137,6 +143,7 @@ def page(gpus: dict[str, list[Record]], everything: list[Record], docs: Path) ->
                 f"{thousands(length)} tokens, {dtype}, {inputs} inputs\n"
             )
             parts.append(markdown(mine))
+        parts += prefills([row for row in latest(rows) if row["kind"] == PREFILL])
     return "\n".join(parts)
 
 
@@ -160,6 +167,53 @@ def markdown(records: list[Record]) -> str:
     for title, listed in (("Pipelines", named), ("Not timed", lost)):
         lines += [f"\n{title}:\n", *listed] if listed else []
     return "\n".join(lines) + "\n"
+
+
+WHOLE = (
+    "case", "by", "tokens", "kept", "density", "first token, ms", "over dense", "attention", "error", "plain torch",
+    "syncs", "peak GB", "a layer's GB",
+)  # fmt: skip
+
+
+def prefills(records: list[Record]) -> list[str]:
+    """A table for each model that was run whole: time to first token, and what one layer's attention holds."""
+    parts = []
+    models: dict[tuple, list[Record]] = {}
+    for row in sorted(records, key=lambda row: row["length"]):
+        models.setdefault((row["shape"]["name"], row["inputs"], row["dtype"]), []).append(row)
+    for (name, inputs, dtype), rows in sorted(models.items()):
+        lines = [
+            f"### Prefill of a whole model: {name}, {rows[0]['shape']['layers']} layers, {dtype}, {inputs}\n",
+            "The parameters of each pipeline fix how much it computes: random weights cannot say how much a trained "
+            "model\nneeds. `attention` is its part of the time. `peak GB` has the model's "
+            f"{rows[0]['model_bytes'] / 1e9:.2f} in it, `a layer's GB` is the most that\none layer's attention holds "
+            "besides its queries, keys and values. Errors are those of the middle layer.\n",
+            f"| {' | '.join(WHOLE)} |",
+            "|" + "---|" * len(WHOLE),
+        ]
+        gb = lambda x: "" if x is None else f"{x / 1e9:.2f}"  # noqa: E731
+        for row in rows:
+            if "ms" in row:
+                case, by, kept, density, ms, _, over, _, *rest = _cells(row)
+                spread = f"{ms} ({row['ms']['p20']:,.2f} to {row['ms']['p80']:,.2f})"
+                cells = [case.removeprefix(f"{PREFILL}, "), by, thousands(row["length"]), kept, density, spread, over]
+                cells += [f"{row['attention_share']:.0%}", *rest, gb(row["peak_bytes"]), gb(row["attention_bytes"])]
+                lines.append(f"| {' | '.join(cells)} |")
+        for title, listed in (
+            ("Pipelines", [f"- {_of_length(row)}: `{row['what']}`" for row in rows if "ms" in row]),
+            ("Not timed", [f"- {_of_length(row)}: {_reason(row)}" for row in rows if "ms" not in row]),
+        ):
+            lines += [f"\n{title}:\n", *listed] if listed else []
+        parts.append("\n".join(lines) + "\n")
+    return parts
+
+
+def _of_length(row: Record) -> str:
+    return f"{row['case'].removeprefix(f'{PREFILL}, ')}, {thousands(row['length'])}"
+
+
+def _reason(row: Record) -> str:
+    return row["skipped"] if "skipped" in row else f"REFUSED: {row['refused']}"
 
 
 def summary(records: list[Record]) -> Table:
