@@ -38,7 +38,7 @@ class Prices:
 
 
 # by compute capability, from bench/records
-MEASURED = {(9, 0): Prices(700.0, {"TokenCoverage": Price(2.9, 0.63), "FlexPrefill": Price(4.2, 1.3)})}
+MEASURED = {(9, 0): Prices(700.0, {"TokenCoverage": Price(2.0, 0.6), "FlexPrefill": Price(3.7, 1.3)})}
 
 
 @dataclass(frozen=True)

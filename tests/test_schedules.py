@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from sparsekit import FlexPrefill, Pipeline, Streaming, TokenCoverage, oracle
-from sparsekit.integrations.transformers import _by_layer, sparsify
+from sparsekit.integrations.transformers import sparsify
+from sparsekit.integrations.transformers.schedule import by_layer
 from sparsekit.plots import draw_profile, draw_schedule
 from sparsekit.schedules import (
     Measured,
@@ -179,7 +180,7 @@ rows = st.builds(
 def test_every_layer_gets_the_fastest_allowed(candidates, target):
     dense = [Measured(layer, "dense", 5.0, 1.0, 1.0, 1.0, 0.0) for layer in range(4)]
     found = choose([*candidates, *dense], range(4), target)
-    got = _by_layer(found.pipeline, list(range(4)))
+    got = by_layer(found.pipeline, list(range(4)))
     for layer in range(4):
         allowed = [one for one in [*candidates, *dense] if one.layer == layer and one.score >= target]
         fastest = min(one.ms for one in allowed)
@@ -192,7 +193,7 @@ def test_every_layer_gets_the_fastest_allowed(candidates, target):
 @given(st.dictionaries(st.integers(0, 12), st.sampled_from(["dense", *CANDIDATES]), min_size=1))
 def test_ranges_name_the_same_layers(specs):
     named = by_range(specs)
-    read = _by_layer(named, list(range(13)))
+    read = by_layer(named, list(range(13)))
     for layer in range(13):
         spec = specs.get(layer, "dense")
         assert read[layer] == (None if spec == "dense" else Pipeline.from_spec(spec))

@@ -107,7 +107,8 @@ def test_what_lies_before_the_window_never_changes_the_output(p, seed):
 
 def test_a_kernel_without_windows_says_so():
     x = torch.randn(1, 1, 16, 16)
-    p = Problem.of(x, x, x, window=4)
-    assert "sliding window" in dispatch.why_not("triton", "attend", p, Plan())
+    p, some = Problem.of(x, x, x, window=4), sk.Tokens.of(torch.arange(16).remainder(3).bool().expand(1, 1, 16))
+    plan = Plan(some, some, fill=sk.SlidingWindow(2))
+    assert "sliding window" in dispatch.why_not("triton", "scatter_tokens", p, plan, attend(p, plan))
     with pytest.raises(sk.NoBackendError, match="sliding window"):
-        attend(p, backend="triton")
+        attend(p, plan, backend="triton")

@@ -28,8 +28,8 @@ def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
 
 
 def why_not_rows(problem: Problem, plan: Plan) -> str | None:
-    if problem.window is not None:
-        return "it has no sliding window of the problem's own"
+    if problem.window is not None and isinstance(plan.fill, SlidingWindow):
+        return "it has no sliding window of the problem's own beside the fill's"
     if isinstance(plan.fill, SlidingWindow) and max(problem.q.shape[3], problem.v.shape[3]) > 256:
         return f"head dim {max(problem.q.shape[3], problem.v.shape[3])} is larger than 256"
     return why_not_here(problem.q)

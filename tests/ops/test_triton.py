@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter (on a GPU where there is one), and compiled for GPUs that are not here."""
+"""The Triton kernels in Triton's interpreter, and compiled for GPUs that are not here; on a GPU test_gpu.py has them."""
 
 import subprocess
 import sys
@@ -18,8 +18,10 @@ from sparsekit import Plan, Problem, SlidingWindow, Zeros, attend, dispatch, ora
 
 pytest.importorskip("triton", reason="the kernels are Triton's, and it is only made for Linux")
 WHERE = "cuda" if torch.cuda.is_available() else "cpu"
+interpreted = pytest.mark.skipif(WHERE == "cuda", reason="the interpreter's: on a GPU test_gpu.py runs the kernels")
 
 
+@interpreted
 @settings(max_examples=40)
 @given(data=st.data())
 def test_attend_is_the_oracle(data):
@@ -30,6 +32,7 @@ def test_attend_is_the_oracle(data):
     same(dispatch.run("attend", "cpu", p, plan, backend="triton"), oracle(p, plan))
 
 
+@interpreted
 @settings(max_examples=40)
 @given(data=st.data(), window=st.integers(1, 9))
 def test_attend_keeps_to_a_window(data, window):
@@ -40,6 +43,7 @@ def test_attend_keeps_to_a_window(data, window):
     same(dispatch.run("attend", "cpu", p, plan, backend="triton"), oracle(p, plan))
 
 
+@interpreted
 @settings(max_examples=60)
 @given(data=st.data())
 def test_gathering_is_compressing(data):
@@ -52,6 +56,7 @@ def test_gathering_is_compressing(data):
     assert (short.queries_last, short.full) == (expected.queries_last, expected.full)
 
 
+@interpreted
 @settings(max_examples=60)
 @given(data=st.data())
 def test_scattering_is_decompressing_with_the_fill(data):
@@ -67,6 +72,7 @@ def test_scattering_is_decompressing_with_the_fill(data):
         same(*fills)
 
 
+@interpreted
 @pytest.mark.parametrize("gpu", ["sm_80", "sm_90"])  # through pointers, and through tensor descriptors
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("Q,K", [(101, 101), (33, 101), (1, 65)])
