@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter, and compiled for GPUs that are not here; on a GPU test_gpu.py has them."""
+"""The Triton kernels in its interpreter, and compiled for GPUs that are not here; on a GPU test_gpu.py has them."""
 
 import subprocess
 import sys
