@@ -31,5 +31,5 @@ def main() -> None:
     try:
         app()
     except (ValueError, ImportError, OSError, NoBackendError) as error:
-        print("sparsekit:", " ".join(str(error).splitlines()), file=sys.stderr)
+        print(f"sparsekit: {error}", file=sys.stderr)
         sys.exit(2)

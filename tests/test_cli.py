@@ -167,7 +167,10 @@ def test_eval_asks_the_embedded_model_and_any_other(folder, here):
     [
         (["run", "nowhere", "--prompt-file", "text", "--pipeline", "dense"], "MODEL: 'nowhere' cannot be loaded"),
         (["run", "./no/where/at/all", "--prompt-file", "text", "--pipeline", "dense"], "no folder and no hub id"),
-        (["run", "empty", "--prompt-file", "text", "--pipeline", "dense"], "MODEL: 'empty' cannot be loaded"),
+        (
+            ["run", "empty", "--prompt-file", "text", "--pipeline", "dense"],
+            "cannot be loaded (ValueError: Unrecognized model in empty",
+        ),
         (["run", "broken", "--prompt-file", "text", "--pipeline", "dense"], "MODEL: 'broken' cannot be loaded"),
         (["run", "embedded", "--prompt-file", "gone", "--pipeline", "dense"], "prompt-file: 'gone' cannot be read"),
         (["run", "embedded", "--prompt-file", "empty", "--pipeline", "dense"], "prompt-file: 'empty' cannot be read"),

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class Loaded:
 
 def load(name: str, device: str) -> Loaded:
     """The model `name`, a folder, a hub id or "embedded", on a device. Raises ValueError for what cannot be loaded."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     where = torch.device(usable(device))
@@ -35,11 +36,12 @@ def load(name: str, device: str) -> Loaded:
             f'MODEL: got {name!r}, which is no folder and no hub id; allowed are both, and "{EMBEDDED}": check the path'
         )
     try:
+        AutoConfig.from_pretrained(name)  # first: its absence is what is wrong with most folders
         tokenizer = testbed.TextTokenizer(AutoTokenizer.from_pretrained(name))
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
     except Exception as error:  # whatever is wrong with a folder or a hub, the user has to mend it
         raise ValueError(
-            f"MODEL: {name!r} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); allowed are a "
+            f"MODEL: {name!r} cannot be loaded ({type(error).__name__}: {shorten(str(error), 200)}); allowed are a "
             f'folder or a hub id with a model and its tokenizer, and "{EMBEDDED}": check the path'
         ) from error
     return Loaded(model.to(where).eval(), tokenizer)

@@ -1,11 +1,12 @@
 """A text tokenizer of transformers between the tasks and the model changes no answer."""
 
 import pytest
+import torch
 from tiny_llama import byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sparsekit.testbed import TASKS, ByteTokenizer, TextTokenizer, evaluate, load_model, read_text
+from sparsekit.testbed import TASKS, ByteTokenizer, TextTokenizer, evaluate, generate_answer, load_model, read_text
 
 TEXT = read_text()
 PAIRS = (("1", "2"), ("t", "h"), ("th", "e"), ("\u0120", "="))  # \u0120 stands for a space
@@ -32,3 +33,17 @@ def test_a_leading_space_that_a_tokenizer_drops_is_kept():
     tokenizer = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=made))
     prompt = tokenizer.encode(b"key is")
     assert tokenizer.decode_after(prompt, tokenizer.encode(b"12")) == b" 12"
+
+
+@torch.no_grad()
+def test_an_answer_ends_where_it_should():
+    """A token of several bytes may reach beyond the last one."""
+    tokenizer = TextTokenizer(byte_tokenizer(PAIRS))
+    the = tokenizer.encode(b"the")
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=261, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    ).eval()
+    last = model.model(torch.tensor([tokenizer.encode(b"say ")])).last_hidden_state[0, -1]
+    model.lm_head.weight.zero_()[the] = last  # the likeliest by far
+    assert generate_answer(model, b"say ", 2, tokenizer) == b"th"
