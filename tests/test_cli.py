@@ -111,7 +111,8 @@ def test_run_prints_both_continuations(folder, text, here):
     assert "the continuations are the same" in same.stdout and "480 tokens" in same.stdout
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(text.read_text(), return_tensors="pt")
-    expected = tokenizer.decode(model.generate(**ids, max_new_tokens=8, do_sample=False)[0, 480:])
+    answer = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, 480:]
+    expected = tokenizer.decode(answer, skip_special_tokens=True)
     assert f"dense: {expected!r}" in same.stdout and f"sparse: {expected!r}" in same.stdout
     blind = here("run", folder, "--prompt-file", text, "--pipeline", SPECS[1], "--tokens", 8, "--most", 300)
     assert "the continuations DIFFER" in blind.stdout and "300 tokens" in blind.stdout, blind.stderr

@@ -47,7 +47,8 @@ def run(
             for done, (name, how) in enumerate({"dense": None, "sparse": sparse}.items()):
                 on_step(done, 2, name)
                 found[name] = _generate(loaded.model, prompt, tokens, how)
-        console.print(_table(f"{file}: {len(prompt):,} tokens", found))
+        console.print(f"{file}: {len(prompt):,} tokens", markup=False, highlight=False, soft_wrap=True)
+        console.print(_table(found))
         same = found["dense"].tokens == found["sparse"].tokens
         for name, one in found.items():
             text = loaded.tokenizer.decode_after(prompt, one.tokens).decode(errors="replace")
@@ -87,8 +88,8 @@ def _generate(model: Any, prompt: list[int], tokens: int, pipeline: Any) -> Gene
     return Generation(times[1] - began, all_ms, out[0, len(prompt) :].tolist(), kept, density)
 
 
-def _table(title: str, found: dict[str, Generation]) -> Table:
-    table = Table("", title=title, caption="kept: queries, density: pairs, both mean over layers")
+def _table(found: dict[str, Generation]) -> Table:
+    table = Table("", caption="kept: queries, density: pairs, both mean over layers")
     for name in ("first token ms", "speed-up", "all ms", "kept", "density"):
         table.add_column(name, justify="right")
     for name, one in found.items():
