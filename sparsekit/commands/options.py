@@ -10,6 +10,5 @@ EMBEDDED = "embedded"  # the model in the package
 Model = Annotated[str, Argument(help=f'A folder or a hub id of a transformers model, or "{EMBEDDED}"')]
 PromptFiles = Annotated[list[Path], Option("--prompt-file", help="A text file; may be given several times")]
 Most = Annotated[int | None, Option(help="Read at most so many tokens of each prompt file")]
-Out = Annotated[Path, Option(help="Folder for what is written")]
 Seed = Annotated[int, Option(help="Chooses text, facts and places")]
 Device = Annotated[str, Option(help="cpu, cuda, or auto: cuda if there is one")]
