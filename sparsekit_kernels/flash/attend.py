@@ -31,14 +31,14 @@ def why_not(problem: Problem, plan: Plan) -> str | None:
         return f"it needs a GPU, and the tensors are on {q.device.type}"
     if torch.version.hip:
         return "it needs a GPU of NVIDIA's: take triton"
-    major = torch.cuda.get_device_capability(q.device)[0]
+    major = dispatch.capability(q.device)[0]
     missing = fourth_missing(major)
     told = missing is None and not (plan.blocks and problem.causal)
     return refusal(problem, plan, major, missing) or irregular(problem, told)
 
 
 def attend(problem: Problem, plan: Plan) -> Output:
-    major = torch.cuda.get_device_capability(problem.q.device)[0]
+    major = dispatch.capability(problem.q.device)[0]
     return third_or_second(problem, major) if fourth_missing(major) else fourth(problem, plan.blocks, major)
 
 
