@@ -1,11 +1,14 @@
 """Where a call's time goes, kernel by kernel: python bench/kernels.py --lengths 8K,128K
 
-Beside the kernels: how long the GPU computed, how long the host took to ask for it, and how long a call took that
-began on an idle device. Where the last is well above the first, the host is in the way. Written beside the records,
-as text. Under the profiler, so read shares, not speed-ups: those are bench/run.py's.
+Beside the kernels: how long the GPU computed, how long the host took to ask for it, how long a call took that began
+on an idle device, and how long each of many in a row, where the host asks ahead, as it does in a model. Where a call
+alone takes well over the GPU's time, the host is in the way. Dense attention stands first, to be compared with.
+Written beside the records, as text. The kernels' times are the profiler's, so read shares, not speed-ups: those are
+bench/run.py's.
 """
 
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -15,12 +18,15 @@ import typer
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from bench.cases import SUITES, contenders
-from bench.contender import Contender
+from bench import dense
+from bench.cases import SUITES, Case, contenders
+from bench.contender import Contender, Skipped
 from bench.inputs import INPUTS, SHAPES, lengths
 from bench.records import path_for, provenance
+from sparsekit import Problem
 
 CALLS, LEAST_US = 5, 3.0  # calls of each case; kernels that take less of one are summed up
+ROW = 20  # calls in a row
 
 
 def main(
@@ -40,15 +46,28 @@ def main(
     pages = [f"{origin['gpu']}, torch {torch.__version__}, commit {origin['commit']}, {inputs} inputs, per call"]
     for length in lengths(tokens):
         p = INPUTS[inputs](length, SHAPES["llama-3.1-8b"], torch.bfloat16, device)
-        for case in SUITES[suite]:
-            if case.spec and only in case.name:
-                for contender in contenders(case, p, []):
-                    pages.append(page(contender, length))
-                    typer.echo(pages[-1].splitlines()[0])
+        for contender in (*_dense(p), *_chosen(SUITES[suite], only, p)):
+            pages.append(page(contender, length))
+            typer.echo(pages[-1].splitlines()[0])
         del p
     unfinished = path.with_name(f".{path.name}.new")
     unfinished.write_text("\n\n".join(pages) + "\n")
     unfinished.replace(path)
+
+
+def _dense(p: Problem) -> Iterator[Contender]:
+    """The yardsticks that run here."""
+    for name in dense.names(p.q.device.type):
+        try:
+            yield from dense.contenders(name, p)
+        except (Skipped, RuntimeError) as reason:
+            typer.echo(f"{name}: {reason}")
+
+
+def _chosen(cases: Iterable[Case], only: str, p: Problem) -> Iterator[Contender]:
+    for case in cases:
+        if case.spec and only in case.name:
+            yield from contenders(case, p, [])
 
 
 def page(contender: Contender, length: int) -> str:
@@ -63,6 +82,11 @@ def page(contender: Contender, length: int) -> str:
         host.append(time.perf_counter() - started)
         torch.cuda.synchronize()
         alone.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    for _ in range(ROW):
+        contender.run(nullcontext)
+    torch.cuda.synchronize()
+    in_a_row = (time.perf_counter() - started) / ROW
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
         for _ in range(CALLS):
             contender.run(nullcontext)
@@ -71,9 +95,10 @@ def page(contender: Contender, length: int) -> str:
     kernels = sorted(((e.self_device_time_total / CALLS, e.count / CALLS, e.key) for e in found), reverse=True)
     kernels = [(us, n, name) for us, n, name in kernels if name != "Activity Buffer Request"]
     lines = [
-        f"{contender.case}, {length // 1024}K: {sum(us for us, _, _ in kernels) / 1e3:.2f} ms on the GPU in "
-        f"{sum(n for _, n, _ in kernels):.0f} kernels; {sorted(host)[CALLS // 2] * 1e3:.2f} ms of the host; "
-        f"{sorted(alone)[CALLS // 2] * 1e3:.2f} ms alone"
+        f"{contender.case}, {contender.backend}, {length // 1024}K: "
+        f"{sum(us for us, _, _ in kernels) / 1e3:.2f} ms on the GPU in {sum(n for _, n, _ in kernels):.0f} kernels; "
+        f"{sorted(host)[CALLS // 2] * 1e3:.2f} ms of the host; "
+        f"{sorted(alone)[CALLS // 2] * 1e3:.2f} ms alone, {in_a_row * 1e3:.3f} ms in a row"
     ]
     lines += [f"{us:10.1f} us {n:5.1f} x  {name[:90]}" for us, n, name in kernels if us >= LEAST_US]
     few = [(us, n) for us, n, _ in kernels if us < LEAST_US]

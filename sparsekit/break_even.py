@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .dispatch import capability
 from .problem import Problem
 
 SAVED = 0.5  # part of the dense time
@@ -55,7 +56,7 @@ class Estimate:
 
 def prices(device: torch.device) -> Prices | None:
     """What steps cost on a device; None if that has not been measured."""
-    return MEASURED.get(torch.cuda.get_device_capability(device)) if device.type == "cuda" else None
+    return MEASURED.get(capability(device)) if device.type == "cuda" else None
 
 
 def estimate(stages: Sequence[Any], problem: Problem) -> Estimate | None:

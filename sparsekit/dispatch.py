@@ -13,6 +13,8 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+import torch
+
 BACKENDS = {
     "flash": "sparsekit_kernels.flash",
     "triton": "sparsekit_kernels.triton",
@@ -51,6 +53,12 @@ def _module(name: str) -> ModuleType | str:
         return importlib.import_module(name)
     except ModuleNotFoundError as missing:
         return f"there is no {missing.name}"
+
+
+@cache  # torch looks it up anew each time, and a call asks several times
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a GPU: (9, 0) is Hopper."""
+    return torch.cuda.get_device_capability(device)
 
 
 def choose(op: str, device: str, *args: Any, backend: str = "auto") -> str:

@@ -31,14 +31,14 @@ def why_not(problem: Problem, plan: Plan) -> str | None:
         return f"it needs a GPU, and the tensors are on {q.device.type}"
     if torch.version.hip:
         return "it needs a GPU of NVIDIA's: take triton"
-    major = torch.cuda.get_device_capability(q.device)[0]
+    major = dispatch.capability(q.device)[0]
     missing = fourth_missing(major)
     told = missing is None and not (plan.blocks and problem.causal)
     return refusal(problem, plan, major, missing) or irregular(problem, told)
 
 
 def attend(problem: Problem, plan: Plan) -> Output:
-    major = torch.cuda.get_device_capability(problem.q.device)[0]
+    major = dispatch.capability(problem.q.device)[0]
     return third_or_second(problem, major) if fourth_missing(major) else fourth(problem, plan.blocks, major)
 
 
@@ -128,7 +128,10 @@ def fourth(problem: Problem, blocks: Blocks | None, major: int) -> Output:
 def answer(problem: Problem, o: Tensor, lse: Tensor) -> Output:
     """[B c, Q, H/c, D] and [B c, H/c, Q] in our shapes; padding queries get nothing, whatever stands there."""
     p, (B, H, Q, _), Dv = problem, problem.q.shape, problem.v.shape[3]
-    out = Output(o.narrow(3, 0, Dv).transpose(1, 2).reshape(B, H, Q, Dv), lse.reshape(B, H, Q))
+    o = o.transpose(1, 2)
+    if o.shape != (B, H, Q, Dv):
+        o, lse = o.narrow(3, 0, Dv).reshape(B, H, Q, Dv), lse.reshape(B, H, Q)
+    out = Output(o, lse)
     if not p.full:
         blind = to_heads(p.q_pos == PAD, H)
         out.o.masked_fill_(blind.unsqueeze(3), 0.0)
@@ -178,7 +181,7 @@ def _real(pos: Tensor) -> Tensor:
 
 def _folded(x: Tensor, c: int) -> Tensor:
     """[B, H, ...] -> [B c, H/c, ...]; fewer heads than c are repeated."""
-    return to_heads(x, max(x.shape[1], c)).unflatten(1, (c, -1)).flatten(0, 1)
+    return x if c == 1 else to_heads(x, max(x.shape[1], c)).unflatten(1, (c, -1)).flatten(0, 1)
 
 
 def _wide(x: Tensor, width: int) -> Tensor:

@@ -80,6 +80,28 @@ def test_the_error_is_that_of_plain_torch(backend, Q, K, G, D, dtype):
             no_worse(out.lse[:, :, rows][finite], plain.lse[:, :, rows][finite], truth.lse[finite], dtype)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("Q,K,window", [(515, 515, 1), (4097, 4097, 100), (1000, 4097, 1024)])
+def test_a_sliding_window(backend, Q, K, window):
+    x = (poisoned(randn(i, 2, h, n, 128, dtype=torch.float32).to(torch.bfloat16)) for i, (h, n) in
+         enumerate([(8, Q), (2, K), (2, K)]))  # fmt: skip
+    p = Problem.of(*x, window=window)
+    rows = torch.linspace(0, Q - 1, 64, device="cuda").long()
+    ran = []
+    for name, plan in plans(2, 8, Q, K):
+        plan = on_gpu(plan)
+        truth, plain = oracle(p, plan, rows), attend(p, plan, backend="reference")
+        for mode in ("gather", "indexed") if plan.queries else ("gather",):
+            try:
+                out = attend(p, plan, backend=backend, compress=mode)
+            except NoBackendError:
+                continue
+            ran.append(name)
+            no_worse(out.o[:, :, rows], plain.o[:, :, rows], truth.o, torch.bfloat16)
+            assert torch.equal(out.lse[:, :, rows].isfinite(), truth.lse.isfinite()), (name, mode)
+    assert backend != "triton" or {"dense", "blocks", "empty lists"} <= set(ran)
+
+
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "cpu"])
 @pytest.mark.parametrize("D", [96, 256, 40])
 def test_other_head_dims(backend, D):
