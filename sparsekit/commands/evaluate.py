@@ -37,6 +37,7 @@ def evaluate(
     device: Device = "auto",
     out: Annotated[Path | None, Option(help="Records, one a line; what is there already is not done again")] = None,
     page: Annotated[Path | None, Option(help="Markdown page to write, its pictures beside it")] = None,
+    timed: Annotated[int, Option(help="Prompts of each length that times are of, at least 1")] = 3,
     again: Annotated[bool, Option("--again", help="Time again what has a time in the records")] = False,
     commit: Annotated[
         str | None, Option(envvar="SPARSEKIT_COMMIT", help="Of the code, as git describe --always --dirty says it")
@@ -63,11 +64,9 @@ def evaluate(
         say(f"{out}: its last line was cut off and is done again")
     loaded = load(model, device)
     name = Path(model).resolve().name if model != EMBEDDED and Path(model).is_dir() else model
+    given = loaded.model, asked, prompts, records
     with progress() as on_step:
-        compare(
-            loaded.model, asked, prompts, records, name=name, tokenizer=loaded.tokenizer, again=again, commit=commit,
-            on_step=on_step,
-        )  # fmt: skip
+        compare(*given, name=name, tokenizer=loaded.tokenizer, timed=timed, again=again, commit=commit, on_step=on_step)
     shown = {DENSE, *asked}
     rows = [
         row for row in front(records.lines) if row.length in prompts.lengths and (row.dense or row.pipeline in shown)
@@ -87,8 +86,8 @@ def _table(rows: "Sequence[Row]") -> Table:
     table = Table(
         Column("pipeline", overflow="fold"),
         title=f"{rows[0].length:,} bytes, {rows[0].tokens:,.0f} tokens",
-        caption="[ ]: 95% intervals; difference: from dense, on the same prompts; attention: over all layers; speed-up: "
-        "of attention, over the fastest dense of the run; kept: queries, density: pairs",
+        caption="[ ]: 95% intervals; difference: from dense, on the same prompts; attention: over all layers; kept: "
+        "queries, density: pairs; speed-up: of attention, over the fastest dense of the run",
     )
     for name in figures(rows[0]):
         table.add_column(name, justify="right")

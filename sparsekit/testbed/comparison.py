@@ -206,7 +206,7 @@ def _yardsticks(model: Any) -> dict[str, Contender]:
     plain = now != NAME and now in ALL_ATTENTION_FUNCTIONS  # an eager one is inside its model's file
     own: Contender = (lambda watch: nullcontext()) if plain else _by(model, DENSE)
     found = {DENSE: own, f"{DENSE}, sparsekit": _by(model, Pipeline.from_spec(f"{EVERY_PAIR} | attend(break_even=0)"))}
-    if model.device.type == "cuda":
+    if model.device.type == "cuda" and now == "sdpa":
 
         @contextmanager
         def cudnn(watch: Watch | None) -> Iterator[None]:
