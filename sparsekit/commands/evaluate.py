@@ -86,8 +86,8 @@ def _table(rows: "Sequence[Row]") -> Table:
     table = Table(
         Column("pipeline", overflow="fold"),
         title=f"{rows[0].length:,} bytes, {rows[0].tokens:,.0f} tokens",
-        caption="[ ]: 95% intervals; difference: from dense, on the same prompts; attention: over all layers; kept: "
-        "queries, density: pairs; speed-up: of attention, over the fastest dense of the run",
+        caption="[ ]: 95% intervals; difference: from dense, on the same prompts, ~: none is sure; attention: over all "
+        "layers; speed-up: of attention, over the fastest dense of the run; kept: queries, density: pairs",
     )
     for name in figures(rows[0]):
         table.add_column(name, justify="right")

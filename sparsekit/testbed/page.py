@@ -10,7 +10,7 @@ from .statistics import Estimate
 
 HOW = """Answers right: the mean over prompts of the part of a prompt's answers that is right, with its 95% interval
 (Wilson). Difference: from dense attention on the same prompts, in points, paired, with its 95% interval (Newcombe);
-"none seen" where that holds 0. Attention is the time over all layers of a prompt, deciding included, median (20th to
+~ where that holds 0: no sure difference. Attention is the time over all layers of a prompt, deciding included, median (20th to
 80th percentile); speed-ups are over the fastest dense attention of the same run, medians. Dense contenders compute the
 same pairs: the model's own attention was asked for all of them. Pipelines ran however short the prompts were
 (`break_even=0`). Front: no other pipeline is as good in one of answers and speed-up and better in the other; the
@@ -110,11 +110,10 @@ def percent(part: Estimate | None) -> str:
 
 
 def points(difference: Estimate | None) -> str:
-    """ "-4.0 [-7.5, -0.5]", or "none seen [-1.2, +0.8]"."""
+    """ "-4.0 [-7.5, -0.5]", or "~ -0.2 [-1.2, +0.8]" where no difference is sure."""
     if difference is None:
         return ""
-    value = "none seen" if difference.none else f"{100 * difference.value:+.1f}"
-    return f"{value} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return f"{'~ ' if difference.none else ''}{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
