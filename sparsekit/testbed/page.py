@@ -9,12 +9,12 @@ from .records import Record
 from .statistics import Estimate
 
 HOW = """Answers right: the mean over prompts of the part of a prompt's answers that is right, with its 95% interval
-(Wilson). Difference: from dense attention on the same prompts, in points, paired, with its 95% interval (Newcombe);
-~ where that holds 0: no sure difference. Attention is the time over all layers of a prompt, deciding included, median (20th to
-80th percentile); speed-ups are over the fastest dense attention of the same run, medians. Dense contenders compute the
-same pairs: the model's own attention was asked for all of them. Pipelines ran however short the prompts were
-(`break_even=0`). Front: no other pipeline is as good in one of answers and speed-up and better in the other; the
-numbers are those in the picture."""
+(Wilson). Difference: from dense attention on the same prompts, in points, paired, with its 95% interval (Newcombe); ~
+where that holds 0: no difference is sure. Attention is the time over all layers of a prompt, deciding included, median
+(20th to 80th percentile); speed-ups are of medians, over the fastest dense attention of the same run. Dense contenders
+compute the same pairs: the model's own attention was asked for all of them. Pipelines ran however short the prompts
+were (`break_even=0`). Front: no other is as good in one of answers and speed-up and better in the other; the numbers
+are those in the picture."""
 
 
 def write_page(records: Iterable[Record], path: Path | str) -> Path:
@@ -113,7 +113,8 @@ def points(difference: Estimate | None) -> str:
     """ "-4.0 [-7.5, -0.5]", or "~ -0.2 [-1.2, +0.8]" where no difference is sure."""
     if difference is None:
         return ""
-    return f"{'~ ' if difference.none else ''}{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    value, low, high = (100 * part for part in (difference.value, difference.low, difference.high))
+    return f"{'~ ' if difference.none else ''}{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
