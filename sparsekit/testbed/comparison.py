@@ -7,7 +7,7 @@ to records as it is found, so a run that was cut off goes on where it was; front
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -206,7 +206,7 @@ def _yardsticks(model: Any) -> dict[str, Contender]:
     plain = now != NAME and now in ALL_ATTENTION_FUNCTIONS  # an eager one is inside its model's file
     own: Contender = (lambda watch: nullcontext()) if plain else _by(model, DENSE)
     found = {DENSE: own, f"{DENSE}, sparsekit": _by(model, Pipeline.from_spec(f"{EVERY_PAIR} | attend(break_even=0)"))}
-    if model.device.type == "cuda":
+    if model.device.type == "cuda" and now == "sdpa":
 
         @contextmanager
         def cudnn(watch: Watch | None) -> Iterator[None]:
@@ -223,10 +223,10 @@ def _check_same(lines: Sequence[Record], header: Record, whats: Mapping[str, str
         for name in ("model", "text", "dtype") if line["kind"] == "run" else ():
             if line[name] != header[name]:
                 raise ValueError(
-                    f"out: got records of {name} {line[name]!r}, and this run has {header[name]!r}; allowed are records "
+                    f"out: got records of {name} {line[name]!r}, and this run has {header[name]!r}; allowed are those "
                     f"of the same {name}: pass another file"
                 )
-        called = line.get("pipeline")
+        called = line.get("pipeline", "")
         if called in whats and line["what"] != whats[called]:
             raise ValueError(
                 f"pipelines: {called!r} is {line['what']!r} in the records, and here {whats[called]!r}; allowed is one "

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import mean as average
 
 from .price import Spread
@@ -20,9 +20,9 @@ class Row:
     what: str  # its spec
     length: int  # bytes of a prompt
     tokens: float  # of a prompt, mean
-    dense: bool  # one of the dense contenders, of which only the model's own was asked
-    right: Estimate | None = None  # part of the answers that are right, in [0, 1]
-    tasks: Mapping[str, Estimate] | None = None  # the same, by task
+    dense: bool  # a dense contender; only the model's own attention is asked, as all compute the same pairs
+    right: Estimate | None = None  # part of the answers that are right, in [0, 1]; dense: of the model's own attention
+    tasks: Mapping[str, Estimate] = field(default_factory=dict)  # the same, by task
     difference: Estimate | None = None  # of that part from dense attention's, on the prompts that both were asked
     attention_ms: Spread | None = None  # over all layers, of a prompt
     first_token_ms: Spread | None = None
@@ -31,7 +31,7 @@ class Row:
     speed_up: float | None = None  # of attention, medians, over the fastest dense contender of the same run
     over: str = ""  # that contender
     gpu: str = ""  # or CPU, that times are of
-    ran_dense: Mapping[str, str] | None = None  # by layer: why, in spite of the pipeline
+    ran_dense: Mapping[str, str] = field(default_factory=dict)  # by layer: why, in spite of the pipeline
     failed: str = ""  # why it stopped, if it did
     front: bool = False  # no other is as good in one of right and speed_up, and better in the other
 
@@ -70,13 +70,19 @@ def pareto(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
+def ranked(rows: Iterable[Row]) -> list[Row]:
+    """Those on the front, the slowest first: the order that tables and pictures number them in."""
+    return sorted((row for row in rows if row.front), key=lambda row: row.speed_up or 0.0)
+
+
 def _dense(mine: Sequence[Record]) -> bool:
     return mine[0]["what"] == OWN
 
 
 def _row(mine: Sequence[Record], dense: Sequence[Record], lines: Sequence[Record], runs: Mapping[str, Record]) -> Row:
     """The row of the records of one pipeline at one length; `dense` are those of the model's own attention there."""
-    parts, theirs = _parts(mine), _parts(dense)
+    theirs = _parts(dense)
+    parts = theirs if _dense(mine) else _parts(mine)
     both = [key for key in parts if key in theirs]
     by_task: dict[str, list[float]] = {}
     for (task, _), part in parts.items():
@@ -90,9 +96,7 @@ def _row(mine: Sequence[Record], dense: Sequence[Record], lines: Sequence[Record
         _dense(mine),
         right=mean(list(parts.values())) if parts else None,
         tasks={task: mean(of) for task, of in by_task.items()},
-        difference=difference([parts[k] for k in both], [theirs[k] for k in both])
-        if both and first["pipeline"] != OWN
-        else None,
+        difference=None if _dense(mine) or not both else difference(*([of[k] for k in both] for of in (parts, theirs))),
         failed=mine[-1]["reason"] if mine[-1]["kind"] == "failed" else "",
     )
     price = next((line for line in reversed(mine) if line["kind"] == "price"), None)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..timing import now_ms
 
-TIMED = "sparsekit, timed"
 Watch = Callable[[Any], None]
 Contender = Callable[[Watch | None], AbstractContextManager[Any]]  # inside, the model attends so, and is watched
 
@@ -74,11 +73,12 @@ def prices(
     for turn, ids in enumerate(prompts):
         begin = turn % max(len(order), 1)
         for name in (*order[begin:], *order[:begin]):
-            with contenders[name](None), _timed(model) as clock:
+            with contenders[name](None) as handle, _timed(model) as clock:
                 began = now_ms(model.device)
                 first_token(model, ids)
                 first[name].append(now_ms(model.device) - began)
             attention[name].append(clock.ms())
+            ran_dense[name] |= _ran_dense(handle)
             on_step(name)
     return {
         name: Price(Spread.of(attention[name]), Spread.of(first[name]), kept[name], density[name], ran_dense[name])
@@ -113,7 +113,12 @@ def _looked_at(
             first_token(model, ids)
         on_step()
     of = lambda parts: {layer: round(mean(mine), 6) for layer, mine in parts.items()}  # noqa: E731
-    return of(kept), of(density), {str(layer): reason for layer, reason in getattr(handle, "dense", {}).items()}
+    return of(kept), of(density), _ran_dense(handle)
+
+
+def _ran_dense(handle: Any) -> dict[str, str]:
+    """By layer: why it did, as far as `sparsify` knows."""
+    return {str(layer): reason for layer, reason in getattr(handle, "dense", {}).items()}
 
 
 class _Clock:
@@ -141,11 +146,10 @@ class _Clock:
 @contextmanager
 def _timed(model: Any) -> Iterator[_Clock]:
     """Inside, the clock is marked before and after each layer's attention."""
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS  # transformers is an optional extra
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # transformers is an optional extra
 
-    before, clock = model.config._attn_implementation, _Clock(model.device)
-    attention = ALL_ATTENTION_FUNCTIONS[before]
+    name, clock = model.config._attn_implementation, _Clock(model.device)
+    attention = ALL_ATTENTION_FUNCTIONS[name]
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         clock.mark()
@@ -153,11 +157,10 @@ def _timed(model: Any) -> Iterator[_Clock]:
         clock.mark()
         return answer
 
-    ALL_ATTENTION_FUNCTIONS[TIMED] = timed
-    ALL_MASK_ATTENTION_FUNCTIONS[TIMED] = ALL_MASK_ATTENTION_FUNCTIONS[before]
-    model.set_attn_implementation(TIMED)
+    ALL_ATTENTION_FUNCTIONS[name] = timed  # under the same name: another one would get other masks
     try:
         yield clock
     finally:
-        model.set_attn_implementation(before)
-        del ALL_ATTENTION_FUNCTIONS[TIMED], ALL_MASK_ATTENTION_FUNCTIONS[TIMED]
+        del ALL_ATTENTION_FUNCTIONS[name]
+        if ALL_ATTENTION_FUNCTIONS[name] is not attention:  # it was somebody's own there
+            ALL_ATTENTION_FUNCTIONS[name] = attention

@@ -35,7 +35,7 @@ class Records:
                 os.truncate(self.path, end)
 
     def append(self, *records: Record) -> None:
-        """Each a whole line, on the disk before the next one begins."""
+        """Each a whole line, written out before the next one begins."""
         self.lines += records
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
