@@ -1,13 +1,14 @@
 """A small model that really retrieves, and the tasks that show whether a method keeps it so."""
 
-from .evaluate import Score, evaluate, generate_answer
+from .evaluate import Score, ask, evaluate, generate_answer
 from .model import MODEL_PATH, load_model
 from .sample import Sample
+from .statistics import Estimate, difference, mean
 from .tasks import TASKS
 from .text import read_text
 from .tokenizer import ByteTokenizer, TextTokenizer, Tokenizer
 
 __all__ = [
-    "MODEL_PATH", "TASKS", "ByteTokenizer", "Sample", "Score", "TextTokenizer", "Tokenizer", "evaluate",
-    "generate_answer", "load_model", "read_text",
+    "MODEL_PATH", "TASKS", "ByteTokenizer", "Estimate", "Sample", "Score", "TextTokenizer", "Tokenizer", "ask",
+    "difference", "evaluate", "generate_answer", "load_model", "mean", "read_text",
 ]  # fmt: skip

@@ -39,6 +39,17 @@ class Sample:
     answer: bytes
     scored: tuple[int, ...]
 
+    @property
+    def values(self) -> tuple[tuple[int, ...], ...]:
+        """The runs of consecutive scored offsets. Each is one value asked for."""
+        runs: list[list[int]] = []
+        for at in self.scored:
+            if runs and at == runs[-1][-1] + 1:
+                runs[-1].append(at)
+            else:
+                runs.append([at])
+        return tuple(map(tuple, runs))
+
 
 def held_out(key: str) -> bool:
     """Whether a key is kept for evaluation (an eighth of all keys, by hash); training uses the others."""
