@@ -41,9 +41,7 @@ class ChunkPlan(Plan):
 
 def chunk(problem: Problem, start: int, end: int) -> Problem:
     """The queries from `start` to before `end`, over the keys up to them; of a whole prompt without padding."""
-    return Problem.of(
-        problem.q[:, :, start:end], problem.k[:, :, :end], problem.v[:, :, :end], scale=problem.scale
-    )
+    return Problem.of(problem.q[:, :, start:end], problem.k[:, :, :end], problem.v[:, :, :end], scale=problem.scale)
 
 
 class Chunked(Pipeline):
@@ -57,9 +55,7 @@ class Chunked(Pipeline):
         plans = tuple((a, b, self.inner.decide(chunk(problem, a, b))) for a, b in self._ends(problem))
         return ChunkPlan(parts=plans)
 
-    def run(
-        self, problem: Problem, plan: Plan | None = None, clock: Clock = nullcontext
-    ) -> tuple[Plan, Output]:
+    def run(self, problem: Problem, plan: Plan | None = None, clock: Clock = nullcontext) -> tuple[Plan, Output]:
         given = dict(enumerate(plan.parts)) if isinstance(plan, ChunkPlan) else {}
         parts, outs = [], []
         for i, (a, b) in enumerate(self._ends(problem)):

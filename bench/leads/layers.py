@@ -1,16 +1,19 @@
 """What layers of one prefill pass on, and settings of a layer's own found by calibration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bench.leads.tokens import VotedTokens
-from sparsekit import Plan, Problem, Tokens, dispatch
+from sparsekit import Plan, Problem, dispatch
 from sparsekit.problem import to_heads
-from sparsekit.schedules import Layers, Measured, by_range, choose
+from sparsekit.schedules import Measured, choose
+
+Rule = Callable[[Sequence[Measured], float], dict[int, Measured]]  # a choice at a strength
 
 
 @dataclass
@@ -64,35 +67,33 @@ class Remembered:
         return votes
 
 
-def least_work(measured: Sequence[Measured], target: float) -> Layers:
+def least_work(measured: Sequence[Measured], target: float) -> dict[int, Measured]:
     """For each layer the candidate of least density whose output error is at most 1 - target."""
     layers = sorted({one.layer for one in measured})
-    return choose([replace(one, ms=one.density) for one in measured], layers, target).pipeline
+    return choose([replace(one, ms=one.density) for one in measured], layers, target).chosen
 
 
-def traded(measured: Sequence[Measured], price: float) -> Layers:
+def traded(measured: Sequence[Measured], price: float) -> dict[int, Measured]:
     """For each layer the candidate of least density + price * error: an error costs the same in every layer."""
     best: dict[int, Measured] = {}
+    cost = lambda one: one.density + price * one.error  # noqa: E731
     for one in measured:
-        cost = lambda m: m.density + price * m.error  # noqa: E731
         if one.layer not in best or cost(one) < cost(best[one.layer]):
             best[one.layer] = one
-    return by_range({layer: one.pipeline for layer, one in best.items()})
+    return best
+
+
+def matched(measured: Sequence[Measured], rule: Rule, spec: str) -> dict[int, str]:
+    """By layer, the specs of the rule's choice whose mean density is nearest to that of `spec` in all layers."""
+    wanted = sum(one.density for one in measured if one.pipeline == spec)
+    strengths = sorted({one.score for one in measured}) if rule is least_work else np.geomspace(1e-3, 1e3, 400)
+    chosen = min(
+        (rule(measured, float(strength)) for strength in strengths),
+        key=lambda of: abs(sum(one.density for one in of.values()) - wanted),
+    )
+    return {layer: one.pipeline for layer, one in chosen.items()}
 
 
 def only(layers: Mapping[int, bool], pipeline: object) -> dict[int | str, object]:
     """That pipeline in the layers that are true."""
     return {layer: pipeline for layer, chosen in layers.items() if chosen} | {"default": "dense"}
-
-
-def matched(measured: Sequence[Measured], rule: Callable[[Sequence[Measured], float], Layers], spec: str) -> Layers:
-    """The rule's schedule whose mean density is nearest to that of `spec` in all layers."""
-    density = {(one.layer, one.pipeline): one.density for one in measured}
-    layers = sorted({one.layer for one in measured})
-    wanted = sum(density[layer, spec] for layer in layers)
-    strengths = sorted({1 - one.error for one in measured}) if rule is least_work else np.geomspace(1e-3, 1e3, 400)
-
-    def off(schedule: Mapping[int, str]) -> float:
-        return abs(sum(density[layer, one] for layer, one in schedule.items()) - wanted)
-
-    return min((rule(measured, float(strength)) for strength in strengths), key=off)

@@ -132,9 +132,7 @@ class Near(Pipeline):
             far = VotedTokens(keep=min(share, 1.0), min_tokens=0).choose(problem)
         return NearPlan(plan.queries, plan.keys, None, self.fill, self.near, far)
 
-    def run(
-        self, problem: Problem, plan: Plan | None = None, clock: Clock = nullcontext
-    ) -> tuple[Plan, Output]:
+    def run(self, problem: Problem, plan: Plan | None = None, clock: Clock = nullcontext) -> tuple[Plan, Output]:
         plan = self.decide(problem) if plan is None else plan
         return plan, attend_near(problem, plan) if isinstance(plan, NearPlan) else attend(problem, plan)
 

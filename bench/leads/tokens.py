@@ -87,4 +87,3 @@ class VotedTokens:
         runs = runs.sum(-1) if self.by == "sum" else runs.amax(-1)
         n = torch.maximum(-(-keep // m), (runs == torch.inf).sum(-1))
         return Tokens.of(select(runs, n).kept().repeat_interleave(m, -1)[..., :K])
-
