@@ -31,7 +31,7 @@ class ChunkPlan(Plan):
 
     def dropped(self, problem: Problem) -> Tensor:
         H = problem.q.shape[1]
-        found = [plan.dropped(chunk(problem, *ends)).expand(-1, H, -1) for *ends, plan in self.parts if plan]
+        found = [plan.dropped(chunk(problem, *ends)).expand(-1, H, -1) for *ends, plan in self.parts]
         return torch.cat(found, -1)
 
     def check(self, problem: Problem, contents: bool = False) -> None:
@@ -45,26 +45,32 @@ def chunk(problem: Problem, start: int, end: int) -> Problem:
 
 
 class Chunked(Pipeline):
-    """A pipeline run on chunks of `size` queries, the last one the shorter if need be."""
+    """A pipeline run on chunks of `size` queries, the last one the shorter if need be.
 
-    def __init__(self, inner: Pipeline, size: int) -> None:
+    With `last`, two chunks: the last `size` queries by that pipeline, and those before them by the first.
+    """
+
+    def __init__(self, inner: Pipeline, size: int, last: Pipeline | None = None) -> None:
         super().__init__([inner], break_even=0)
-        self.inner, self.size = inner, size
+        self.inner, self.size, self.last = inner, size, last
 
     def decide(self, problem: Problem, clock: Clock = nullcontext) -> Plan:
-        plans = tuple((a, b, self.inner.decide(chunk(problem, a, b))) for a, b in self._ends(problem))
-        return ChunkPlan(parts=plans)
+        return ChunkPlan(parts=tuple((a, b, one.decide(chunk(problem, a, b))) for a, b, one in self._parts(problem)))
 
     def run(self, problem: Problem, plan: Plan | None = None, clock: Clock = nullcontext) -> tuple[Plan, Output]:
-        given = dict(enumerate(plan.parts)) if isinstance(plan, ChunkPlan) else {}
+        given = [made for _, _, made in plan.parts] if isinstance(plan, ChunkPlan) else []
         parts, outs = [], []
-        for i, (a, b) in enumerate(self._ends(problem)):
-            made, out = self.inner.run(chunk(problem, a, b), given[i][2] if i in given else None)
+        for i, (a, b, pipeline) in enumerate(self._parts(problem)):
+            made, out = pipeline.run(chunk(problem, a, b), given[i] if given else None)
             parts.append((a, b, made))
             outs.append(out)
         whole = Output(torch.cat([out.o for out in outs], 2), torch.cat([out.lse for out in outs], 2))
         return ChunkPlan(parts=tuple(parts)), whole
 
-    def _ends(self, problem: Problem) -> list[tuple[int, int]]:
+    def _parts(self, problem: Problem) -> list[tuple[int, int, Pipeline]]:
         L = problem.q.shape[2]
-        return [(a, min(a + self.size, L)) for a in range(0, L, self.size)]
+        if self.last is None:
+            return [(a, min(a + self.size, L), self.inner) for a in range(0, L, self.size)]
+        if self.size >= L:
+            return [(0, L, self.last)]
+        return [(0, L - self.size, self.inner), (L - self.size, L, self.last)]

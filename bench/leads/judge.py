@@ -14,31 +14,60 @@ from sparsekit import Plan
 from sparsekit.integrations.transformers import LayerCall
 from sparsekit.testbed import TASKS, Sample
 from sparsekit.testbed.evaluate import Score, score
-from sparsekit.testbed.sample import cut
+from sparsekit.testbed.sample import cut, hide, keys
+from sparsekit.testbed.tasks.single_key import PHRASINGS, draw
 
 TEXT = "text"  # a task of no question: how well the text itself is gone on with
 AFTER = 512  # bytes of it that are judged
+QUESTIONS = "questions"  # many at the end of the prompt, each answered inside it, long before the last queries
+ASKED = 24  # of them
+ALL = (*TASKS, TEXT, QUESTIONS)
 
 
 def samples(text: bytes, task: str, length: int, seed: int) -> Sample:
-    """A sample of a testbed task, or, as "text", a piece of the text and what comes after it."""
-    if task != TEXT:
-        return TASKS[task](text, length, seed)
-    piece = cut(text, length + AFTER, Random(seed))
-    return Sample(TEXT, piece[:length], piece[length:], tuple(range(AFTER)))
+    """A sample of a testbed task, or, as "text", a piece of the text and what comes after it, or "questions"."""
+    if task == TEXT:
+        piece = cut(text, length + AFTER, Random(seed))
+        return Sample(TEXT, piece[:length], piece[length:], tuple(range(AFTER)))
+    return questions(text, length, Random(seed)) if task == QUESTIONS else TASKS[task](text, length, seed)
+
+
+def questions(text: bytes, length: int, rng: Random) -> Sample:
+    """Facts as single_key's, and the questions for all of them; `answer` is all that follows the first question.
+
+    The prompt and the answer without its last byte, which are read together, are `length` bytes.
+    """
+    names = keys(rng)
+    facts = [draw(rng, names, rng.randrange(len(PHRASINGS))) for _ in range(min(ASKED, length // 256))]
+    tail, scored = b"", []
+    for fact in rng.sample(facts, len(facts)):
+        tail += fact.question
+        scored += [len(tail) + i for i in fact.scored]
+        tail += fact.answer + b"\n"
+    tail, first = tail[: scored[-1] + 1], scored[0]
+    room = length + 1 - len(tail) - sum(len(line) for fact in facts for line in fact.lines)
+    prompt = hide(cut(text, room, rng), facts, rng) + tail[:first]
+    return Sample(QUESTIONS, prompt, tail[first:], tuple(i - first for i in scored))
+
+
+def read(sample: Sample) -> bytes:
+    """What is read inside a variant: the prompt, and of "questions" the answers to all but the last byte."""
+    return sample.prompt + sample.answer[:-1] if sample.task == QUESTIONS else sample.prompt
 
 
 @torch.no_grad()
 def judge(model: Any, sample: Sample, how: Callable[[], AbstractContextManager]) -> tuple[Score, float]:
-    """The score that `ask` gives, and the bits per scored byte of the right answer, read densely after the prompt.
+    """The score that `ask` gives, and the bits per scored byte of the right answer.
 
-    Bits tell methods apart long before an answer is wrong.
+    Bits tell methods apart long before an answer is wrong. The answer is read densely after the prompt, as `ask` has
+    it, but that of "questions", which is part of what a variant reads.
     """
-    prompt, answer = (torch.tensor([list(text)], device=model.device) for text in (sample.prompt, sample.answer))
+    prompt, answer = (torch.tensor([list(text)], device=model.device) for text in (read(sample), sample.answer))
+    within = len(read(sample)) - len(sample.prompt)
     with how():
-        out = model(prompt, use_cache=True, logits_to_keep=1)
-    logits = [out.logits[0, -1:]]
-    if len(sample.answer) > 1:
+        out = model(prompt, use_cache=True, logits_to_keep=within + 1)
+    logits = [out.logits[0]]
+    if len(sample.answer) > within + 1:
         logits.append(model(answer[:, :-1], past_key_values=out.past_key_values, use_cache=True).logits[0])
     every = torch.cat(logits).float()
     scored = torch.tensor(sample.scored, device=model.device)

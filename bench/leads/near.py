@@ -73,7 +73,7 @@ def band(problem: Problem, window: int, keys: Tensor, rows: Tensor) -> Output:
 
     Other queries get zero, lse -inf. As many queries as keys, no padding.
     """
-    (B, H, L, D), G = problem.q.shape, problem.k.shape[1]
+    H, L = problem.q.shape[1:3]
     spare, wide = -L % ROWS, ROWS + window - 1
     behind = lambda x: pad(x, (0, 0, window - 1, spare)).unfold(2, wide, ROWS)  # noqa: E731  # [B, g, I, ., wide]
     q = pad(problem.q, (0, 0, 0, spare)).unflatten(2, (-1, ROWS))  # [B, H, I, ROWS, D]
@@ -146,5 +146,5 @@ class Sides:
     chooses: ClassVar[str] = "tokens"
 
     def __call__(self, problem: Problem) -> Plan:
-        queries, keys = (side and side.choose(problem) for side in (self.queries, self.keys))
+        queries, keys = (None if side is None else side.choose(problem) for side in (self.queries, self.keys))
         return Plan(queries, keys)

@@ -16,7 +16,7 @@ Probe = Callable[[Problem], Tensor]
 
 
 def probabilities(p: Problem, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """By at most 128 of the query indices `rows` [R]: their key slots [r], and dense attention's weights [B, H, r, K]."""
+    """Dense attention's weights of the query indices `rows` [R], at most 128 at a time: key slots [r], [B, H, r, K]."""
     (B, H, _, D), (G, K) = p.q.shape, p.k.shape[1:3]
     slots = torch.arange(K, device=p.q.device)
     for some in rows.split(ROWS):

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from bench.inputs import lengths as parse_lengths
-from bench.leads.judge import TEXT, Seen, judge, samples
+from bench.leads.judge import ALL, Seen, judge, read, samples
 from bench.leads.variants import Setting, Variant, variants
 from bench.records import Record, provenance
 from sparsekit.integrations.transformers import sparsify
@@ -95,14 +95,14 @@ def search(
     deadline: float,
 ) -> dict[str, str]:
     """Runs what is not to be skipped until the deadline; by variant and length, why one was given up."""
-    text, lost = read_text(), {}
-    jobs = list(jobs)
+    text, jobs = read_text(), list(jobs)
+    lost: dict[str, str] = {}
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as bar:
         task_bar = bar.add_task("prompts", total=len(jobs))
         for length, round_, task in jobs:
             seed = FIRST_SEED + round_
             sample = samples(text, task, length, seed)
-            given = setting(length, sample.prompt)
+            given = setting(length, read(sample))
             for variant in chosen:
                 key, where = (variant.name, length, task, seed), f"{variant.name} at {length}"
                 if time.monotonic() > deadline:
@@ -136,7 +136,7 @@ def main(
         str, typer.Option(help='Variants whose lead or name has one of these in it, split at "|"; the base always runs')
     ] = "",
     without_base: Annotated[bool, typer.Option(help="Of the base only dense attention")] = False,
-    tasks: Annotated[str, typer.Option(help=f"Of {', '.join([*TASKS, TEXT])}; default all")] = "",
+    tasks: Annotated[str, typer.Option(help=f"Of {', '.join(ALL)}; default all")] = "",
     min_tokens: Annotated[int, typer.Option(help="Least tokens kept besides the window", min=0)] = 1024,
     commit: Annotated[
         str | None, typer.Option(envvar="SPARSEKIT_COMMIT", help="What git describe says, for a machine without git")
@@ -153,9 +153,9 @@ def main(
         for variant in chosen:
             print(f"{variant.lead} | {variant.name}")
         return
-    named = [name.strip() for name in tasks.split(",") if name.strip()] or [*TASKS, TEXT]
-    if wrong := [name for name in named if name not in (*TASKS, TEXT)]:
-        raise typer.BadParameter(f"tasks: got {wrong}; allowed are {', '.join([*TASKS, TEXT])}: name some of those")
+    named = [name.strip() for name in tasks.split(",") if name.strip()] or ALL
+    if wrong := [name for name in named if name not in ALL]:
+        raise typer.BadParameter(f"tasks: got {wrong}; allowed are {', '.join(ALL)}: name some of those")
     if words and not any(map(hit, chosen)):
         raise typer.BadParameter(f"only: got {only!r}, which no variant has in it: see --list")
     try:

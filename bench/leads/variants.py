@@ -17,15 +17,25 @@ from bench.leads.layers import Passed, Remembered, Reused, least_work, matched, 
 from bench.leads.near import Near, Sides
 from bench.leads.probes import Both, Chance, LastQueries, Probe, Strided
 from bench.leads.tokens import VotedTokens
-from sparsekit import BlockTopK, Decompress, FlexPrefill, Pipeline, SlidingWindow, Streaming, TokenCoverage, Zeros
+from sparsekit import (
+    BlockTopK,
+    Decompress,
+    FlexPrefill,
+    Pipeline,
+    SlidingWindow,
+    Streaming,
+    TokenCoverage,
+    Union,
+    Zeros,
+)
 from sparsekit.schedules import Measured
 
-TAUS = (0.1, 0.3, 0.6)
+TAUS = (0.1, 0.4)
 CURVE = (0.02, *TAUS, 0.8)  # of the plain method
-GAMMAS = (0.5, 0.7, 0.9)
+GAMMAS = (0.6, 0.9)
 FLEX_CURVE = (0.3, *GAMMAS, 0.97)
-CANDIDATE_TAUS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 0.9)
-CANDIDATE_GAMMAS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97)
+CANDIDATE_TAUS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+CANDIDATE_GAMMAS = (0.2, 0.4, 0.6, 0.75, 0.9, 0.97)
 NEAR = SlidingWindow(128)
 DELIMITERS = b"\n:=()[]{},"
 
@@ -98,10 +108,10 @@ def base() -> list[Variant]:
         Variant(of, "dense", "", lambda s: None, timed=True),
         Variant(of, "dense, sparsekit", "", lambda s: run(FlexPrefill(gamma=1.0)), timed=True),
         *of_tau(of, "plain", lambda s, tau: run(coverage(s, tau)), CURVE, timed=True),
-        *of_tau(of, "zeros", lambda s, tau: run(coverage(s, tau), fill=Zeros()), (0.02, 0.1, 0.3), timed=True),
+        *of_tau(of, "zeros", lambda s, tau: run(coverage(s, tau), fill=Zeros()), (0.02, 0.1), timed=True),
         *of_gamma(of, "FlexPrefill", flex, FLEX_CURVE, timed=True),
         *of_tau(of, "tokens by chance", lambda s, tau: run(voted(s, tau, probe=Chance()))),
-        Variant(of, "only neighbours", "128", lambda s: run(voted(s, keep=1e-9))),
+        Variant(of, "only neighbours", "128", _neighbours),
         Variant(of, "Streaming", "sinks 128, window 1024", lambda s: run(Streaming()), timed=True),
         *(
             Variant(of, "BlockTopK", f"keep {keep:g}", partial(_top, keep), timed=True, plain="FlexPrefill")
@@ -112,6 +122,10 @@ def base() -> list[Variant]:
 
 def _top(keep: float, s: Setting) -> Pipeline:
     return run(BlockTopK(keep=keep))
+
+
+def _neighbours(s: Setting) -> Pipeline:
+    return Near(replace(voted(s, keep=1e-9), min_tokens=0), near=128, fill=NEAR)
 
 
 def near() -> list[Variant]:
@@ -126,8 +140,7 @@ def near() -> list[Variant]:
 def budgets() -> list[Variant]:
     of = "2 budgets"
     fixed = [
-        Variant(of, "one keep for all layers", f"keep {keep:g}", partial(_fixed, keep))
-        for keep in (0.6, 0.35, 0.2, 0.1)
+        Variant(of, "one keep for all layers", f"keep {keep:g}", partial(_fixed, keep)) for keep in (0.4, 0.2, 0.1)
     ]
     return [
         *of_tau(of, "per head", lambda s, tau: run(voted(s, tau, budget="head"))),
@@ -154,8 +167,8 @@ def probes() -> list[Variant]:
     by = lambda probe: lambda s, tau: run(voted(s, tau, probe=probe))  # noqa: E731
     last: Probe = LastQueries()
     return [
-        *of_tau(of, "window 32", lambda s, tau: run(coverage(s, tau, window=32)), timed=True),
-        *of_tau(of, "window 512", lambda s, tau: run(coverage(s, tau, window=512)), timed=True),
+        *of_tau(of, "voting window 32", lambda s, tau: run(coverage(s, tau, window=32)), timed=True),
+        *of_tau(of, "voting window 512", lambda s, tau: run(coverage(s, tau, window=512)), timed=True),
         *of_tau(of, "last 512 choose", by(LastQueries(512))),
         *of_tau(of, "spread", by(Strided(128))),
         *of_tau(of, "spread, far keys", by(Strided(128, 128))),
@@ -177,8 +190,8 @@ def forced() -> list[Variant]:
         *of_tau(of, "newlines", marked(b"\n")),
         *of_tau(of, "delimiters", marked(DELIMITERS)),
         *of_tau(of, "first 64", _first),
-        *(v for m in (16, 32, 64, 128) for v in of_tau(of, f"runs of {m}", in_runs(m, "sum"))),
-        *of_tau(of, "runs of 32 by max", in_runs(32, "max")),
+        *(v for m in (16, 64, 128) for v in of_tau(of, f"runs of {m}", in_runs(m, "sum"))),
+        *of_tau(of, "runs of 64 by max", in_runs(64, "max")),
         *of_tau(of, "pool 1", lambda s, tau: run(coverage(s, tau, pool=1)), timed=True),
         *of_tau(of, "pool 31", lambda s, tau: run(coverage(s, tau, pool=31)), timed=True),
     ]
@@ -253,10 +266,9 @@ def joint() -> list[Variant]:
     tokens_then = lambda gamma, band: lambda s, tau: run(TokensThenBlocks(voted(s, tau), gamma, band))  # noqa: E731
     stacked = lambda gamma: lambda s, tau: run(coverage(s, tau), FlexPrefill(gamma=gamma))  # noqa: E731
     blocks = lambda band: lambda s, gamma: run(TokensThenBlocks(voted(s), gamma, band))  # noqa: E731
-    some = (0.1, 0.3)
     return [
-        *(v for g in (0.7, 0.9) for v in of_tau(of, f"stacked, gamma {g}", stacked(g), some, timed=True)),
-        *(v for g in (0.7, 0.9) for v in of_tau(of, f"votes choose blocks, gamma {g}", tokens_then(g, 1), some)),
+        *(v for g in (0.7, 0.9) for v in of_tau(of, f"stacked, gamma {g}", stacked(g), timed=True)),
+        *(v for g in (0.7, 0.9) for v in of_tau(of, f"votes choose blocks, gamma {g}", tokens_then(g, 1))),
         *of_gamma(of, "blocks by votes, band 1", blocks(1)),
         *of_gamma(of, "blocks by votes, band 4", blocks(4)),
     ]
@@ -267,8 +279,8 @@ def fills() -> list[Variant]:
     window = lambda n, sinks: lambda s, tau: run(coverage(s, tau), fill=SlidingWindow(n, sinks))  # noqa: E731
     far = lambda n, near: lambda s, tau: Near(coverage(s, tau), near=near, fill=NEAR, far=n)  # noqa: E731
     return [
-        *(v for n in (8, 32, 512) for v in of_tau(of, f"window {n}", window(n, 0), timed=True)),
-        *of_tau(of, "sinks 16", window(128, 16), timed=True),
+        *(v for n in (8, 32, 512) for v in of_tau(of, f"fill window {n}", window(n, 0), timed=True)),
+        *of_tau(of, "fill sinks 16", window(128, 16), timed=True),
         *of_tau(of, "dropped queries see 64 far keys", far(64, 0)),
         *of_tau(of, "dropped queries see 512 far keys", far(512, 0)),
         *of_tau(of, "512 far keys, near 128", far(512, 128)),
@@ -279,7 +291,7 @@ def sides() -> list[Variant]:
     of = "12 queries and keys apart"
     keys = [
         Variant(of, "all queries, keys and near 128", f"keep {keep:g}", partial(_keys_only, keep))
-        for keep in (0.3, 0.12, 0.05, 0.02)
+        for keep in (0.1, 0.03, 0.01)
     ]
     fewer_queries = lambda s, tau: Near(  # noqa: E731
         Sides(voted(s, min(1.5 * tau, 0.95)), voted(s, tau / 2)), near=128, fill=NEAR
@@ -292,7 +304,7 @@ def sides() -> list[Variant]:
         *keys,
         *of_tau(of, "fewer queries than keys", fewer_queries),
         *of_tau(of, "fewer keys than queries", fewer_keys),
-        *of_tau(of, "kept queries see all keys", all_keys, (0.3, 0.6, 0.8)),
+        *of_tau(of, "kept queries see all keys", all_keys, (0.4, 0.8)),
     ]
 
 
@@ -307,11 +319,11 @@ def layers() -> list[Variant]:
     one = lambda layer: lambda s, tau: {layer: run(coverage(s, tau)), "default": "dense"}  # noqa: E731
     both = lambda tokens_low: lambda s, tau: _both(s, tau, tokens_low)  # noqa: E731
     return [
-        *of_tau(of, "low half", low, (0.1, 0.3, 0.6, 0.8), timed=True),
-        *of_tau(of, "high half", high, (0.1, 0.3, 0.6), timed=True),
+        *of_tau(of, "low half", low, timed=True),
+        *of_tau(of, "high half", high, timed=True),
         *of_tau(of, "tokens low, FlexPrefill 0.9 high", both(True), timed=True),
         *of_tau(of, "tokens high, FlexPrefill 0.9 low", both(False), timed=True),
-        *(v for layer in range(8) for v in of_tau(of, f"layer {layer} alone", one(layer), (0.6,))),
+        *(v for layer in range(8) for v in of_tau(of, f"layer {layer} alone", one(layer), (0.4,))),
     ]
 
 
@@ -321,8 +333,31 @@ def _both(s: Setting, tau: float, tokens_low: bool) -> dict[int, Pipeline]:
     }
 
 
+def tails() -> list[Variant]:
+    of = "14 last queries see all keys"
+    rest = lambda n, tau: lambda s: Chunked(run(coverage(s, tau)), n, Pipeline([]))  # noqa: E731
+    return [
+        *(Variant(of, "the others neighbours", f"last {n}", partial(_tail, n)) for n in (128, 512, 2048)),
+        *(Variant(of, "the others plain, tau 0.4", f"last {n}", rest(n, 0.4)) for n in (128, 2048)),
+        *(Variant(of, "the others FlexPrefill 0.6", f"last {n}", partial(_flex_tail, n)) for n in (128, 2048)),
+        Variant(of, "the others neighbours and top blocks", "last 128, keep 0.02", _top_tail),
+    ]
+
+
+def _tail(n: int, s: Setting) -> Pipeline:
+    return Chunked(_neighbours(s), n, Pipeline([]))
+
+
+def _flex_tail(n: int, s: Setting) -> Pipeline:
+    return Chunked(run(FlexPrefill(gamma=0.6)), n, Pipeline([]))
+
+
+def _top_tail(s: Setting) -> Pipeline:
+    return Chunked(run(Union([Streaming(sinks=1, window=128), BlockTopK(keep=0.02)])), 128, Pipeline([]))
+
+
 GROUPS = (
-    base, near, budgets, sharing, probes, forced, reductions, reuse, calibrated, joint, fills, sides, layers,
+    base, near, budgets, sharing, probes, forced, reductions, reuse, calibrated, joint, fills, sides, layers, tails,
 )  # fmt: skip
 
 
