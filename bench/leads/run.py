@@ -133,7 +133,7 @@ def main(
         "leads.jsonl"
     ),
     only: Annotated[
-        str, typer.Option(help='Variants whose lead or name has one of these in it, split at "|"; the base always runs')
+        str, typer.Option(help='Variants whose lead or name has one of these in it, split at ";"; the base always runs')
     ] = "",
     without_base: Annotated[bool, typer.Option(help="Of the base only dense attention")] = False,
     tasks: Annotated[str, typer.Option(help=f"Of {', '.join(ALL)}; default all")] = "",
@@ -145,7 +145,7 @@ def main(
 ) -> None:
     """Try leads on a model that retrieves; float32 on a CPU, bfloat16 on a GPU."""
     began = time.monotonic()
-    words = [word.strip() for word in only.split("|") if word.strip()]
+    words = [word.strip() for word in only.split(";") if word.strip()]
     hit = lambda v: any(word in f"{v.lead} | {v.name}" for word in words)  # noqa: E731
     base = lambda v: v.lead.startswith("0 ") and (v.name == "dense" or not without_base)  # noqa: E731
     chosen = [v for v in variants() if not words or hit(v) or base(v)]
