@@ -81,13 +81,13 @@ def compare(
 
     `pipelines` by name: a Pipeline, with stages of the caller's own too, or a mapping of layers to pipelines. `name`
     is the model's. What is in `records` already is not asked again, nor priced again but with `again`. At each length
-    `timed` prompts are what times are of; dense attention takes turns with the pipelines on them: as the model has
+    `timed` prompts are what times are of, 0: no times; dense attention takes turns with the pipelines on them: as the model has
     it, by sparsekit's kernels and, on a GPU, by cuDNN. A pipeline that breaks at a length is recorded with the reason
     and left out there until the next run. `on_step(done, total, name)` is called after each pass. Raises ValueError
     for a model in training mode, a name that is taken, a pipeline that does not fit the model, or records of another
     model, text or dtype, or of other pipelines of the same names.
     """
-    check_count("timed", timed, 1)
+    check_count("timed", timed, 0)
     if model.training:
         raise ValueError("model: got one in training mode; allowed is evaluation mode: call model.eval() first")
     yardsticks = _yardsticks(model)
@@ -108,7 +108,7 @@ def compare(
     to_price, to_ask = {}, {}
     for length in prompts.lengths:
         lacking = {called: way for called, way in ways.items() if (called, length) not in priced}
-        to_price[length] = yardsticks | lacking if lacking else {}
+        to_price[length] = yardsticks | lacking if lacking and timed else {}
         to_ask[length] = {
             key: [called for called in ways if (called, length, *key) not in old] for key in prompts.keys()
         }

@@ -59,18 +59,22 @@ def ask(model: Any, sample: Sample, tokenizer: Tokenizer = BYTES, how: How = nul
     answer judged is the byte it finds most likely at each place, given the right bytes before it. So `whole` is what
     greedy generation would give, up to rounding, for one short pass instead of one step a byte, and a value counts as
     found whatever came of the values before it. Other tokenizers do not map one to one to bytes: their models
-    generate, step by step inside `how`, where one-token steps are dense.
+    generate, step by step inside `how`, where one-token steps are dense. Of a sample whose answer is read inside the
+    prompt a byte model reads all inside `how`; others are asked for the last value.
     """
     if not isinstance(tokenizer, ByteTokenizer):
+        sample = sample.last() if sample.inside else sample
         with how():
             return score(sample, generate_answer(model, sample.prompt, len(sample.answer), tokenizer))
-    prompt, answer = (torch.tensor([list(text)], device=model.device) for text in (sample.prompt, sample.answer))
+    within = len(sample.answer) - 1 if sample.inside else 0
+    read, after = sample.prompt + sample.answer[:within], sample.answer[within:-1]
+    prompt, rest = (torch.tensor([list(text)], device=model.device) for text in (read, after))
     with torch.no_grad():
         with how():
-            out = model(prompt, use_cache=True, logits_to_keep=1)
-        likeliest = [int(out.logits[0, -1].argmax())]
-        if len(sample.answer) > 1:
-            out = model(answer[:, :-1], past_key_values=out.past_key_values, use_cache=True)
+            out = model(prompt, use_cache=True, logits_to_keep=within + 1)
+        likeliest = out.logits[0].argmax(-1).tolist()
+        if after:
+            out = model(rest, past_key_values=out.past_key_values, use_cache=True)
             likeliest += out.logits[0].argmax(-1).tolist()
     return score(sample, tokenizer.decode_after([], likeliest))
 

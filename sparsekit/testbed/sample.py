@@ -42,6 +42,7 @@ class Sample:
     prompt: bytes
     answer: bytes
     scored: tuple[int, ...]
+    inside: bool = False  # the right answer is read with the prompt, and judged byte by byte as it is read
 
     @property
     def values(self) -> tuple[tuple[int, ...], ...]:
@@ -53,6 +54,12 @@ class Sample:
             else:
                 runs.append([at])
         return tuple(map(tuple, runs))
+
+    def last(self) -> "Sample":
+        """The same read up to its last value, which alone is asked for."""
+        at = self.values[-1][0]
+        scored = tuple(i - at for i in self.values[-1])
+        return Sample(self.task, self.prompt + self.answer[:at], self.answer[at:], scored)
 
 
 def held_out(key: str) -> bool:
@@ -140,12 +147,20 @@ def hide(window: bytes, facts: Iterable[Fact], rng: Random) -> bytes:
     return b"".join(parts) + window[done:]
 
 
-def compose(task: str, text: bytes, length: int, rng: Random, asked: Fact, others: Sequence[Fact] = ()) -> Sample:
+def compose(
+    task: str,
+    text: bytes,
+    length: int,
+    rng: Random,
+    asked: Fact,
+    others: Sequence[Fact] = (),
+    inside: bool = False,
+) -> Sample:
     """A prompt of exactly `length` bytes: text, the lines of `asked` and of `others`, the question for `asked`."""
     facts = [asked, *others]
     size = length - len(asked.question) - sum(len(line) for hidden in facts for line in hidden.lines)
     prompt = hide(cut(text, size, rng), facts, rng) + asked.question
-    return Sample(task, prompt, asked.answer, asked.scored)
+    return Sample(task, prompt, asked.answer, asked.scored, inside)
 
 
 def check_length(length: int) -> None:

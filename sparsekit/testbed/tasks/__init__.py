@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from ..sample import Sample
 from .common_words import common_words
+from .conversation import conversation
 from .copy_span import copy_span
 from .frequent_words import frequent_words
 from .key_value import key_value
@@ -24,6 +25,7 @@ TASKS: dict[str, Callable[[bytes, int, int], Sample]] = {
     "key_value": key_value,
     "number_string": number_string,
     "copy_span": copy_span,
+    "conversation": conversation,
     "common_words": common_words,
     "frequent_words": frequent_words,
     "question_answering": question_answering,
@@ -32,9 +34,9 @@ TASKS: dict[str, Callable[[bytes, int, int], Sample]] = {
 # What the embedded model was trained for; it answers all of these right at every length (testbed/model/README.md).
 TRAINED: tuple[str, ...] = ("single_key", "multi_key", "multi_value", "variable_tracking")
 
-CLAIMED: tuple[str, ...] = (*TRAINED, "multi_query", "key_value", "number_string", "copy_span")
+CLAIMED: tuple[str, ...] = (*TRAINED, "multi_query", "key_value", "number_string", "copy_span", "conversation")
 
 __all__ = [
-    "CLAIMED", "TASKS", "TRAINED", "common_words", "copy_span", "frequent_words", "key_value", "multi_key",
+    "CLAIMED", "TASKS", "TRAINED", "common_words", "conversation", "copy_span", "frequent_words", "key_value", "multi_key",
     "multi_query", "multi_value", "number_string", "question_answering", "single_key", "variable_tracking",
 ]  # fmt: skip
