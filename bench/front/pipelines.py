@@ -9,8 +9,20 @@ GAMMAS = (0.8, 0.9, 0.95, 0.99)
 WINDOW = "decompress(fill=sliding_window(128))"
 
 
-def tokens(tau: float, *rest: str) -> str:
-    return " | ".join((f"token_coverage(tau={tau})", *rest))
+LONG = 65536  # bytes; at more only these are asked
+AT_ALL = (
+    *(f"tokens {tau}, zeros, low" for tau in (".005", ".02", ".2")),
+    *(f"tokens {tau}, window" for tau in (".02", ".1", ".2", ".5")),
+    "tokens .2, window, low",
+    *(f"FlexPrefill {gamma}" for gamma in (".9", ".95", ".99")),
+    "tokens .02 | FlexPrefill .95, zeros, low",
+    "tokens .2 | FlexPrefill .95, window",
+)
+
+
+def tokens(tau: float, *rest: str, **how: int) -> str:
+    given = "".join(f", {name}={value}" for name, value in how.items())
+    return " | ".join((f"token_coverage(tau={tau}{given})", *rest))
 
 
 def blocks(gamma: float) -> str:
@@ -42,8 +54,28 @@ def papers() -> dict[str, str | Layers]:
     return found
 
 
-PIPELINES = papers()
+def smooth() -> dict[str, str | Layers]:
+    """Votes smoothed over more neighbours, so that whole lines are kept, and cast by more queries."""
+    found: dict[str, str | Layers] = {}
+    for tau in (0.05, 0.1, 0.2, 0.4):
+        found[f"smooth {_short(tau)}"] = tokens(tau, WINDOW, pool=31)
+        found[f"smooth {_short(tau)}, 512 vote"] = tokens(tau, WINDOW, pool=31, window=512)
+    for tau in (0.1, 0.4):
+        found[f"smooth {_short(tau)} by 63, 512 vote"] = tokens(tau, WINDOW, pool=63, window=512)
+        found[f"smooth {_short(tau)}, 2048 vote"] = tokens(tau, WINDOW, pool=31, window=2048)
+    wide = "decompress(fill=sliding_window(512))"
+    found["smooth .1, 512 vote, window 512"] = tokens(0.1, wide, pool=31, window=512)
+    found["smooth .05, 2048 vote, window 512"] = tokens(0.05, wide, pool=31, window=2048)
+    return found
+
+
+def at(length: int) -> dict[str, str | Layers]:
+    """What is asked at a length."""
+    return PIPELINES if length <= LONG else {name: PIPELINES[name] for name in (*AT_ALL, *smooth())}
 
 
 def _short(x: float) -> str:
     return f"{x:g}".removeprefix("0")
+
+
+PIPELINES = papers() | smooth()

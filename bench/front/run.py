@@ -1,11 +1,11 @@
 """Asks the embedded model under every pipeline: python -m bench.front.run --device cuda --lengths 32K,128K
 
-Several processes ask, each its share of the prompts, because the GPU idles while the host prepares a short call; one
-alone takes the times afterwards. What the output has already is not asked again, so a run that was cut off goes on.
+One process alone takes the times first. Then several ask, each its share of the prompts, because the GPU idles while
+the host prepares a short call. What the output has already is not asked again, so a run that was cut off goes on.
 """
 
 import time
-from multiprocessing.connection import wait
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,14 +14,18 @@ import typer
 from rich.console import Console
 from torch.multiprocessing import get_context
 
-from bench.front.pipelines import PIPELINES
+from bench.front.pipelines import at
 from bench.inputs import lengths as parse_lengths
-from sparsekit.schedules import Layers
-from sparsekit.testbed import CLAIMED, TASKS, compare, load_model, read_text
-from sparsekit.testbed.comparison import Prompts
+from sparsekit import Pipeline
+from sparsekit.integrations.transformers import sparsify
+from sparsekit.schedules import always
+from sparsekit.testbed import CLAIMED, load_model, read_text
+from sparsekit.testbed.comparison import Prompts, compare, what
+from sparsekit.testbed.loss import bits_by_position
 from sparsekit.testbed.records import Records
-from sparsekit.schedules import read_pipeline
 
+NAME = "embedded"
+DENSE: dict[str, Any] = {"dense": None}
 console = Console(stderr=True, width=120)
 
 
@@ -46,7 +50,6 @@ def main(
     """float32 on a CPU, bfloat16 on a GPU."""
     deadline = time.time() + seconds
     words = [word.strip() for word in only.split(";") if word.strip()]
-    chosen = {name: how for name, how in PIPELINES.items() if not words or any(word in name for word in words)}
     named = [name.strip() for name in tasks.split(",") if name.strip()] or list(CLAIMED)
     sizes = parse_lengths(lengths)
     shares = [range(first, seed + each, processes) for first in range(seed, min(seed + processes, seed + each))]
@@ -55,53 +58,73 @@ def main(
     for part in parts:
         if part.exists():  # of a run that was cut off
             _take(records, part)
+    if timed:
+        model = load(device)
+        for size in sizes:
+            prompts = Prompts(read_text(file), named[:timed], [size], 1, seed)
+            compare(model, chosen(size, words), prompts, records, name=NAME, timed=timed, commit=commit)
+        del model
     context = get_context("spawn")
-    asked = dict(device=device, chosen=chosen, tasks=named, sizes=sizes, file=file, commit=commit, deadline=deadline)
+    asked = dict(device=device, words=words, tasks=named, sizes=sizes, file=file, commit=commit, deadline=deadline)
     running = []
     for share, part in zip(shares, parts, strict=True):
         part.write_bytes(out.read_bytes() if out.exists() else b"")
         running.append(context.Process(target=ask, args=(list(share), part), kwargs=asked))
         running[-1].start()
-    wait([process.sentinel for process in running])
     for process, part in zip(running, parts, strict=True):
         process.join()
         _take(records, part)
     if any(process.exitcode for process in running):
         raise typer.Exit(1)
-    if timed:
-        model = load(device)
-        for size in sizes:
-            prompts = Prompts(read_text(file), named, [size], 1, seed)
-            compare(model, pipelines(chosen), prompts, records, name="embedded", timed=timed, commit=commit)
     console.print(f"{len(records.lines)} records in {out}")
 
 
-def ask(share: list[int], part: Path, *, chosen: dict, tasks: list[str], sizes: list[int], deadline: float, **how: Any) -> None:
+def ask(
+    share: list[int], part: Path, *, words: list[str], tasks: list[str], sizes: list[int], deadline: float, **how: Any
+) -> None:
     """One process: its seeds, one after another, so that a deadline cuts off prompts and not pipelines."""
     model, text, records = load(how["device"]), read_text(how["file"]), Records(part)
 
-    def on_step(done: int, total: int, name: str) -> None:
+    def on_step(*_: Any) -> None:
         if time.time() > deadline:
             raise Late
 
     try:
         for seed in share:
             for size in sizes:
-                prompts = Prompts(text, tasks, [size], 1, seed)
-                compare(
-                    model, pipelines(chosen), prompts, records, name="embedded", timed=0, commit=how["commit"],
-                    on_step=on_step,
-                )  # fmt: skip
+                ways, prompts = chosen(size, words), Prompts(text, tasks, [size], 1, seed)
+                compare(model, ways, prompts, records, name=NAME, timed=0, commit=how["commit"], on_step=on_step)
+                broken = {x["pipeline"] for x in records.lines if x["kind"] == "failed" and x["length"] == size}
+                for name, way in (DENSE | ways).items():
+                    on_step()
+                    if name in broken:
+                        continue
+                    read(model, text, size, seed, name, way, records)
     except Late:
         pass
+
+
+def read(model: Any, text: bytes, length: int, seed: int, name: str, way: Any, records: Records) -> None:
+    """Add how surprised the model is by a piece of the text alone, by position, unless that is there."""
+    key = ("loss", name, length, seed)
+    if key not in {
+        (line["kind"], line.get("pipeline"), line.get("length"), line.get("seed")) for line in records.lines
+    }:
+        found = bits_by_position(
+            model, text, length, seed, lambda: sparsify(model, always(way)) if way else nullcontext()
+        )
+        line = dict(kind="loss", run=records.lines[-1]["run"], pipeline=name, what=what(way) if way else name)
+        records.append(line | dict(length=length, seed=seed, bits=[[one.end, round(one.bits, 5)] for one in found]))
 
 
 def load(device: str) -> Any:
     return load_model(torch.bfloat16 if device == "cuda" else torch.float32, device)
 
 
-def pipelines(chosen: dict[str, str | Layers]) -> dict[str, Any]:
-    return {name: read_pipeline(how) if isinstance(how, str) else how for name, how in chosen.items()}
+def chosen(length: int, words: list[str]) -> dict[str, Any]:
+    """The pipelines of a length whose name has one of the words in it; all, without words."""
+    named = {name: how for name, how in at(length).items() if not words or any(word in name for word in words)}
+    return {name: Pipeline.from_spec(how) if isinstance(how, str) else how for name, how in named.items()}
 
 
 def _take(records: Records, part: Path) -> None:

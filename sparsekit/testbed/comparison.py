@@ -242,5 +242,6 @@ def _once(tokenizer: Tokenizer) -> Tokenizer:
     class Once:
         encode = staticmethod(lru_cache(maxsize=1)(tokenizer.encode))
         decode_after = staticmethod(tokenizer.decode_after)
+        starts = staticmethod(tokenizer.starts)
 
     return Once()
