@@ -158,7 +158,11 @@ def test_one_that_breaks_is_recorded_and_costs_the_others_nothing(model, tmp_pat
 
     broken, path = True, tmp_path / "records.jsonl"
     prompts, mine = Prompts(TEXT, ("single_key",), (1024,), each=1), {"breaks": Pipeline([breaks])} | PIPELINES
-    rows = {row.pipeline: row for row in front(run(model, path, mine, prompts))}
+    lines = run(model, path, mine, prompts)
+    rows = {row.pipeline: row for row in front(lines)}
+    assert [line["kind"] for line in lines if line.get("pipeline") == "breaks"] == ["failed"], (
+        "left out until next time"
+    )
     assert rows["breaks"].failed == "RuntimeError: out of paper" and rows["breaks"].right is None
     assert all(rows[name].right and rows[name].speed_up and not rows[name].failed for name in PIPELINES)
     assert (
