@@ -120,13 +120,17 @@ def draw_front(rows: "Sequence[Row]", path: Path | str, *, title: str = "") -> P
         raise ValueError("rows: got none with answers and a speed-up; allowed are rows with both: measure some first")
     best, steps = max(map(_percent, placed)), ranked(placed)
     near = [row for row in placed if _percent(row) > best - NEAR]
-    figure = _figure(*((14, 6.4) if 1 < len(near) < len(placed) else (9, 6.4)))
+    panels = {"all": placed} | ({f"within {NEAR:g} points of the best": near} if 1 < len(near) < len(placed) else {})
+    texts = [
+        f"{number}  {row.pipeline}: {row.speed_up:.2f}x, {_percent(row):.1f}%" for number, row in enumerate(steps, 1)
+    ]
+    names = [fill(text, 75 * len(panels)) for text in texts]
+    figure = _figure(7 * len(panels), 5.2 + 0.19 * sum(name.count("\n") + 1 for name in names))
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import LogLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
     families = sorted({row.family for row in placed if not row.dense})
     colours = {family: f"C{i % 10}" for i, family in enumerate(families)} | {"dense": "#222222"}
-    panels = {"all": placed} | ({f"within {NEAR:g} points of the best": near} if 1 < len(near) < len(placed) else {})
     for axes, (name, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for row in shown:
             assert row.right
@@ -143,15 +147,14 @@ def draw_front(rows: "Sequence[Row]", path: Path | str, *, title: str = "") -> P
         axes.set_axisbelow(True)
         axes.grid(color="#eeeeee")
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1.0,) if _wide(shown) else (1.0, 1.25, 1.5, 1.75)))
+        axes.xaxis.set_major_locator(LogLocator(base=2) if _wide(shown) else MaxNLocator(6))
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:.3g}x")
         axes.set(xlabel="attention, speed-up over the fastest dense, log scale", ylabel="answers right, %")
         axes.set_title(name if len(panels) > 1 else "")
     handles = [Line2D([], [], marker="s" if f == "dense" else "o", ls="", color=c, label=f) for f, c in colours.items()]
     figure.axes[0].legend(handles=handles, loc="best", fontsize="small")
-    names = [fill(f"{row.pipeline}: {row.speed_up:.2f}x, {_percent(row):.1f}%", 150) for row in steps]
-    numbers = [Line2D([], [], marker=f"${i}$", ls="", color="#222222", ms=7) for i in range(1, len(names) + 1)]
-    figure.legend(numbers, names, loc="outside lower center", fontsize="small", frameon=False)
+    dots = [Line2D([], [], marker="s" if row.dense else "o", ls="", color=colours[row.family]) for row in steps]
+    figure.legend(dots, names, loc="outside lower center", fontsize="small", frameon=False)
     figure.suptitle(title)
     return _saved(figure, path)
 

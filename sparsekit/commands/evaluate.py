@@ -30,7 +30,9 @@ def evaluate(
     lengths: Annotated[
         list[str], Option("--lengths", "--length", help='Bytes of a prompt, at least 1024, such as "4K,32K"')
     ],
-    tasks: Annotated[str, Option(help="Tasks, with commas between, or all")] = "all",
+    tasks: Annotated[
+        str, Option(help="Tasks, with commas between; claimed: those that the embedded model can do; trained; all")
+    ] = "claimed",
     questions: Annotated[int, Option(help="Prompts of each task at each length, at least 1")] = 4,
     file: Annotated[Path | None, Option(help="Text to hide facts in; default: Python's standard library")] = None,
     seed: Seed = 0,
@@ -57,7 +59,8 @@ def evaluate(
     console = Console()
     say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
     asked = {name: read_pipeline(name) for name in _words(pipelines, ";") if name != DENSE}
-    chosen = tuple(testbed.TASKS) if tasks == "all" else _words([tasks], ",")
+    groups = {"all": testbed.TASKS, "claimed": testbed.CLAIMED, "trained": testbed.TRAINED}
+    chosen = tuple(dict.fromkeys(task for word in _words([tasks], ",") for task in groups.get(word, (word,))))
     prompts = Prompts(testbed.read_text(file), chosen, _lengths(lengths), questions, seed)
     records = Records(out)
     if records.torn:

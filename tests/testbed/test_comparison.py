@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_llama import END, save_tiny_llama
+from tiny_llama import END, byte_tokenizer, save_tiny_llama
 from transformers import AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sparsekit import Pipeline, Plan
 from sparsekit.plots import draw_front
-from sparsekit.testbed import read_text
+from sparsekit.testbed import TextTokenizer, read_text
 from sparsekit.testbed.comparison import Prompts, compare
 from sparsekit.testbed.front import front, pareto, ranked
 from sparsekit.testbed.page import write_page
@@ -138,6 +138,16 @@ def test_each_pass_runs_the_pipeline_and_a_time_is_that_of_its_attention(model):
     assert not price["slow"]["ran_dense"] and model.config._attn_implementation == "sdpa"
 
 
+def test_a_prompt_becomes_tokens_once_for_all_pipelines(model, monkeypatch):
+    texts = []
+    tokenizer = TextTokenizer(byte_tokenizer())
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text: texts.append(text) or encode(text))
+    prompts = Prompts(TEXT, ("single_key", "multi_key"), (1024,), each=1)
+    lines = run(model, None, PIPELINES, prompts, tokenizer=tokenizer)
+    assert texts == [prompts.sample(*key, 1024).prompt for key in prompts.keys()] and len(answers(lines)) == 3 * 2
+
+
 def test_kept_and_density_are_by_layer(model):
     prompts = Prompts(TEXT, ("single_key",), (1024,), each=1)
     keep = "token_coverage(tau=0.5, min_tokens=64)"
@@ -158,7 +168,11 @@ def test_one_that_breaks_is_recorded_and_costs_the_others_nothing(model, tmp_pat
 
     broken, path = True, tmp_path / "records.jsonl"
     prompts, mine = Prompts(TEXT, ("single_key",), (1024,), each=1), {"breaks": Pipeline([breaks])} | PIPELINES
-    rows = {row.pipeline: row for row in front(run(model, path, mine, prompts))}
+    lines = run(model, path, mine, prompts)
+    rows = {row.pipeline: row for row in front(lines)}
+    assert [line["kind"] for line in lines if line.get("pipeline") == "breaks"] == ["failed"], (
+        "left out until next time"
+    )
     assert rows["breaks"].failed == "RuntimeError: out of paper" and rows["breaks"].right is None
     assert all(rows[name].right and rows[name].speed_up and not rows[name].failed for name in PIPELINES)
     assert (
@@ -203,7 +217,7 @@ def test_a_model_in_training_and_a_file_of_something_else_are_refused(model, tmp
         (dict(tasks=()), "tasks: got"),
         (dict(lengths=(1024, 1024)), "lengths: got"),
         (dict(lengths=(100,)), "length=100 bytes is too short"),
-        (dict(lengths=(10**9,)), "length=1000000000 needs"),
+        (dict(lengths=(10**9,)), "text has .* bytes, at least"),
         (dict(each=0), "questions: got 0"),
     ],
 )

@@ -2,8 +2,8 @@
 
 The runs make it hard to copy: the digits before do not say how many more of the same come. All ten are scored.
 
-Source: InfiniteBench (arXiv:2402.13718), Retrieve.Number. The wordings are its own, and unlike those of single_key,
-after whose five digits the embedded model has learned that the line ends.
+Source: InfiniteBench (arXiv:2402.13718), Retrieve.Number. The wordings are chosen to be unlike those of single_key,
+after whose five digits the embedded model has learned that the line ends: it sometimes ends others early, too.
 """
 
 from random import Random
@@ -15,9 +15,11 @@ LONGEST = 3  # run
 
 # What stands before the digits, and after them.
 PHRASINGS = (
-    ("# The sequence of digits is ", ". Remember it."),
-    ("The sequence of digits is ", ". Remember it."),
     ("# Remember this sequence of digits: ", ""),
+    ("# Remember the sequence of digits, which is ", "."),
+    ("# There is a sequence of digits to remember here. The sequence of digits is ", "."),
+    ("# sequence of digits, to be remembered: ", ""),
+    ("# The pass key, ten digits long: ", ""),
 )
 
 
