@@ -37,6 +37,7 @@ TRAINED: tuple[str, ...] = ("single_key", "multi_key", "multi_value", "variable_
 CLAIMED: tuple[str, ...] = (*TRAINED, "multi_query", "key_value", "number_string", "copy_span", "conversation")
 
 __all__ = [
-    "CLAIMED", "TASKS", "TRAINED", "common_words", "conversation", "copy_span", "frequent_words", "key_value", "multi_key",
-    "multi_query", "multi_value", "number_string", "question_answering", "single_key", "variable_tracking",
+    "CLAIMED", "TASKS", "TRAINED", "common_words", "conversation", "copy_span", "frequent_words", "key_value",
+    "multi_key", "multi_query", "multi_value", "number_string", "question_answering", "single_key",
+    "variable_tracking",
 ]  # fmt: skip
