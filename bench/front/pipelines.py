@@ -31,7 +31,7 @@ def blocks(gamma: float) -> str:
 
 def low(spec: str, others: str = "dense") -> Layers:
     """A schedule: `spec` in the layers of least drift."""
-    return {layers: spec for layers in LOW} | {"default": others}
+    return {**dict.fromkeys(LOW, spec), "default": others}
 
 
 def papers() -> dict[str, str | Layers]:

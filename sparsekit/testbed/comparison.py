@@ -84,10 +84,10 @@ def compare(
     `pipelines` by name: a Pipeline, with stages of the caller's own too, or a mapping of layers to pipelines. `name`
     is the model's. What is in `records` already is not asked again, nor priced again but with `again`. At each length
     `timed` prompts are what times are of, 0: no times; dense attention takes turns with the pipelines on them: as the
-    model has it, by sparsekit's kernels and, on a GPU, by cuDNN. A pipeline that breaks at a length is recorded with the reason
-    and left out there until the next run. `on_step(done, total, name)` is called after each pass. Raises ValueError
-    for a model in training mode, a name that is taken, a pipeline that does not fit the model, or records of another
-    model, text or dtype, or of other pipelines of the same names.
+    model has it, by sparsekit's kernels and, on a GPU, by cuDNN. A pipeline that breaks at a length is recorded with
+    the reason and left out there until the next run. `on_step(done, total, name)` is called after each pass. Raises
+    ValueError for a model in training mode, a name that is taken, a pipeline that does not fit the model, or records
+    of another model, text or dtype, or of other pipelines of the same names.
     """
     check_count("timed", timed, 0)
     if model.training:
