@@ -75,10 +75,13 @@ def test_bits_are_per_byte_whatever_a_token_holds():
     tokenizer, flat = TextTokenizer(byte_tokenizer(merges)), tiny(257 + len(merges))
     flat.lm_head.weight.data.zero_()
     window = cut(TEXT, 2500, Random(3))
-    tokens, first = len(tokenizer.encode(window)), tokenizer.starts(window)[1]
-    (found,) = bits_by_position(flat, TEXT, 2500, 3, edges=[0, 2500], tokenizer=tokenizer)
-    assert tokens < 2400
-    assert math.isclose(found.bits, (tokens - 1) / (2500 - first) * math.log2(257 + len(merges)), rel_tol=1e-6)
+    tokens, starts = tokenizer.encode(window), tokenizer.starts(window)
+    assert len(tokens) < 2400
+    found = bits_by_position(flat, TEXT, 2500, 3, edges=[0, 50, 100, 2500], tokenizer=tokenizer)
+    for one in found:
+        mine = [t for t, start in zip(tokens[1:], starts[1:], strict=True) if one.start <= start < one.end]
+        size = len(tokenizer.decode_after([], mine))
+        assert math.isclose(one.bits, len(mine) / size * math.log2(257 + len(merges)), rel_tol=1e-6)
 
 
 def test_the_model_reads_inside():
