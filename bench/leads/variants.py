@@ -257,8 +257,10 @@ def _calibrated(
 
 
 def _either(s: Setting, tau: float) -> dict:
-    specs = [_token_spec(s, one) for one in CANDIDATE_TAUS] + [_flex_spec(s, one) for one in CANDIDATE_GAMMAS]
-    return matched(s.measured([*specs, _token_spec(s, tau)]), traded, _token_spec(s, tau))
+    specs = [_token_spec(s, one) for one in sorted({*CANDIDATE_TAUS, tau})] + [
+        _flex_spec(s, one) for one in CANDIDATE_GAMMAS
+    ]
+    return matched(s.measured(specs), traded, _token_spec(s, tau))
 
 
 def joint() -> list[Variant]:
