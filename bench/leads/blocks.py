@@ -37,7 +37,7 @@ class TokensThenBlocks:
         take = ((within + 1 + m) // m).clamp(max=J)
         pooled[..., 0] = torch.inf  # the first block always
         verticals = dispatch.run("topk_mask", pooled.device.type, pooled, take)
-        slashes = (torch.arange(J, device=pooled.device) <= self.band).expand(B, H, J)
+        slashes = (torch.arange(J, device=pooled.device) <= self.band).expand(B, H, J).contiguous()
         own = torch.arange(J, device=pooled.device, dtype=torch.int32).expand(B, H, J)
         pattern = verticals, slashes, own, own, None, (m, m)
         return Plan(kept, kept, dispatch.run("vertical_slash_blocks", p.q.device.type, *pattern))

@@ -84,13 +84,12 @@ def traded(measured: Sequence[Measured], price: float) -> dict[int, Measured]:
 
 
 def matched(measured: Sequence[Measured], rule: Rule, spec: str) -> dict[int, str]:
-    """By layer, the specs of the rule's choice whose mean density is nearest to that of `spec` in all layers."""
-    wanted = sum(one.density for one in measured if one.pipeline == spec)
+    """By layer, the specs of the rule's densest choice that is no denser than `spec` in all layers, but for 2%."""
+    work = lambda of: sum(one.density for one in of)  # noqa: E731
+    most = 1.02 * work(one for one in measured if one.pipeline == spec)
     strengths = sorted({one.score for one in measured}) if rule is least_work else np.geomspace(1e-3, 1e3, 400)
-    chosen = min(
-        (rule(measured, float(strength)) for strength in strengths),
-        key=lambda of: abs(sum(one.density for one in of.values()) - wanted),
-    )
+    made = (rule(measured, float(strength)) for strength in strengths)
+    chosen = max((one for one in made if work(one.values()) <= most), key=lambda one: work(one.values()))
     return {layer: one.pipeline for layer, one in chosen.items()}
 
 

@@ -82,7 +82,8 @@ def compare(ours: Mapping[Prompt, float], theirs: Mapping[Prompt, float], parts:
         return difference(mine, other)
     gaps = np.subtract(mine, other)
     means = np.random.default_rng(0).choice(gaps, (DRAWS, len(gaps))).mean(1)
-    return Estimate(float(gaps.mean()), *map(float, np.quantile(means, (0.025, 0.975))), len(gaps))
+    low, high = map(float, np.quantile(means, (0.025, 0.975)))
+    return Estimate(float(gaps.mean()), low, high, len(gaps))
 
 
 def at_density(curve: Sequence[tuple[float, Mapping[Prompt, float]]], work: float) -> dict[Prompt, float] | None:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -167,13 +168,18 @@ def main(
     origin = provenance(where, commit)
     text = read_text()
     calibrations = {length: Calibration(model, prompts_of(text, length)) for length in sizes}
-    low = {length: profile_layers(model, calibrations[length].prompts).layers for length in sizes}
-    console.print(f"{len(chosen)} variants, lengths {sizes}, tasks {named}; least drift {low}", highlight=False)
+    console.print(f"{len(chosen)} variants, lengths {sizes}, tasks {named}", highlight=False)
     common = {key: origin[key] for key in ("run", "gpu", "commit", "clean", "date")}
 
+    @cache
+    def low(length: int) -> tuple[int, ...]:
+        layers = profile_layers(model, calibrations[length].prompts).layers
+        console.print(f"least drift at {length}: layers {layers}", highlight=False)
+        return layers
+
     def setting(length: int, prompt: bytes) -> Setting:
-        layers = model.config.num_hidden_layers
-        return Setting(prompt, where, layers, low[length], calibrations[length].measured, min_tokens)
+        layers, measured = model.config.num_hidden_layers, calibrations[length].measured
+        return Setting(prompt, where, layers, partial(low, length), measured, min_tokens)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a") as file:

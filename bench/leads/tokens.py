@@ -48,7 +48,7 @@ class VotedTokens:
         votes = self._shared(p, votes)
         if self.forced is not None:
             votes = votes.masked_fill(self.forced, torch.inf)
-        keep = torch.maximum(K - drop, (votes == torch.inf).sum(-1)).expand(votes.shape[:2])
+        keep = torch.maximum((K - drop).expand(votes.shape[:2]), (votes == torch.inf).sum(-1))
         return self._segments(votes, keep)
 
     def _votes(self, p: Problem, scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ class Setting:
     prompt: bytes
     device: torch.device
     layers: int
-    low: tuple[int, ...]  # the half of the layers with least drift
+    low: Callable[[], tuple[int, ...]]  # the half of the layers with least drift, measured when first asked for
     measured: Callable[[Sequence[str]], Sequence[Measured]]  # these specs in every layer, at this length
     min_tokens: int  # TokenCoverage's, its default at the lengths that count
 
@@ -257,8 +257,10 @@ def _calibrated(
 
 
 def _either(s: Setting, tau: float) -> dict:
-    specs = [_token_spec(s, one) for one in CANDIDATE_TAUS] + [_flex_spec(s, one) for one in CANDIDATE_GAMMAS]
-    return matched(s.measured([*specs, _token_spec(s, tau)]), traded, _token_spec(s, tau))
+    specs = [_token_spec(s, one) for one in sorted({*CANDIDATE_TAUS, tau})] + [
+        _flex_spec(s, one) for one in CANDIDATE_GAMMAS
+    ]
+    return matched(s.measured(specs), traded, _token_spec(s, tau))
 
 
 def joint() -> list[Variant]:
@@ -314,8 +316,8 @@ def _keys_only(keep: float, s: Setting) -> Pipeline:
 
 def layers() -> list[Variant]:
     of = "13 which layers"
-    low = lambda s, tau: only({n: n in s.low for n in range(s.layers)}, run(coverage(s, tau)))  # noqa: E731
-    high = lambda s, tau: only({n: n not in s.low for n in range(s.layers)}, run(coverage(s, tau)))  # noqa: E731
+    low = lambda s, tau: only({n: n in s.low() for n in range(s.layers)}, run(coverage(s, tau)))  # noqa: E731
+    high = lambda s, tau: only({n: n not in s.low() for n in range(s.layers)}, run(coverage(s, tau)))  # noqa: E731
     one = lambda layer: lambda s, tau: {layer: run(coverage(s, tau)), "default": "dense"}  # noqa: E731
     both = lambda tokens_low: lambda s, tau: _both(s, tau, tokens_low)  # noqa: E731
     return [
@@ -329,7 +331,8 @@ def layers() -> list[Variant]:
 
 def _both(s: Setting, tau: float, tokens_low: bool) -> dict[int, Pipeline]:
     return {
-        n: run(coverage(s, tau)) if (n in s.low) == tokens_low else run(FlexPrefill(gamma=0.9)) for n in range(s.layers)
+        n: run(coverage(s, tau)) if (n in s.low()) == tokens_low else run(FlexPrefill(gamma=0.9))
+        for n in range(s.layers)
     }
 
 

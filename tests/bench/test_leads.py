@@ -3,7 +3,7 @@
 import json
 import math
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ import typer
 
 from bench.leads.blocks import TokensThenBlocks
 from bench.leads.chunks import Chunked
-from bench.leads.judge import ALL, QUESTIONS, TEXT, Seen, judge, read, samples
+from bench.leads.judge import QUESTIONS, TEXT, Seen, judge, read, samples
 from bench.leads.layers import Passed, Remembered, Reused, least_work, matched, traded
 from bench.leads.near import Near, Sides, band
 from bench.leads.probes import Both, Chance, LastQueries, Strided, probabilities
@@ -29,6 +29,7 @@ from sparsekit import (
     oracle,
 )  # fmt: skip
 from sparsekit.integrations.transformers import LayerCall, sparsify
+from sparsekit.integrations.transformers.schedule import by_layer
 from sparsekit.schedules import Measured
 from sparsekit.testbed import load_model, read_text
 from sparsekit.testbed.evaluate import ask
@@ -150,6 +151,25 @@ def test_trivial_settings_are_the_plain_method():
     assert dense[0].density(p) == 1
 
 
+@pytest.mark.parametrize("by", ["sum", "max"])
+def test_runs_are_kept_whole_and_by_their_votes(by):
+    p, m = problem(L=320), 16
+    kept = voted(segment=m, by=by).choose(p).kept().unflatten(-1, (-1, m))
+    assert torch.equal(kept.all(-1), kept.any(-1))
+    votes = torch.nn.functional.avg_pool1d(LastQueries(16)(p)[..., :-16], 3, 1, 1).unflatten(-1, (-1, m))
+    votes, kept = (votes.sum(-1) if by == "sum" else votes.amax(-1)), kept.all(-1)[..., :-1]
+    assert (votes.masked_fill(~kept, torch.inf).amin(-1) >= votes.masked_fill(kept, 0.0).amax(-1)).all()
+
+
+@pytest.mark.parametrize("gamma", [0.3, 0.6, 0.9])
+def test_as_many_blocks_as_tokens_that_hold_gamma_of_the_votes(gamma):
+    p, m = problem(L=320), 8
+    within = (LastQueries(16)(p).sort(-1, descending=True).values.cumsum(-1) <= gamma).sum(-1)
+    own = TokensThenBlocks(voted(tau=0.0), gamma, band=0, block_size=m)(p).blocks.mask()[:, :, -1, :-1].sum(-1)
+    take = (within + 1 + m) // m
+    assert ((own == take) | (own == take - 1)).all(), "the diagonal may be among them"
+
+
 def test_nearness_adds_the_dropped_neighbours_of_kept_queries_and_nothing_else():
     p = problem()
     plain = Pipeline([voted(), Decompress(SlidingWindow(9))], break_even=0).decide(p)
@@ -207,7 +227,7 @@ def test_layers_get_what_their_error_allows_at_the_work_of_one_setting():
     specs = lambda chosen: {layer: one.pipeline for layer, one in chosen.items()}  # noqa: E731
     assert specs(least_work(measured, 0.85)) == {0: "b", 1: "dense"}
     assert specs(traded(measured, 0.5)) == {0: "b", 1: "a"}
-    assert matched(measured, traded, "a") in ({0: "b", 1: "a"}, {0: "a", 1: "a"})
+    assert matched(measured, traded, "a") == {0: "b", 1: "a"}
     assert matched(measured, least_work, "b") == {0: "b", 1: "b"}
 
 
@@ -221,10 +241,10 @@ def text():
     return read_text()
 
 
-@pytest.mark.parametrize("task", ALL)
+@pytest.mark.parametrize("task", ["multi_value", TEXT, QUESTIONS])
 def test_a_sample_is_read_at_its_length_and_judged_as_ask_does(task, model, text):
-    sample = samples(text, task, 2048, 1_000_003)
-    assert len(read(sample)) == 2048 and sample == samples(text, task, 2048, 1_000_003)
+    sample = samples(text, task, 1024, 1_000_003)
+    assert len(read(sample)) == 1024 and sample == samples(text, task, 1024, 1_000_003)
     how = partial(sparsify, model, Pipeline([TokenCoverage(0.5, min_tokens=32)], break_even=0))
     if task != QUESTIONS:
         assert judge(model, sample, how)[0] == ask(model, sample, how=how)
@@ -254,8 +274,42 @@ def test_every_variant_has_a_name_of_its_own_and_something_to_be_compared_with()
     assert all(v.plain in labels for v in found)
 
 
+LAYERS = 8
+
+
+def measured(specs):
+    """Each spec's real density and error, as if all layers were alike."""
+    return [replace(measured_once(spec), layer=layer) for spec in ("dense", *specs) for layer in range(LAYERS)]
+
+
+@cache
+def measured_once(spec):
+    p = problem(L=560, H=2, G=1)
+    plan, out = Pipeline.from_spec(spec).run(p)
+    truth = oracle(p).o
+    return Measured(0, spec, 1.0, plan.kept(p), plan.density(p), 1.0, ((out.o - truth).norm() / truth.norm()).item())
+
+
+@pytest.mark.parametrize("variant", variants(), ids=lambda v: f"{v.lead.split()[0]}: {v.name}")
+def test_every_variant_computes_a_legal_plan(variant):
+    p = problem(L=560, H=2, G=1)
+    prompt = bytes(torch.randint(10, 60, (560,), generator=torch.Generator().manual_seed(0)).tolist())
+    made = variant.make(Setting(prompt, torch.device("cpu"), LAYERS, lambda: (0, 1, 2, 3), measured, min_tokens=16))
+    of_layers = by_layer(made or "dense", list(range(LAYERS)))
+    assert set(of_layers) == set(range(LAYERS))
+    pipelines = list({id(one): one for one in of_layers.values() if one}.values())
+    for n, pipeline in enumerate(pipelines):
+        plan, out = pipeline.run(p)
+        plan.check(p, contents=True)
+        if n in (0, len(pipelines) - 1):
+            pairs = plan.pairs(p)
+            assert pairs.any(-1).all() or variant.label == "zeros"
+            assert torch.equal(plan.work(p), pairs.sum((-1, -2)))
+            assert off(p, plan, out) < 1e-12
+
+
 def test_a_prompts_bytes_make_the_mask():
-    setting = Setting(b"a = b\n", torch.device("cpu"), 8, (), lambda specs: [], 0)
+    setting = Setting(b"a = b\n", torch.device("cpu"), 8, tuple, lambda specs: [], 0)
     assert setting.mask(DELIMITERS).tolist() == [False, False, True, False, False, True]
 
 
