@@ -12,11 +12,17 @@ WINDOW = "decompress(fill=sliding_window(128))"
 LONG = 65536  # bytes; at more only these are asked
 AT_ALL = (
     *(f"tokens {tau}, zeros, low" for tau in (".005", ".02", ".2")),
-    *(f"tokens {tau}, window" for tau in (".02", ".1", ".2", ".5")),
-    "tokens .2, window, low",
-    *(f"FlexPrefill {gamma}" for gamma in (".9", ".95", ".99")),
+    *(f"tokens {tau}, window" for tau in (".02", ".2", ".5")),
+    "FlexPrefill .95",
+    "FlexPrefill .99",
     "tokens .02 | FlexPrefill .95, zeros, low",
     "tokens .2 | FlexPrefill .95, window",
+    "smooth .1",
+    "smooth .4",
+    *(f"smooth {tau}, 512 vote" for tau in (".05", ".1", ".2", ".4")),
+    "smooth .4, 2048 vote",
+    "smooth .1, 512 vote, window 512",
+    "smooth .05, 2048 vote, window 512",
 )
 
 
@@ -71,7 +77,7 @@ def smooth() -> dict[str, str | Layers]:
 
 def at(length: int) -> dict[str, str | Layers]:
     """What is asked at a length."""
-    return PIPELINES if length <= LONG else {name: PIPELINES[name] for name in (*AT_ALL, *smooth())}
+    return PIPELINES if length <= LONG else {name: PIPELINES[name] for name in AT_ALL}
 
 
 def _short(x: float) -> str:
