@@ -19,7 +19,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def samples():
-    return [TASKS[name](TEXT, 2048, seed) for name in ("single_key", "multi_value") for seed in range(4)]
+    return [TASKS[name](TEXT, 2048, seed) for seed in range(2) for name in ("single_key", "multi_value")]
 
 
 @pytest.mark.parametrize("pipeline", ["dense", LOSSY])
@@ -53,16 +53,16 @@ def test_only_the_prompt_is_read_inside(model, samples):
 def test_other_tokenizers_generate_inside(model, samples):
     tokenizer = TextTokenizer(byte_tokenizer())
     with sparsify(model, LOSSY):
-        generated = [score(s, generate_answer(model, s.prompt, len(s.answer))) for s in samples]
-    assert evaluate(model, samples, tokenizer=tokenizer, how=lambda: sparsify(model, LOSSY)) == generated
+        generated = [score(s, generate_answer(model, s.prompt, len(s.answer))) for s in samples[:3]]
+    assert evaluate(model, samples[:3], tokenizer=tokenizer, how=lambda: sparsify(model, LOSSY)) == generated
     assert not all(one.whole for one in generated)
 
 
 def test_every_sample_is_asked_in_order(model, samples):
     seen = []
-    scores = evaluate(model, samples[:3], on_step=lambda *step: seen.append(step))
-    assert seen == [(i + 1, 3, one) for i, one in enumerate(scores)]
-    assert scores == [ask(model, sample) for sample in samples[:3]]
+    scores = evaluate(model, samples[:2], on_step=lambda *step: seen.append(step))
+    assert seen == [(i + 1, 2, one) for i, one in enumerate(scores)]
+    assert scores == [ask(model, sample) for sample in samples[:2]]
 
 
 def test_an_answer_of_one_byte_needs_no_second_pass(model):
