@@ -22,6 +22,7 @@ AFTER = 512  # bytes of it that are judged
 QUESTIONS = "questions"  # many at the end of the prompt, each answered inside it, long before the last queries
 ASKED = 24  # of them
 ALL = (*TASKS, TEXT, QUESTIONS)
+SEARCH = ("multi_key", TEXT, QUESTIONS, "multi_value", "multi_query", "copy_span")  # different kinds, none alike
 
 
 def samples(text: bytes, task: str, length: int, seed: int) -> Sample:

@@ -27,7 +27,8 @@ Value = Callable[[Line], float]
 # what was found of each lead's label, once it was run; a label without one has none yet
 VERDICTS: dict[str, str] = {}
 HEAD = (
-    "variant", "kept", "work", "ms", "found", "questions", "text, bits", "found, equal tau", "questions, equal tau",
+    "variant", "kept", "work", "ms", "found", "questions", "text, bits",
+    "found, equal strength", "questions, equal strength",
     "found, equal work", "questions, equal work", "text, equal work", "answer bits, equal work", "verdict",
 )  # fmt: skip
 DRAWS = 2000  # of the bootstrap

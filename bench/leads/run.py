@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from bench.inputs import lengths as parse_lengths
-from bench.leads.judge import ALL, Seen, judge, read, samples
+from bench.leads.judge import ALL, SEARCH, Seen, judge, read, samples
 from bench.leads.variants import Setting, Variant, variants
 from bench.records import Record, provenance
 from sparsekit.integrations.transformers import sparsify
@@ -137,7 +137,7 @@ def main(
         str, typer.Option(help='Variants whose lead or name has one of these in it, split at ";"; the base always runs')
     ] = "",
     without_base: Annotated[bool, typer.Option(help="Of the base only dense attention")] = False,
-    tasks: Annotated[str, typer.Option(help=f"Of {', '.join(ALL)}; default all")] = "",
+    tasks: Annotated[str, typer.Option(help=f"Of {', '.join(ALL)}; default {', '.join(SEARCH)}")] = "",
     min_tokens: Annotated[int, typer.Option(help="Least tokens kept besides the window", min=0)] = 1024,
     commit: Annotated[
         str | None, typer.Option(envvar="SPARSEKIT_COMMIT", help="What git describe says, for a machine without git")
@@ -154,7 +154,7 @@ def main(
         for variant in chosen:
             print(f"{variant.lead} | {variant.name}")
         return
-    named = [name.strip() for name in tasks.split(",") if name.strip()] or ALL
+    named = [name.strip() for name in tasks.split(",") if name.strip()] or list(SEARCH)
     if wrong := [name for name in named if name not in ALL]:
         raise typer.BadParameter(f"tasks: got {wrong}; allowed are {', '.join(ALL)}: name some of those")
     if words and not any(map(hit, chosen)):

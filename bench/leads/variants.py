@@ -169,6 +169,7 @@ def probes() -> list[Variant]:
     return [
         *of_tau(of, "voting window 32", lambda s, tau: run(coverage(s, tau, window=32)), timed=True),
         *of_tau(of, "voting window 512", lambda s, tau: run(coverage(s, tau, window=512)), timed=True),
+        *of_tau(of, "voting window 2048", lambda s, tau: run(coverage(s, tau, window=2048)), timed=True),
         *of_tau(of, "last 512 choose", by(LastQueries(512))),
         *of_tau(of, "spread", by(Strided(128))),
         *of_tau(of, "spread, far keys", by(Strided(128, 128))),

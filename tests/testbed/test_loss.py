@@ -77,7 +77,7 @@ def test_bits_are_per_byte_whatever_a_token_holds():
     window = cut(TEXT, 2500, Random(3))
     tokens, starts = tokenizer.encode(window), tokenizer.starts(window)
     assert len(tokens) < 2400
-    found = bits_by_position(flat, TEXT, 2500, 3, edges=[0, 50, 100, 2500], tokenizer=tokenizer)
+    found = bits_by_position(flat, TEXT, 2500, 3, edges=range(0, 2501, 20), tokenizer=tokenizer)
     for one in found:
         mine = [t for t, start in zip(tokens[1:], starts[1:], strict=True) if one.start <= start < one.end]
         size = len(tokenizer.decode_after([], mine))
