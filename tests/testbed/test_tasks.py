@@ -130,6 +130,7 @@ def answered(seed, length):
     asked, start = question.split("\n")
     name = next(name for name in people if name in asked)
     town, year, teacher = people[name]
+    assert not {town for town, *_ in people.values()} & set(people), "a town is no person"
     assert name in start and answer == f" {values[0]}" and len(values) == 1
     if "teacher" in asked:
         assert people[teacher][1] not in said[name], "it takes two lines"

@@ -2,7 +2,8 @@
 
 The question names the four keys, then begins the line of the first; the answer goes on with its value and repeats
 the line of each further key, in the order named, which is not the order in the text. The values are scored, each a
-retrieval of its own. As many other keys in the same wording compete as in multi_key.
+retrieval of its own. As many other keys in the same wording compete as in multi_key. The embedded model finds each
+value once its line has begun, but does not take the next key from the list itself: its whole answers are wrong.
 
 Source: RULER (arXiv:2404.06654), needle in a haystack with several queries.
 """
