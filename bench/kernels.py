@@ -20,13 +20,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench import dense
 from bench.cases import SUITES, Case, contenders
-from bench.contender import Contender, Skipped
+from bench.contender import Contender
 from bench.inputs import INPUTS, SHAPES, lengths
 from bench.records import path_for, provenance
 from sparsekit import Problem
 
 CALLS, LEAST_US = 5, 3.0  # calls of each case; kernels that take less of one are summed up
 ROW = 20  # calls in a row
+FASTEST = "FlashAttention-4"
 
 
 def main(
@@ -34,6 +35,7 @@ def main(
     suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}")] = "stages",
     only: Annotated[str, typer.Option(help="Cases whose name has this in it")] = "",
     inputs: Annotated[str, typer.Option(help=f"One of {', '.join(INPUTS)}")] = "structured",
+    yardstick: Annotated[str, typer.Option(help=f"Dense attention, one of {', '.join(dense.KERNELS)}")] = FASTEST,
     out: Annotated[Path | None, typer.Option(help="File to write; default bench/records/<chip>-kernels.txt")] = None,
     commit: Annotated[str | None, typer.Option(envvar="SPARSEKIT_COMMIT", help="What git describe says")] = None,
 ) -> None:
@@ -46,22 +48,13 @@ def main(
     pages = [f"{origin['gpu']}, torch {torch.__version__}, commit {origin['commit']}, {inputs} inputs, per call"]
     for length in lengths(tokens):
         p = INPUTS[inputs](length, SHAPES["llama-3.1-8b"], torch.bfloat16, device)
-        for contender in (*_dense(p), *_chosen(SUITES[suite], only, p)):
+        for contender in (*dense.contenders(yardstick, p), *_chosen(SUITES[suite], only, p)):
             pages.append(page(contender, length))
             typer.echo(pages[-1].splitlines()[0])
         del p
     unfinished = path.with_name(f".{path.name}.new")
     unfinished.write_text("\n\n".join(pages) + "\n")
     unfinished.replace(path)
-
-
-def _dense(p: Problem) -> Iterator[Contender]:
-    """The yardsticks that run here."""
-    for name in dense.names(p.q.device.type):
-        try:
-            yield from dense.contenders(name, p)
-        except (Skipped, RuntimeError) as reason:
-            typer.echo(f"{name}: {reason}")
 
 
 def _chosen(cases: Iterable[Case], only: str, p: Problem) -> Iterator[Contender]:
