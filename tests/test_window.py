@@ -7,25 +7,12 @@ import torch
 from closeness import same
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import EXAMPLES, FILLS, SEEDS, named, plans, problems
+from strategies import EXAMPLES, FILLS, SEEDS, named, plans, problems, tokens, windowed
 from torch.nn.functional import scaled_dot_product_attention
 
 import sparsekit as sk
 from sparsekit import Plan, Problem, attend, dispatch, oracle
 from sparsekit.problem import PAD, to_heads
-
-
-@st.composite
-def windowed(draw, square=None):
-    """A causal problem, its window, and sometimes padding at the end of a row."""
-    p = draw(problems(square=square, causal=True))
-    p = Problem.of(p.q, p.k, p.v, window=draw(st.integers(1, p.k.shape[2] + 1)))
-    if draw(st.booleans()) and p.q.shape[2] == p.k.shape[2] > 1:
-        n = draw(st.integers(1, p.q.shape[2] - 1))
-        pos = p.q_pos.clone()
-        pos[0, :, n:] = PAD
-        p = replace(p, q_pos=pos, k_pos=pos, full=False)
-    return p
 
 
 @given(p=problems(causal=True), window=st.integers(1, 30))
@@ -58,6 +45,28 @@ def test_work_counts_the_pairs_inside_the_window(data):
     assert torch.equal(plan.work(p), plan.pairs(p).sum((-1, -2)))
     without = replace(p, window=None)
     assert torch.equal(plan.pairs(p), plan.pairs(without) & p.visible()), "the plan, intersected with the window"
+
+
+@given(data=st.data(), probe=st.integers(1, 9))
+def test_window_scores_are_what_the_last_queries_give_the_keys_they_see(data, probe):
+    """Of any windowed problem, what a plan leaves of one too: by hand from `visible`, row by row."""
+    p = data.draw(windowed())
+    kept = data.draw(tokens(p, "q")) if p.q.shape[2] == p.k.shape[2] and data.draw(st.booleans()) else None
+    p = Plan(kept, kept).compress(p)
+    columns, distances = dispatch.run("window_scores", "cpu", p, probe, True)
+    torch.testing.assert_close(columns, dispatch.run("window_scores", "cpu", p, probe)[0])
+    seen, (B, H), K = p.visible(), p.q.shape[:2], p.k.shape[2]
+    probability = (p.q @ to_heads(p.k, H).mT * p.scale).masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0.0)
+    n_q, n_k = (to_heads((pos != PAD).sum(-1), H) for pos in (p.q_pos, p.k_pos))
+    expected = torch.zeros(2, B, H, K, dtype=p.q.dtype)
+    for b, h in torch.cartesian_prod(torch.arange(B), torch.arange(H)).tolist():
+        rows = range(max(0, int(n_q[b, h]) - probe), int(n_q[b, h]))
+        for i in rows:
+            own = int(n_k[b, h] - n_q[b, h]) + i
+            expected[0, b, h] += probability[b, h, i] / len(rows)
+            expected[1, b, h, : own + 1] += probability[b, h, i, : own + 1].flip(-1) / len(rows)
+    torch.testing.assert_close(columns, expected[0])
+    torch.testing.assert_close(distances, expected[1])
 
 
 @given(p=windowed(), fill=FILLS)
