@@ -218,7 +218,7 @@ def test_eval_asks_any_other_model(folder, here):
         (["eval", "embedded", "--pipeline", "streaming", "--length", 1024, "--tasks", "x"], "tasks: got 'x'; allowed"),
         (["eval", "embedded", "--pipeline", "streaming", "--length", "4Q"], "lengths: got '4Q'; allowed are numbers"),
         (["eval", "embedded", "--pipeline", "streaming", "--length", "1K,1K"], "lengths: got [1024, 1024]"),
-        (["eval", "embedded", "--pipeline", "streaming", "--length", 1024, "--timed", 0], "timed: got 0"),
+        (["eval", "embedded", "--pipeline", "streaming", "--length", 1024, "--timed=-1"], "timed: got -1"),
         (["eval", "embedded", "--pipeline", "streaming", "--length", 1024, "--out", "text"], "line 1 of 'text' is no"),
         (["eval", "embedded", "--pipeline", "other.json", "--length", 1024], "layer 8, but the model has 0 to 7"),
         (["page", "gone", "page.md"], "records: got 'gone', which is no file"),

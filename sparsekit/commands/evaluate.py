@@ -39,7 +39,7 @@ def evaluate(
     device: Device = "auto",
     out: Annotated[Path | None, Option(help="Records, one a line; what is there already is not done again")] = None,
     page: Annotated[Path | None, Option(help="Markdown page to write, its pictures beside it")] = None,
-    timed: Annotated[int, Option(help="Prompts of each length that times are of, at least 1")] = 3,
+    timed: Annotated[int, Option(help="Prompts of each length that times are of; 0: no times")] = 3,
     again: Annotated[bool, Option("--again", help="Time again what has a time in the records")] = False,
     commit: Annotated[
         str | None, Option(envvar="SPARSEKIT_COMMIT", help="Of the code, as git describe --always --dirty says it")

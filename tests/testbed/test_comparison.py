@@ -191,7 +191,7 @@ def test_one_that_breaks_is_recorded_and_costs_the_others_nothing(model, tmp_pat
         (dict(pipelines={BLIND: Pipeline.from_spec(NARROW)}), "pipelines: '.*' is '.*' in the records, and here"),
         (dict(pipelines={"dense": Pipeline()}), "pipelines: got the name 'dense', which dense attention has"),
         (dict(pipelines={"x": {9: BLIND}}), "layer 9, but the model has 0 to 3"),
-        (dict(timed=0), "timed: got 0"),
+        (dict(timed=-1), "timed: got -1"),
     ],
 )
 def test_what_does_not_go_together_is_refused_and_nothing_written(model, whole, change, message):
