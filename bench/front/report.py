@@ -1,7 +1,8 @@
 """The page of the front: python -m bench.front.report [--check]
 
 Writes docs/front.md with its pictures from bench/records/front: the recipes' prices, accuracy over speed-up at each
-length, the loss on plain text, and what became of every lead. The prices in sparsekit/recipes.py are put in, too.
+length, the loss on plain text, and what became of every lead. The prices in sparsekit/recipes.py and the table between
+`<!-- recipes -->` and `<!-- /recipes -->` in README.md are put in, too.
 """
 
 import inspect
@@ -41,6 +42,11 @@ which the stages choose.
 No parameter was chosen on these prompts' seeds but the recipes' tau, of the values in the tables; a second set of seeds
 and of text has not been asked yet.
 """
+MARKED = re.compile(r"(<!-- recipes -->).*?(<!-- /recipes -->)", re.DOTALL)  # in README.md
+HEADLINE = """The embedded model (7.4 M parameters, 8 layers) asked at 128K bytes on one {gpu}, bfloat16, {n} prompts of
+{tasks} tasks; attention of all layers, over the fastest dense attention of the same run ({over}, {ms:.1f} ms):
+
+"""
 LOSS = """## Loss on plain text
 
 Bits per byte of held-out text at 128K bytes, by position in it, the mean of {n} pieces: what a method costs where
@@ -65,7 +71,9 @@ def main(
     """Bring docs/front.md and the recipes' prices up to date with the records."""
     lines = read_lines(RECORDS)
     rows = front(claimed(lines))
+    readme = ROOT / "README.md"
     texts = {docs / "front.md": page(lines, rows), Path(inspect.getfile(recipes)): priced(rows)}
+    texts[readme] = MARKED.sub(lambda found: f"{found[1]}\n{headline(rows)}{found[2]}", readme.read_text())
     if not check:
         for length in lengths(rows):
             draw_front([row for row in rows if row.length == length], docs / picture(length), title=title(length))
@@ -131,13 +139,36 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def headline(rows: Sequence[Row]) -> str:
+    """Of the README: the recipes at the length of their prices."""
+    dense = found(rows, DENSE, AT)
+    assert dense.right and dense.attention_ms
+    names = {"dense": DENSE, "Token Sparse Attention, as published": "paper"}
+    names |= {f"FlexPrefill, gamma {gamma}": f"FlexPrefill {gamma}" for gamma in (".95", ".99")}
+    names |= {f"`{name}`": name for name in recipes.PIPELINES}
+    lines = ["| | answers right | worst task | attention | speed-up | density |", "|---|---:|---:|---:|---:|---:|"]
+    for shown, name in names.items():
+        row = found(rows, name, AT)
+        cells, worst = figures(row), min(row.tasks.items(), key=lambda pair: pair[1].value)
+        task = f"{worst[0].replace('_', ' ')} {100 * worst[1].value:.0f}%"
+        lines.append(
+            f"| {shown} | {cells['right']} | {task} | {cells['attention ms']} ms | {cells['speed-up']} | "
+            f"{cells['density']} |"
+        )
+    intro = HEADLINE.format(
+        gpu=dense.gpu, n=dense.right.n, tasks=len(dense.tasks), over="FlashAttention-4", ms=dense.attention_ms.p50
+    )
+    note = "\nIntervals of 95%. [docs/front.md](docs/front.md) has every setting of the papers' methods beside them.\n"
+    return intro + "\n".join(lines) + "\n" + note
+
+
 def found(rows: Sequence[Row], name: str, length: int) -> Row:
-    """The row of a recipe, of "paper" on the half of the layers with least drift, or of the fastest dense attention."""
+    """The row of a recipe, of the fastest dense attention, or of a name among those that were asked."""
     mine = [row for row in rows if row.length == length]
     if name == DENSE:
         return max((row for row in mine if row.dense), key=lambda row: row.speed_up or 0)
-    if name == "paper":
-        return next(row for row in mine if row.pipeline == PAPER)
+    if name not in recipes.PIPELINES:
+        return next(row for row in mine if row.pipeline == {"paper": PAPER}.get(name, name))
     return next(row for row in mine if row.what == recipes.PIPELINES[name]().to_spec())
 
 
