@@ -330,7 +330,15 @@ plan's pairs in float64.
 - **sparse**: every layer ran its pipeline, alone blocks and tokens with blocks, and computed less than dense.
 - **sparse (1)**: some layers ran dense, for the reason with that number; a warning names it.
 - **dense (1)**: all layers ran dense, through the model's own attention.
-- **-**: not supported by the model itself, by this version of transformers, for the reason with that number."""
+- **-**: not supported by the model itself, by this version of transformers, for the reason with that number.
+
+In layers with a sliding window a token stage keeps every token and a block stage chooses inside the window: the layer
+runs its pipeline, and is counted as such. Dense layers run the model's own SDPA on a CPU, to the bit; on a GPU
+FlashAttention, as sparsekit calls it, wherever it takes the call.
+
+The `sparsekit.json` beside a model is found by `sparsify(model)`. By `attn_implementation="sparsekit"` alone it is
+found only where the layers' config is the one that was loaded: a layer knows nothing else of its model, and inside a
+model of several parts (text and vision) the part's config does not know the folder. There, call `sparsify(model)`."""
 
 
 def _table(record: dict[str, Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from .commands.backends import backends
 from .commands.calibrate import calibrate
 from .commands.demo import demo
 from .commands.evaluate import evaluate
+from .commands.page import page
 from .commands.profile import profile
 from .commands.run import run
 from .dispatch import NoBackendError
@@ -18,6 +19,7 @@ app.command()(run)
 app.command()(profile)
 app.command()(calibrate)
 app.command("eval")(evaluate)
+app.command()(page)
 app.command()(backends)
 
 

@@ -178,7 +178,7 @@ def run_demo(
     asked = {"dense": Pipeline()} | {name: made for name, made in asked.items() if made != Pipeline()}
     # the small model's attention is cheap on a GPU; what is asked here is what each pipeline does, worth it or not
     parsed = {name: Pipeline([made], break_even=0) for name, made in asked.items()}
-    tasks = list(testbed.TASKS.values())
+    tasks = [testbed.TASKS[name] for name in testbed.TRAINED]
     samples = [tasks[i % len(tasks)](text, length, seed + i) for i in range(questions)]
     warm_up = tasks[0](text, min(length, WARM_UP), seed)
     where = torch.device(device)

@@ -143,6 +143,11 @@ def _notes(problem: Problem, plan: Plan, rows: int) -> Iterator[str]:
         bad = (~getattr(problem, name).isfinite()).sum().item()
         if bad:
             yield f"{name} holds {bad} NaN or infinite values: outputs that see them, and the errors here, are NaN"
+    if problem.window is not None:
+        yield (
+            f"a sliding window of {problem.window} tokens: density counts the pairs inside it, and TokenCoverage keeps "
+            "every token"
+        )
     yield f"mass and error: {rows} query rows spread over the sequence, float64"
     if plan.queries or plan.keys or plan.blocks:
         yield "each stage synchronises with the host once, for the size of its choice"

@@ -3,22 +3,24 @@
     token_coverage(tau=0.02) | flex_prefill(gamma=0.95) | decompress(fill=sliding_window(128))
 
 A spec is names with optional arguments, joined by "|". Names are the classes' in snake case; values are numbers,
-quoted text, True, False, None, lists, or such calls again. "dense" alone is the empty pipeline.
+quoted text, True, False, None, lists, or such calls again. "dense" alone is the empty pipeline. A recipe's name stands
+for its steps: "balanced".
 """
 
 import ast
 import re
-from dataclasses import fields
+from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
-from . import fills, pipeline, stages
+from . import fills, pipeline, recipes, stages
 
 
-def names() -> dict[str, type]:
-    """What a spec may name: every stage, policy and fill, in snake case."""
+def names() -> dict[str, Callable[..., Any]]:
+    """What a spec may name: every stage, policy and fill, in snake case, and every recipe that is one pipeline."""
     classes = [getattr(stages, name) for name in stages.__all__]
     classes += [pipeline.Compress, pipeline.Attend, pipeline.Decompress, fills.Zeros, fills.SlidingWindow]
-    return {snake(c.__name__): c for c in classes}
+    return {snake(c.__name__): c for c in classes} | recipes.PIPELINES
 
 
 def snake(name: str) -> str:
@@ -73,7 +75,7 @@ def _call(spec: str, node: ast.expr) -> Any:
     try:
         return known[call.func.id](*args, **{str(k.arg): _value(spec, k.value) for k in call.keywords})
     except TypeError as error:
-        takes = ", ".join(f.name for f in fields(known[call.func.id])) or "none"
+        takes = ", ".join(signature(known[call.func.id]).parameters) or "none"
         raise _at(spec, node, f"wrong arguments ({error}); {call.func.id} takes: {takes}") from None
     except ValueError as error:
         raise error if str(error).startswith("spec:") else _at(spec, node, str(error)) from None

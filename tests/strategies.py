@@ -2,12 +2,14 @@
 
 import importlib
 import pkgutil
+from dataclasses import replace
 
 import torch
 from hypothesis import strategies as st
 
 import sparsekit as sk
 from sparsekit import Blocks, Plan, Problem, SlidingWindow, Tokens, Zeros
+from sparsekit.problem import PAD
 
 MODULES = [importlib.import_module(m.name) for m in pkgutil.iter_modules(sk.stages.__path__, "sparsekit.stages.")]
 EXAMPLES = [stage for module in MODULES for stage in module.EXAMPLES]
@@ -33,6 +35,19 @@ def problems(draw, square=None, causal=None, most=24):
     sharp = draw(st.sampled_from([0.3, 1.0, 4.0]))  # flat to peaked attention
     q, k, v = (randn(draw(SEEDS), *s) for s in ((B, H, Q, D), (B, G, K, D), (B, G, K, Dv)))
     return Problem.of(q * sharp, k, v, causal=draw(st.booleans()) if causal is None else causal)
+
+
+@st.composite
+def windowed(draw, square=None, most=24):
+    """A causal problem, its window, and sometimes padding at the end of a row."""
+    p = draw(problems(square=square, causal=True, most=most))
+    p = Problem.of(p.q, p.k, p.v, window=draw(st.integers(1, p.k.shape[2] + 1)))
+    if draw(st.booleans()) and p.q.shape[2] == p.k.shape[2] > 1:
+        n = draw(st.integers(1, p.q.shape[2] - 1))
+        pos = p.q_pos.clone()
+        pos[0, :, n:] = PAD
+        p = replace(p, q_pos=pos, k_pos=pos, full=False)
+    return p
 
 
 @st.composite

@@ -148,19 +148,43 @@ def test_calibrate_measures_each_candidate_in_each_layer(folder, text, tmp_path,
     assert "schedule: attention" in ran.stdout and "target" not in ran.stderr
 
 
-def test_eval_asks_the_embedded_model_and_any_other(folder, here):
-    ran = here("eval", "embedded", "--pipeline", SPECS[1], "--length", 1024, "--questions", 1)
+def rows_of(text):
+    """The cells of each row of the tables that a command printed; of a folded one, those of its first line."""
+    lines = [line.split("│")[1:-1] for line in text.splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line] for line in lines if line[1].strip()]
+
+
+def test_eval_asks_the_embedded_model_and_writes_records_and_a_page(tmp_path, here):
+    out, page = tmp_path / "results.jsonl", tmp_path / "results.md"
+    words = ["eval", "embedded", "--tasks", "single_key,multi_key", "--lengths", "1K", "--questions", 1, "--timed", 1]
+    words += ["--pipelines", f"dense; {SPECS[1]}", "--out", out, "--page", page]
+    ran = here(*words)
     assert ran.returncode == 0, ran.stderr
-    dense, blind = (
-        [cell.strip() for cell in line.split("│")[1:-1]]
-        for line in ran.stdout.splitlines()
-        if line.startswith(("│ dense", "│ streaming"))
-    )
-    assert dense[-2:] == ["1.000", "4/4"], "the model itself is right"
-    assert blind[-1] == "0/4" and float(blind[-2]) < 0.5, "a query that sees itself alone cannot remember"
-    ran = here("eval", folder, "--pipeline", SPECS[0], "--length", 1024, "--length", 1100, "--questions", 1)
+    dense, kernels, blind = rows_of(ran.stdout)
+    assert dense[0] == "dense" and dense[1].startswith("100.0% [34.2, 100.0]"), "the model itself is right"
+    assert kernels[0] == "dense, sparsekit" and blind[0] == SPECS[1]
+    assert blind[1].startswith("0.0%") and blind[2].startswith("-100.0"), "seeing itself alone it cannot remember"
+    assert all(float(row[3].replace(",", "")) <= float(row[5].replace(",", "")) for row in (dense, kernels, blind))
+    assert float(blind[-1]) < 0.01 and dense[-1] == "1.000" and "1,024 bytes, 1,024 tokens" in ran.stdout
+    assert f"| `{SPECS[1]}` | 0.0%" in page.read_text() and (tmp_path / "results-1K.png").is_file()
+
+    before, wrote = out.read_bytes(), page.read_bytes()
+    out.write_bytes(before[:-9])
+    ran = here(*words)
+    assert ran.returncode == 0 and "its last line was cut off and is done again" in ran.stdout, ran.stderr
+    assert rows_of(ran.stdout) == [dense, kernels, blind], "the same answers, and the price is not taken again"
+    assert out.read_bytes().startswith(before[: before[:-9].rfind(b"\n") + 1])
+    assert here("page", out, page).returncode == 0 and page.read_bytes() != wrote, "there are two runs now"
+    out.write_bytes(before)
+    assert here("page", out, page).returncode == 0 and page.read_bytes() == wrote
+
+
+def test_eval_asks_any_other_model(folder, here):
+    words = ["--pipeline", SPECS[1], "--pipeline", SPECS[0], "--length", 1024, "--length", 1100, "--timed", 1]
+    ran = here("eval", folder, *words, "--questions", 1, "--tasks", "trained,single_key")
     assert ran.returncode == 0, ran.stderr
     assert "1,024 bytes, 1,024 tokens" in ran.stdout and "1,100 bytes, 1,100 tokens" in ran.stdout
+    assert len(rows_of(ran.stdout)) == 2 * 4
 
 
 @pytest.mark.parametrize(
@@ -191,6 +215,15 @@ def test_eval_asks_the_embedded_model_and_any_other(folder, here):
         (["calibrate", "embedded", "--prompt-file", "gone", "--pipeline", "streaming"], "prompt-file: 'gone'"),
         (["calibrate", "embedded", "--prompt-file", "text", "--pipeline", "flex_prefil"], "there is no 'flex_prefil'"),
         (["calibrate", "embedded", "--prompt-file", "text", "--pipeline", "streaming", "--target", 0], "target: got 0"),
+        (["eval", "embedded", "--pipeline", "streaming", "--length", 1024, "--tasks", "x"], "tasks: got 'x'; allowed"),
+        (["eval", "embedded", "--pipeline", "streaming", "--length", "4Q"], "lengths: got '4Q'; allowed are numbers"),
+        (["eval", "embedded", "--pipeline", "streaming", "--length", "1K,1K"], "lengths: got [1024, 1024]"),
+        (["eval", "embedded", "--pipeline", "streaming", "--length", 1024, "--timed=-1"], "timed: got -1"),
+        (["eval", "embedded", "--pipeline", "streaming", "--length", 1024, "--out", "text"], "line 1 of 'text' is no"),
+        (["eval", "embedded", "--pipeline", "other.json", "--length", 1024], "layer 8, but the model has 0 to 7"),
+        (["page", "gone", "page.md"], "records: got 'gone', which is no file"),
+        (["page", "text", "page.md"], "line 1 of 'text' is no record"),
+        (["page", "blank", "page.md"], "records: got no results"),
         (["eval", "nowhere", "--pipeline", "streaming", "--length", 1024], "MODEL: 'nowhere'"),
         (["eval", "embedded", "--pipeline", "flex_prefil", "--length", 1024], "there is no 'flex_prefil'"),
         (["eval", "embedded", "--pipeline", "streaming", "--length", 1000], "length=1000 bytes is too short"),
@@ -200,7 +233,7 @@ def test_eval_asks_the_embedded_model_and_any_other(folder, here):
     ],
 )
 def test_bad_input_to_any_command_is_one_line_and_exit_2(tmp_path, words, message, here, monkeypatch):
-    (tmp_path / "text").write_text("some text")
+    (tmp_path / "text").write_text("some text\n")
     (tmp_path / "blank").write_text("")
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()

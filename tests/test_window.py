@@ -7,25 +7,12 @@ import torch
 from closeness import same
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import EXAMPLES, FILLS, SEEDS, named, plans, problems
+from strategies import EXAMPLES, FILLS, MODULES, SEEDS, named, plans, problems, randn, tokens, windowed
 from torch.nn.functional import scaled_dot_product_attention
 
 import sparsekit as sk
-from sparsekit import Plan, Problem, attend, dispatch, oracle
+from sparsekit import Plan, Problem, Tokens, attend, dispatch, oracle
 from sparsekit.problem import PAD, to_heads
-
-
-@st.composite
-def windowed(draw, square=None):
-    """A causal problem, its window, and sometimes padding at the end of a row."""
-    p = draw(problems(square=square, causal=True))
-    p = Problem.of(p.q, p.k, p.v, window=draw(st.integers(1, p.k.shape[2] + 1)))
-    if draw(st.booleans()) and p.q.shape[2] == p.k.shape[2] > 1:
-        n = draw(st.integers(1, p.q.shape[2] - 1))
-        pos = p.q_pos.clone()
-        pos[0, :, n:] = PAD
-        p = replace(p, q_pos=pos, k_pos=pos, full=False)
-    return p
 
 
 @given(p=problems(causal=True), window=st.integers(1, 30))
@@ -60,6 +47,28 @@ def test_work_counts_the_pairs_inside_the_window(data):
     assert torch.equal(plan.pairs(p), plan.pairs(without) & p.visible()), "the plan, intersected with the window"
 
 
+@given(data=st.data(), probe=st.integers(1, 9))
+def test_window_scores_are_what_the_last_queries_give_the_keys_they_see(data, probe):
+    """Of any windowed problem, what a plan leaves of one too: by hand from `visible`, row by row."""
+    p = data.draw(windowed())
+    kept = data.draw(tokens(p, "q")) if p.q.shape[2] == p.k.shape[2] and data.draw(st.booleans()) else None
+    p = Plan(kept, kept).compress(p)
+    columns, distances = dispatch.run("window_scores", "cpu", p, probe, True)
+    torch.testing.assert_close(columns, dispatch.run("window_scores", "cpu", p, probe)[0])
+    seen, (B, H), K = p.visible(), p.q.shape[:2], p.k.shape[2]
+    probability = (p.q @ to_heads(p.k, H).mT * p.scale).masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0.0)
+    n_q, n_k = (to_heads((pos != PAD).sum(-1), H) for pos in (p.q_pos, p.k_pos))
+    expected = torch.zeros(2, B, H, K, dtype=p.q.dtype)
+    for b, h in torch.cartesian_prod(torch.arange(B), torch.arange(H)).tolist():
+        rows = range(max(0, int(n_q[b, h]) - probe), int(n_q[b, h]))
+        for i in rows:
+            own = int(n_k[b, h] - n_q[b, h]) + i
+            expected[0, b, h] += probability[b, h, i] / len(rows)
+            expected[1, b, h, : own + 1] += probability[b, h, i, : own + 1].flip(-1) / len(rows)
+    torch.testing.assert_close(columns, expected[0])
+    torch.testing.assert_close(distances, expected[1])
+
+
 @given(p=windowed(), fill=FILLS)
 def test_a_fill_counts_its_pairs_inside_the_window(p, fill):
     fill = fill or sk.Zeros()
@@ -77,19 +86,134 @@ def test_start_and_reach_bound_what_is_visible(data):
     assert torch.equal(((slot >= start) & (slot < reach)).expand_as(short.visible()), short.visible())
 
 
-@pytest.mark.parametrize("stage", **named(EXAMPLES))
-@settings(max_examples=30)
-@given(p=windowed())
-def test_no_stage_leaves_a_kept_query_blind(stage, p):
+def lawful(stage, p):
+    """The stage's plan, or a discarded example where the stage refuses the problem with a sentence."""
     try:
-        plan = stage(p)
+        return stage(p)
     except ValueError as refusal:
         assert type(stage).__name__ in str(refusal)
         assume(False)
+
+
+@pytest.mark.parametrize("stage", **named(EXAMPLES))
+@settings(max_examples=40)
+@given(p=windowed())
+def test_a_stage_gives_a_lawful_plan(stage, p):
+    plan = lawful(stage, p)
+    plan.check(p, contents=True)
     real = to_heads(p.q_pos != PAD, p.q.shape[1])
     kept = to_heads(plan.queries.kept(), p.q.shape[1]) if plan.queries else torch.ones_like(real)
-    assert torch.equal(plan.pairs(p).any(-1), kept & real)
+    assert torch.equal(plan.pairs(p).any(-1), kept & real), "every kept query sees a key, no other does"
+    assert torch.equal(plan.pairs(p), stage(p).pairs(p)), "the same plan twice"
     same(attend(p, plan), oracle(p, plan))
+
+
+@pytest.mark.parametrize("module", **named(MODULES))
+@settings(max_examples=20)
+@given(p=windowed())
+def test_the_dense_setting_is_attention_inside_the_window(module, p):
+    assert torch.equal(lawful(module.DENSE, p).pairs(p), p.visible())
+
+
+@pytest.mark.parametrize("stage", **named(EXAMPLES))
+@settings(max_examples=30)
+@given(p=windowed())
+def test_a_stage_judges_each_sequence_alone(stage, p):
+    """Padding apart, too: it changes no choice."""
+    pairs = lawful(stage, p).pairs(p)
+    for b in range(p.q.shape[0]):
+        n = int((p.k_pos[b] != PAD).sum())
+        m = int((p.q_pos[b] != PAD).sum())
+        alone = Problem.of(p.q[b : b + 1, :, :m], p.k[b : b + 1, :, :n], p.v[b : b + 1, :, :n], window=p.window)
+        assume(alone.window is not None or p.window is None)
+        assert torch.equal(stage(alone).pairs(alone), pairs[b : b + 1, :, :m, :n])
+
+
+@pytest.mark.parametrize("stage", **named(EXAMPLES))
+@settings(max_examples=20)
+@given(p=windowed(), fill=FILLS)
+def test_stages_chain_with_the_nested_meaning(stage, p, fill):
+    tokens_ = sk.TokenCoverage(tau=0.4, window=2, pool=3, min_tokens=1)
+    local = sk.Streaming(sinks=1, window=3, block_size=getattr(stage, "block_size", 2))
+    for chain in ([tokens_, stage], [stage, local], [some_tokens, stage]):
+        try:
+            plan = sk.Pipeline([*chain, sk.Decompress(fill or sk.Zeros())])(p)
+        except ValueError as refusal:
+            assert str(refusal)
+            continue
+        same(attend(p, plan), oracle(p, plan))
+        step = Plan()
+        for part in chain:
+            after = step.then(part(step.compress(p)))
+            assert after.density(p) <= step.density(p) + 1e-6, "density only falls"
+            step = after
+
+
+def some_tokens(p):
+    """A token stage that does drop under a window, so that what follows it meets positions with gaps."""
+    kept = torch.arange(p.q.shape[2]).remainder(3).bool() | (torch.arange(p.q.shape[2]) == p.q.shape[2] - 1)
+    if p.q.shape[2] != p.k.shape[2]:
+        return Plan()
+    chosen = Tokens.of(kept.expand(p.q.shape[0], 1, -1))
+    return Plan(chosen, chosen)
+
+
+@given(p=windowed(), seed=SEEDS)
+def test_no_stage_looks_at_keys_that_none_of_its_probe_sees(p, seed):
+    """And none drops a token that its probe did not see."""
+    assume(p.window is not None)
+    coverage = sk.TokenCoverage(tau=0.7, window=1, pool=1, min_tokens=0)
+    assert coverage(p) == Plan()
+    assume(p.full)
+    probe = 2
+    unseen = p.k.shape[2] - min(probe, p.q.shape[2]) - p.window + 1
+    assume(unseen > 0)
+    k = p.k.clone()
+    k[:, :, :unseen] = randn(seed, *k[:, :, :unseen].shape)
+    for stage in (sk.FlexPrefill(gamma=0.6, tau=0.0, block_size=probe),):
+        assert torch.equal(stage(p).pairs(p), stage(replace(p, k=k)).pairs(p))
+
+
+@given(p=windowed(), m=st.integers(1, 5), keep=st.sampled_from([0.01, 0.5, 0.9]))
+def test_block_topk_spends_its_budget_inside_the_window(p, m, keep):
+    blocks = sk.BlockTopK(keep, m)(p).blocks
+    tiles = seen_tiles(p, m)
+    listed = to_heads(blocks.mask(), p.q.shape[1])
+    assert not (listed & ~tiles).any(), "only blocks with a pair inside"
+    assert (listed.sum(-1) >= (tiles.sum(-1) * keep).ceil()).all(), "the budget, of blocks inside"
+    assert (listed.sum(-1) <= (tiles.sum(-1) * keep).ceil() + 3).all()
+
+
+@given(p=windowed(), m=st.integers(1, 5), sinks=st.integers(0, 6), window=st.integers(1, 9))
+def test_streaming_lists_only_blocks_inside_the_window(p, m, sinks, window):
+    plan = sk.Streaming(sinks, window, m)(p)
+    if plan == Plan():
+        assert p.window is not None and p.window <= window
+        return
+    assert not (to_heads(plan.blocks.mask(), p.q.shape[1]) & ~seen_tiles(p, m)).any()
+    assert (plan.pairs(p) | ~sk.SlidingWindow(window, sinks).pairs(p)).all()
+
+
+def seen_tiles(p, m):
+    return torch.nn.functional.max_pool2d(p.visible().float(), m, ceil_mode=True).bool()
+
+
+@given(p=windowed(square=True), gamma=st.floats(0.1, 0.95))
+def test_flex_prefill_reaches_gamma_of_what_its_probe_sees(p, gamma):
+    """With blocks of one token the probe is the last query, and its row can be told by hand."""
+    assume(p.full and p.window is not None and p.k.shape[2] > 2)
+    k, K = to_heads(p.k, p.q.shape[1]), p.k.shape[2]
+    probability = (
+        (p.q[:, :, -1:] @ k.mT * p.scale).masked_fill(~p.visible()[:, :, -1:], -torch.inf).softmax(-1)[:, :, 0]
+    )
+    row = sk.FlexPrefill(gamma, 0.0, block_size=1)(p).pairs(p)[:, :, -1]
+    assert ((probability * row).sum(-1) >= gamma).all()
+    for b, h in torch.cartesian_prod(torch.arange(row.shape[0]), torch.arange(row.shape[1])):
+        best = probability[b, h].argsort(descending=True)[: p.window]
+        until = int((probability[b, h][best].cumsum(-1) <= gamma).sum()) + 2  # the crossing entry, and one as published
+        verticals = set(best[:until].tolist())
+        others = [x for x in best.tolist() if x != K - 1]
+        assert set(row[b, h].nonzero().flatten().tolist()) == verticals | {K - 1, *others[: until - 1]}
 
 
 @given(p=windowed(), seed=SEEDS)

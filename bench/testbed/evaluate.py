@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.multiprocessing import get_context
 
-from sparsekit.testbed import TASKS, evaluate, read_text
+from sparsekit.testbed import TASKS, TRAINED, evaluate, read_text
 from sparsekit.testbed.sample import Sample
 
 LENGTHS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -43,7 +43,7 @@ def main() -> None:
         (length, name, seed)
         for length in sorted(lengths, reverse=True)
         for seed in range(args.prompts)
-        for name in TASKS
+        for name in TRAINED
     ]
     context = get_context("spawn")
     queue, results = context.Queue(), context.Queue()
@@ -148,7 +148,7 @@ def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 def card(report: dict[str, Any], training: dict[str, Any], size: int) -> str:
     shape, stages = training["shape"], training["stages"]
-    tasks = ["all", *TASKS]
+    tasks = ["all", *TRAINED]
     rows = [
         [f"{int(length) // 1024}K"]
         + [

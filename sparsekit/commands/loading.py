@@ -22,12 +22,14 @@ class Loaded:
 
 def load(name: str, device: str) -> Loaded:
     """The model `name`, a folder, a hub id or "embedded", on a device. Raises ValueError for what cannot be loaded."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     where = torch.device(usable(device))
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # its advice is for authors of scripts
+    hub_logging.set_verbosity_error()  # it tells of every retry, and then fails with a reason
     if name == EMBEDDED:
         dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
         return Loaded(testbed.load_model(dtype, where), testbed.ByteTokenizer())

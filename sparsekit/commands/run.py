@@ -1,7 +1,8 @@
 """sparsekit run"""
 
 import statistics
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -9,11 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from typer import Option
 
+from ..parameters import check_count
 from ..schedules import read_pipeline
 from ..timing import now_ms
 from .loading import load, read_prompts
 from .options import Device, Model, Most, PromptFiles
 from .progress import progress
+
+WARM_UP = 64  # tokens, on a CPU
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,6 @@ def run(
     device: Device = "auto",
 ) -> None:
     """Go on from a text, dense and sparse: time to the first token, and the two continuations."""
-    from ..parameters import check_count
-
     check_count("tokens", tokens, 1)
     sparse, console = read_pipeline(pipeline), Console()
     loaded = load(model, device)
@@ -57,14 +59,16 @@ def run(
 
 
 def _generate(model: Any, prompt: list[int], tokens: int, pipeline: Any) -> Generation:
-    """Greedy; the same prefill runs once before, untimed, to warm up and to be looked at."""
-    from contextlib import nullcontext
+    """Greedy, after a warm-up that is not timed.
 
+    On a GPU that is the same prefill, and it is looked at there: kernels are compiled for the lengths they meet, and
+    looking waits for the device. A CPU compiles nothing and waits for nothing: a few tokens warm it up.
+    """
     from transformers.generation.streamers import BaseStreamer
 
     from ..integrations.transformers import LayerCall, sparsify
 
-    times, plans = [], []
+    times, seen = [], []
 
     class Clock(BaseStreamer):
         def put(self, value: torch.Tensor) -> None:
@@ -74,16 +78,24 @@ def _generate(model: Any, prompt: list[int], tokens: int, pipeline: Any) -> Gene
             pass
 
     def watch(call: LayerCall) -> None:
-        plans.append((call.plan.kept(call.problem), call.plan.density(call.problem)))
+        p = call.problem
+        q, k = (x.new_empty(*x.shape[:3], 0) for x in (p.q, p.k))
+        seen.append((call.plan, replace(p, q=q, k=k, v=k)))  # positions are all that counts
+
+    def sparsified(looked_at: bool) -> AbstractContextManager:
+        return sparsify(model, pipeline, watch=watch if looked_at else None) if pipeline is not None else nullcontext()
+
+    def generate(ids: torch.Tensor, **how: Any) -> torch.Tensor:
+        return model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **how)
 
     ids = torch.tensor([prompt], device=model.device)
-    how: dict[str, Any] = dict(attention_mask=torch.ones_like(ids), do_sample=False)
-    with sparsify(model, pipeline, watch=watch) if pipeline is not None else nullcontext():
-        model.generate(ids, max_new_tokens=1, **how)
-    with sparsify(model, pipeline) if pipeline is not None else nullcontext():
+    with sparsified(looked_at=ids.is_cuda):
+        generate(ids if ids.is_cuda else ids[:, :WARM_UP], max_new_tokens=1)
+    with sparsified(looked_at=not ids.is_cuda):
         began = now_ms(model.device)
-        out = model.generate(ids, max_new_tokens=tokens, streamer=Clock(), **how)  # puts the prompt, then each token
+        out = generate(ids, max_new_tokens=tokens, streamer=Clock())  # puts the prompt, then each token
         all_ms = now_ms(model.device) - began
+    plans = [(plan.kept(problem), plan.density(problem)) for plan, problem in seen]
     kept, density = (statistics.mean(column) for column in zip(*plans, strict=True)) if plans else (1.0, 1.0)
     return Generation(times[1] - began, all_ms, out[0, len(prompt) :].tolist(), kept, density)
 

@@ -1,5 +1,7 @@
 """The attention probability the last queries give each key, and each distance, averaged over them."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,8 +20,29 @@ def window_scores(problem: Problem, window: int, diagonals: bool = False) -> Sco
     """[0]: column sums of softmax(q k^T scale) over the last `window` real queries of each head, over their number.
 
     With `diagonals` also [1], the sums by distance: entry d is the mean probability the queries give the key d slots
-    before their own; it asks that the queries are the last keys. float32 or wider.
+    before their own; it asks that the queries are the last keys. float32 or wider. A key that a query does not see, in
+    the future or before the problem's own window, gets nothing from it.
     """
+    return at_length(_scores(within_sight(problem, window), window, diagonals), problem.k.shape[2])
+
+
+def within_sight(problem: Problem, window: int) -> Problem:
+    """Without what only earlier queries see, before a sliding window, as far as that is known without looking."""
+    p, rows = problem, min(window, problem.q.shape[2])
+    if p.window is None or not (p.full and p.queries_last):
+        return p
+    last = slice(-min(rows + p.window - 1, p.k.shape[2]), None)  # positions have gaps: it may be less, never more
+    q, q_pos = p.q[:, :, -rows:], p.q_pos[..., -rows:]
+    return replace(p, q=q, q_pos=q_pos, k=p.k[:, :, last], v=p.v[:, :, last], k_pos=p.k_pos[..., last])
+
+
+def at_length(scores: Scores, n: int) -> Scores:
+    """With the keys before: columns end where the keys do, distances begin at the queries' own."""
+    before = n - scores.shape[-1]
+    return torch.stack([pad(x, (0, before) if i else (before, 0)) for i, x in enumerate(scores)]) if before else scores
+
+
+def _scores(problem: Problem, window: int, diagonals: bool) -> Scores:
     p, (B, H, Q, D), (G, K) = problem, problem.q.shape, problem.k.shape[1:3]
     q_pos = to_heads(p.q_pos, H)
     real = (q_pos != PAD).sum(-1, keepdim=True)
@@ -34,6 +57,9 @@ def window_scores(problem: Problem, window: int, diagonals: bool = False) -> Sco
     start = int(seen.min())  # before it nothing is hidden
     tail = torch.arange(start, K, device=p.q.device) >= seen[..., None]
     scores[..., start:].masked_fill_(tail, float("-inf"))
+    if p.window is not None:
+        first = to_heads(p.start(), H).gather(-1, row)[..., None]
+        scores.masked_fill_(torch.arange(K, device=p.q.device) < first, float("-inf"))
     probability = scores.softmax(-1)
     count = valid.sum(-1, keepdim=True).clamp(min=1)
     columns = probability.sum(2) / count

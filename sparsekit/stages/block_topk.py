@@ -1,7 +1,8 @@
 """Block top-k: the best key blocks of each query block, scored on block means.
 
-Scored: mean query times mean key of every causal block pair. Kept: per query block the `keep` part of its causal key
-blocks with the largest scores. Always kept: the first key block and the diagonal, so that every query sees a key.
+Scored: mean query times mean key of every block pair that some query sees: causal, and inside a sliding window. Kept:
+per query block the `keep` part of its seen key blocks with the largest scores. Always kept: the first key block, if it
+is seen, and the diagonal, so that every query sees a key.
 Source: the block-sparse pattern of MInference, arXiv:2407.02490.
 Differs from the authors' code: the budget is a ratio of the causal blocks, not a fixed hundred; the first block and
 the diagonal are forced; ragged last blocks are averaged over their real tokens; means skip padding.
@@ -24,7 +25,7 @@ from ..problem import PAD, Problem, to_heads
 class BlockTopK:
     """Keeps the key blocks whose mean matches the query block's mean; returns a Plan with blocks per query head."""
 
-    keep: float = 0.25  # part of the causal key blocks kept per query block, in (0, 1]
+    keep: float = 0.25  # part of the seen key blocks kept per query block, in (0, 1]
     block_size: int = 128  # tokens, >= 1, of queries and of keys
     chooses: ClassVar[str] = "blocks"
 
@@ -40,6 +41,8 @@ class BlockTopK:
         rows = pad(reach, (0, -reach.shape[2] % m)).unflatten(2, (-1, m))  # [B, H, I, m]
         start = torch.arange(k.shape[2], device=q.device) * m
         open_ = start < rows.amax(-1)[..., None]  # [B, H, I, J], some pair is visible
+        if p.window is not None:
+            open_ = open_ & (start + m > to_heads(p.start(), H)[..., ::m, None])  # ascending: the first row's
         # the diagonal: blocks that hold the last visible key of some query of the block
         first_edge = rows.masked_fill(rows == 0, PAD).amin(-1)[..., None]
         forced = open_ & ((start + m >= first_edge) if p.causal else False)
@@ -49,7 +52,8 @@ class BlockTopK:
         best = dispatch.run("topk_mask", scores.device.type, scores, budget)
         # consecutive rows: the longest list is known, and the host need not wait for it
         known = p.full and p.queries_last and p.causal
-        width = math.ceil(k.shape[2] * self.keep) + 4 if known else None
+        most = k.shape[2] if p.window is None else min(k.shape[2], (p.window + m - 2) // m + 2)
+        width = math.ceil(most * self.keep) + 4 if known else None
         return Plan(blocks=Blocks.of(open_ & (best | forced), (m, m), width))
 
 

@@ -7,6 +7,9 @@ Kept, vertical-slash heads: as many of the best key blocks, and of the best bloc
 distances it takes to reach `gamma` of the probe's attention, in blocks, rounded up. Kept, query-aware heads: the
 `min_budget` of both, and the best blocks of the map softmax(mean query . mean key) until they hold `gamma` of it.
 Always kept: the first key block and the main diagonal.
+In a problem with a sliding window all of this is about the keys inside it: the probe's verticals are among those it
+sees, earlier queries get its slashes, which hold gamma of its attention by themselves, and maps leave out what no
+query of a block sees.
 Source: FlexPrefill, arXiv:2502.20766; defaults from the authors' code.
 
 Differs from the authors' code: the token count is divided by `block_size`, not by 128 (theirs never reaches gamma with
@@ -70,21 +73,34 @@ class FlexPrefill:
         scores = dispatch.run("window_scores", device.type, p, m, True)  # [2, B, H, K]
         pooled = _pooled(scores, m)  # [2, B, H, J]: vertical, slash
         blocks = -(-n_k // m)  # [B, H, 1], key blocks with real tokens
-        most = blocks if self.max_budget is None else blocks.clamp(max=-(-self.max_budget // m))
+        before = self._before(p, n_q)
+        most = blocks - before
+        most = most if self.max_budget is None else most.clamp(max=-(-self.max_budget // m))
 
         first, last = (x.expand(B, H, I) for x in self._own_blocks(p, n_q, n_k))
 
         take, extra = self._reaching(scores, n_k), None  # [2, B, H, 1]
         if self.tau:
             means = dispatch.run("block_means", device.type, p.k, p.k_pos, m)  # [B, h, J, D]
-            aware = self._query_aware(p, means, pooled[0], blocks)  # [B, H]
+            aware = self._query_aware(p, means, pooled[0], before, blocks)  # [B, H]
             extra = self._block_map(p, means, aware, last)
             take = torch.where(aware[..., None], least, take)
-        verticals, slashes = _best(pooled, take.clamp(min=least).minimum(most))
+        take = take.clamp(min=least).minimum(most)
+        if p.window is not None:  # the first block is always kept, and there none of those the probe sees
+            take = take + torch.stack([before > 0, torch.zeros_like(before > 0)])
+        verticals, slashes = _best(pooled, take)
         if not p.full:
             verticals = verticals | (n_k <= m * max(2, least)) | (n_q == 1)  # short rows are dense
         pattern = (verticals, slashes, first, last, extra, (m, m))
         return Plan(blocks=dispatch.run("vertical_slash_blocks", device.type, *pattern))
+
+    def _before(self, p: Problem, n_q: Tensor) -> Tensor:
+        """How many key blocks lie before all that the probe sees: [B, H, 1], or a number without a window."""
+        if p.window is None:
+            return torch.tensor(0)
+        row = (n_q - self.block_size).clamp(min=0)
+        start = to_heads(p.start(), p.q.shape[1])  # [B, H, Q], ascending
+        return start.gather(-1, row.to(start.device).expand(*start.shape[:2], 1)) // self.block_size
 
     def _own_blocks(self, p: Problem, n_q: Tensor, n_k: Tensor) -> tuple[Tensor, Tensor]:
         """The first and last key block a query block touches, int32 [B, H, I]: the same if the chunk is aligned."""
@@ -105,8 +121,13 @@ class FlexPrefill:
             within = within.minimum(n_k)
         return (within + (1 + self.block_size)) // self.block_size
 
-    def _query_aware(self, p: Problem, means: Tensor, vertical: Tensor, blocks: Tensor) -> Tensor:
+    def _query_aware(self, p: Problem, means: Tensor, vertical: Tensor, before: Tensor, blocks: Tensor) -> Tensor:
         """[B, H]: whether the pooled estimate tells where the probe looks."""
+        if p.window is not None:
+            J, D = means.shape[2:]
+            at = (before + torch.arange(J, device=before.device)) % J  # [B, H, J], the blocks the probe sees come first
+            means = to_heads(means, p.q.shape[1]).gather(2, at[..., None].expand(*at.shape, D))
+            vertical, blocks = vertical.gather(2, at), blocks - before
         if p.full:
             q, pos = p.q[:, :, -self.block_size :], p.q_pos[..., -self.block_size :]
         else:
@@ -128,7 +149,11 @@ class FlexPrefill:
         pos = of(p.q_pos)[:, None]
         q = dispatch.run("block_means", p.q.device.type, of(p.q)[:, None], pos, self.block_size)[:, 0]
         last = of(last)  # [N, I]
-        hidden = torch.arange(means.shape[2], device=means.device) > last[..., None]
+        j = torch.arange(means.shape[2], device=means.device)
+        hidden = j > last[..., None]
+        if p.window is not None:
+            start = of(p.start())[:, :: self.block_size, None]  # [N, I, 1], ascending: that of the first row
+            hidden = hidden | (j < start // self.block_size)
         weights = (q @ of(means).mT * p.scale).masked_fill(hidden, float("-inf")).softmax(-1).nan_to_num(0.0)
         mass = self.gamma * (last >= 0).sum(-1).to(weights.dtype)
         chosen = dispatch.run("coverage_mask", weights.device.type, weights.flatten(1), mass, True).view_as(weights)

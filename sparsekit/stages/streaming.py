@@ -1,6 +1,7 @@
 """Streaming (A-shape): the first tokens and the recent ones, by block.
 
-Kept: every key block that holds one of the first `sinks` tokens, and every block a query's last `window` keys reach.
+Kept: every key block that holds one of the first `sinks` tokens, and every block a query's last `window` keys reach;
+in a problem with a sliding window of its own, of those blocks the ones inside.
 Nothing is scored. Source: StreamingLLM, arXiv:2309.17453; as a prefill pattern MInference, arXiv:2407.02490 (A-shape).
 Differs from the authors' code: whole blocks are kept, so a query sees up to `block_size - 1` more keys on each side.
 """
@@ -31,6 +32,8 @@ class Streaming:
 
     def __call__(self, problem: Problem) -> Plan:
         m = self.block_size
+        if problem.window is not None and problem.window <= self.window:
+            return Plan()  # nothing lies farther than `window`
         I, J = -(-problem.q.shape[2] // m), -(-problem.k.shape[2] // m)  # noqa: E741
         reach = problem.reach()  # [B, h, Q], the query's own key is the last it sees
         if not problem.causal:
@@ -43,6 +46,8 @@ class Streaming:
         start = torch.arange(J, device=reach.device) * m
         near = (start + m > first) & ((start < last) if problem.causal else (start < last + self.window - 1))
         mask = near | ((start < self.sinks) & ((start < last) if problem.causal else (last > 0)))
+        if problem.window is not None:
+            mask = mask & (start + m > problem.start()[..., ::m, None])  # [B, h, I, 1], ascending: the first row's
         # consecutive rows: the longest list is known, and the host need not wait for it
         known = problem.full and problem.queries_last and problem.causal
         width = -(-self.sinks // m) + -(-(self.window + m) // m) + 1 if known else None

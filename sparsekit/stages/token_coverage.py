@@ -6,6 +6,8 @@ dropped ones to stay near `tau`; one number for all heads, each head its own bes
 `window` tokens, and at least `min_tokens` others. Queries and keys keep the same tokens.
 With fewer queries than keys (a prefill chunk) the layer's budget falls into a part for the chunk's tokens and a part
 for the earlier keys, and each head fills the two apart, so that all heads keep equally many queries and keys.
+A problem with a sliding window keeps every token: the last queries do not see most of them, and what they do not see
+they have not judged. Its attention is linear in the length anyway.
 Source: arXiv:2602.03216, section 2 and Algorithm 1; defaults from the authors' code.
 
 Differs from the authors' code: scores stay in float32 or wider (theirs are rounded to the dtype of q, which ties
@@ -48,7 +50,7 @@ class TokenCoverage:
         p = problem
         Q, (G, K) = p.q.shape[2], p.k.shape[1:3]
         p.require_queries_last("TokenCoverage")
-        if self.tau == 0 or K <= self.min_tokens + min(self.window, Q):
+        if self.tau == 0 or p.window is not None or K <= self.min_tokens + min(self.window, Q):
             return Plan()
         n_q, n_k = p.lengths()
         earlier, scored = n_k - n_q, n_k - n_q.clamp(max=self.window)

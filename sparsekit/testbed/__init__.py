@@ -1,13 +1,16 @@
 """A small model that really retrieves, and the tasks that show whether a method keeps it so."""
 
-from .evaluate import Score, evaluate, generate_answer
+from .evaluate import Score, ask, evaluate, generate_answer
+from .loss import Bits, bits_by_position
 from .model import MODEL_PATH, load_model
 from .sample import Sample
-from .tasks import TASKS
+from .statistics import Estimate, difference, mean
+from .tasks import CLAIMED, TASKS, TRAINED
 from .text import read_text
 from .tokenizer import ByteTokenizer, TextTokenizer, Tokenizer
 
 __all__ = [
-    "MODEL_PATH", "TASKS", "ByteTokenizer", "Sample", "Score", "TextTokenizer", "Tokenizer", "evaluate",
-    "generate_answer", "load_model", "read_text",
+    "CLAIMED", "MODEL_PATH", "TASKS", "TRAINED", "Bits", "ByteTokenizer", "Estimate", "Sample", "Score",
+    "TextTokenizer", "Tokenizer", "ask", "bits_by_position", "difference", "evaluate", "generate_answer", "load_model",
+    "mean", "read_text",
 ]  # fmt: skip

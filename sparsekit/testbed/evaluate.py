@@ -1,15 +1,18 @@
 """Greedy answers and their score. Works with any causal model of transformers and its tokenizer."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .sample import Sample
 from .tokenizer import ByteTokenizer, Tokenizer
 
 BYTES = ByteTokenizer()
+How = Callable[[], AbstractContextManager[Any]]  # what a prefill runs inside, such as lambda: sparsify(model, pipeline)
 
 
 @dataclass(frozen=True)
@@ -18,10 +21,17 @@ class Score:
 
     task: str
     length: int  # bytes of prompt
-    digits: int  # scored digits
+    digits: int  # scored bytes
     right: int  # of them, as they should be
     whole: bool  # every byte of the answer as it should be
     answer: bytes
+    answers: int  # values asked for
+    found: int  # of them, with every scored byte as it should be
+
+    @property
+    def part(self) -> float:
+        """The part of the values found, in [0, 1]."""
+        return self.found / self.answers
 
 
 def generate_answer(model: Any, prompt: bytes, n: int, tokenizer: Tokenizer = BYTES) -> bytes:
@@ -43,21 +53,64 @@ def generate_answer(model: Any, prompt: bytes, n: int, tokenizer: Tokenizer = BY
     return answer[:n]
 
 
+def ask(model: Any, sample: Sample, tokenizer: Tokenizer = BYTES, how: How = nullcontext) -> Score:
+    """The Score of one sample, its prompt read inside `with how():`.
+
+    A byte model reads the right answer in one dense pass over the cache that the prompt left, outside `how`. The
+    answer judged is the byte it finds most likely at each place, given the right bytes before it. So `whole` is what
+    greedy generation would give, up to rounding, for one short pass instead of one step a byte, and a value counts as
+    found whatever came of the values before it. Other tokenizers do not map one to one to bytes: their models
+    generate, step by step inside `how`, where one-token steps are dense. Of a sample whose answer is read inside the
+    prompt a byte model reads all inside `how`; others are asked for the last value.
+    """
+    if not isinstance(tokenizer, ByteTokenizer):
+        sample = sample.last() if sample.inside else sample
+        with how():
+            return score(sample, generate_answer(model, sample.prompt, len(sample.answer), tokenizer))
+    within = len(sample.answer) - 1 if sample.inside else 0
+    read, after = sample.prompt + sample.answer[:within], sample.answer[within:-1]
+    with torch.no_grad():
+        with how():
+            out = model(_ids(read, model.device), use_cache=True, logits_to_keep=within + 1)
+        likeliest = out.logits[0].argmax(-1).tolist()
+        if after:
+            out = model(_ids(after, model.device), past_key_values=out.past_key_values, use_cache=True)
+            likeliest += out.logits[0].argmax(-1).tolist()
+    return score(sample, tokenizer.decode_after([], likeliest))
+
+
 def evaluate(
     model: Any,
     samples: Sequence[Sample],
     on_step: Callable[[int, int, Score], None] | None = None,
     tokenizer: Tokenizer = BYTES,
+    how: How = nullcontext,
 ) -> list[Score]:
-    """A Score for each sample, in order. `on_step(done, total, score)` is called after each."""
+    """`ask` for each sample, in order. `on_step(done, total, score)` is called after each."""
     scores = []
     for sample in samples:
-        scores.append(score(sample, generate_answer(model, sample.prompt, len(sample.answer), tokenizer)))
+        scores.append(ask(model, sample, tokenizer, how))
         if on_step is not None:
             on_step(len(scores), len(samples), scores[-1])
     return scores
 
 
+def _ids(text: bytes, device: torch.device) -> Tensor:
+    """Bytes as tokens [1, n]: by way of a buffer, a list of Python's numbers takes longer than a prefill."""
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device).long()[None]
+
+
 def score(sample: Sample, answer: bytes) -> Score:
-    right = sum(answer[i : i + 1] == sample.answer[i : i + 1] for i in sample.scored)
-    return Score(sample.task, len(sample.prompt), len(sample.scored), right, answer == sample.answer, answer)
+    """What `answer` is worth as the answer to `sample`."""
+    right = {i for i in sample.scored if answer[i : i + 1] == sample.answer[i : i + 1]}
+    values = sample.values
+    return Score(
+        task=sample.task,
+        length=len(sample.prompt),
+        digits=len(sample.scored),
+        right=len(right),
+        whole=answer == sample.answer,
+        answer=answer,
+        answers=len(values),
+        found=sum(right.issuperset(value) for value in values),
+    )

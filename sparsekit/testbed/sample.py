@@ -1,7 +1,8 @@
 """A fact, and a prompt that hides facts in real text and asks for one of them at the end.
 
-Tokens are bytes. A fact is a few lines of source or prose; its question begins in the same wording, so that the
-model goes on with the answer. Lines are inserted at line boundaries, at random depths, in their own order.
+Lengths are in bytes. A fact is a few lines of source or prose, or one block of many; its question begins in the same
+wording, so that the model goes on with the answer. Lines are inserted at line boundaries, at random depths, in their
+own order.
 """
 
 import re
@@ -14,6 +15,9 @@ from string import ascii_lowercase
 SHORTEST = 1024
 KEY_LETTERS = 5
 VALUE_DIGITS = 5
+WORD_LETTERS = 6
+CONSONANTS = "bcdfghjklmnpqrstvwxz"
+VOWELS = "aeiou"
 ASK = "\n# Recall:\n"
 
 
@@ -21,7 +25,7 @@ ASK = "\n# Recall:\n"
 class Fact:
     """Lines to hide, in document order, and the question about them.
 
-    `answer` is what must follow `question`; `scored` are the offsets of the digits in it that count.
+    `answer` is what must follow `question`; `scored` are the offsets of the bytes in it that count.
     """
 
     lines: tuple[bytes, ...]
@@ -32,12 +36,30 @@ class Fact:
 
 @dataclass(frozen=True)
 class Sample:
-    """`prompt` ends in the question; `answer` must come next; `scored` are the digits in it that count."""
+    """`prompt` ends in the question; `answer` must come next; `scored` are the offsets of its bytes that count."""
 
     task: str
     prompt: bytes
     answer: bytes
     scored: tuple[int, ...]
+    inside: bool = False  # the right answer is read with the prompt, and judged byte by byte as it is read
+
+    @property
+    def values(self) -> tuple[tuple[int, ...], ...]:
+        """The runs of consecutive scored offsets. Each is one value asked for."""
+        runs: list[list[int]] = []
+        for at in self.scored:
+            if runs and at == runs[-1][-1] + 1:
+                runs[-1].append(at)
+            else:
+                runs.append([at])
+        return tuple(map(tuple, runs))
+
+    def last(self) -> "Sample":
+        """The same read up to its last value, which alone is asked for."""
+        at = self.values[-1][0]
+        scored = tuple(i - at for i in self.values[-1])
+        return Sample(self.task, self.prompt + self.answer[:at], self.answer[at:], scored)
 
 
 def held_out(key: str) -> bool:
@@ -59,6 +81,16 @@ def keys(rng: Random, *, evaluation: bool = True, lookalikes: float = 0.0) -> It
             used.append(key)
             seen.add(key)
             yield key
+
+
+def words(rng: Random) -> Iterator[str]:
+    """Different pronounceable words of WORD_LETTERS letters, of the side kept for evaluation: 125,000 at most."""
+    seen: set[str] = set()
+    while True:
+        word = "".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(WORD_LETTERS // 2))
+        if word not in seen and held_out(word):
+            seen.add(word)
+            yield word
 
 
 def value(rng: Random) -> str:
@@ -84,6 +116,10 @@ def fact(lines: Sequence[str], question: str, answer: Sequence[tuple[str, bool]]
 
 def cut(text: bytes, size: int, rng: Random) -> bytes:
     """`size` contiguous bytes of `text` that end with a line."""
+    if len(text) < size:
+        raise ValueError(
+            f"text has {len(text)} bytes, at least {size} are needed: pass a longer text, or a shorter length"
+        )
     newline = text.find(b"\n", rng.randrange(size - 1, len(text)))
     if newline < 0:
         newline = text.rfind(b"\n")
@@ -111,17 +147,20 @@ def hide(window: bytes, facts: Iterable[Fact], rng: Random) -> bytes:
     return b"".join(parts) + window[done:]
 
 
-def compose(task: str, text: bytes, length: int, rng: Random, asked: Fact, others: Sequence[Fact] = ()) -> Sample:
+def compose(
+    task: str,
+    text: bytes,
+    length: int,
+    rng: Random,
+    asked: Fact,
+    others: Sequence[Fact] = (),
+    inside: bool = False,
+) -> Sample:
     """A prompt of exactly `length` bytes: text, the lines of `asked` and of `others`, the question for `asked`."""
     facts = [asked, *others]
     size = length - len(asked.question) - sum(len(line) for hidden in facts for line in hidden.lines)
-    if len(text) < size:
-        raise ValueError(
-            f"text has {len(text)} bytes, length={length} needs at least {size}: pass a longer text, or a shorter "
-            "length"
-        )
     prompt = hide(cut(text, size, rng), facts, rng) + asked.question
-    return Sample(task, prompt, asked.answer, asked.scored)
+    return Sample(task, prompt, asked.answer, asked.scored, inside)
 
 
 def check_length(length: int) -> None:

@@ -1,6 +1,7 @@
 """From bytes of text to the tokens of a model, and back."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 TAIL = 8  # prompt tokens decoded with an answer: some tokenizers drop the first token's leading space
@@ -13,6 +14,9 @@ class Tokenizer(Protocol):
     def decode_after(self, prompt: Sequence[int], tokens: Sequence[int]) -> bytes:
         """The text that `tokens` add to a prompt."""
 
+    def starts(self, text: bytes) -> list[int]:
+        """Where each token of `encode(text)` begins, in bytes."""
+
 
 class ByteTokenizer:
     """Of models whose tokens are bytes, as the embedded one's are."""
@@ -22,6 +26,9 @@ class ByteTokenizer:
 
     def decode_after(self, prompt: Sequence[int], tokens: Sequence[int]) -> bytes:
         return bytes(tokens)
+
+    def starts(self, text: bytes) -> list[int]:
+        return list(range(len(text)))
 
 
 class TextTokenizer:
@@ -37,3 +44,15 @@ class TextTokenizer:
         tail = list(prompt[-TAIL:])
         before, whole = (self._tokenizer.decode(ids, skip_special_tokens=True) for ids in (tail, [*tail, *tokens]))
         return whole[len(before) :].encode()
+
+    def starts(self, text: bytes) -> list[int]:
+        """Raises ValueError for a tokenizer without offsets, one that transformers runs in Python."""
+        if not self._tokenizer.is_fast:
+            raise ValueError(
+                f"tokenizer: got {type(self._tokenizer).__name__}, which does not say where its tokens begin; pass a "
+                "fast one of transformers"
+            )
+        decoded = text.decode(errors="replace")
+        pairs = self._tokenizer(decoded, verbose=False, return_offsets_mapping=True)["offset_mapping"]
+        at = [0, *accumulate(len(letter.encode()) for letter in decoded)]
+        return [at[start] for start, _ in pairs]

@@ -7,7 +7,8 @@ bits each run.
 Distances: key minus row is constant along a diagonal. Of FOLD steps the r-th takes the rows a FOLD + r, for all a, and
 the keys moved on by r: key minus row is the same in each, so their probabilities add up in registers, where a sum
 along the diagonals of one tile would send each probability to another thread. These sums, W / FOLD a key, go through
-memory to a last kernel. A first kernel copies the rows in the order in which the steps take them: all else about them
+memory to a last kernel. With a sliding window the keys before it are left out.
+A first kernel copies the rows in the order in which the steps take them: all else about them
 is then contiguous, and what no longer depends on padding, heads or strides costs the passes no registers.
 """
 
@@ -17,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sparsekit.ops.window_scores import Scores
+from sparsekit.ops.window_scores import Scores, at_length, within_sight
 from sparsekit.problem import Problem, to_heads
 
 from . import positive_scale, target, tile, why_not_here
@@ -49,7 +50,7 @@ TILES = {
     "float32": {  # on any
         "exponentials": ((32, 32, 4, 2), (32, 32, 4, 2)),
         "columns": ((32, 32, 4, 2), (32, 32, 4, 2)),
-        "diagonals": ((16, 32, 4, 2), (32, 32, 4, 2)),
+        "diagonals": ((32, 16, 4, 2), (32, 32, 4, 2)),
     },
 }
 
@@ -61,11 +62,16 @@ def why_not(problem: Problem, window: int, diagonals: bool = False) -> str | Non
 
 
 def window_scores(problem: Problem, window: int, diagonals: bool = False) -> Scores:
+    return at_length(_scores(within_sight(problem, window), window, diagonals), problem.k.shape[2])
+
+
+def _scores(problem: Problem, window: int, diagonals: bool) -> Scores:
     p, (B, H, Q, D), (G, K) = problem, problem.q.shape, problem.k.shape[1:3]
     W, R, step = min(window, Q), FOLD if diagonals else 1, "diagonals" if diagonals else "columns"
     reach, sure = None, K - (W - 1) * p.causal  # keys that every row sees; the usual problem launches no torch op
     if not p.full or (p.causal and not p.queries_last):
         reach, sure = p.reach().contiguous(), 0
+    start = None if p.window is None else to_heads(p.start(), H).contiguous()
     real, length = (None, None) if p.full else (to_heads(n, H).contiguous() for n in p.lengths())
     q, scale = positive_scale(p.q, p.scale / math.log(2))
     wide, D_TILE = torch.promote_types(q.dtype, torch.float32), tile(D, 256)
@@ -79,28 +85,33 @@ def window_scores(problem: Problem, window: int, diagonals: bool = False) -> Sco
     order = dict(R=R, HEADS=HEADS, ROWS=ROWS)
     rows = q.new_empty(B * G, lanes, D_TILE)
     last, number = q.new_empty(2, B * G, lanes, dtype=torch.int32)
+    first = None if start is None else torch.empty_like(last)
     _rows[(lanes // 16, B * G)](
-        q, reach, real, rows, last, number, *q.stride(), int(p.causal), 1 if reach is None else reach.shape[1],
-        H, G, Q, K, W, per_head, N=16, D=D, D_TILE=D_TILE, **order,
+        q, reach, start, real, rows, first, last, number, *q.stride(), int(p.causal),
+        1 if reach is None else reach.shape[1], H, G, Q, K, W, per_head, N=16, D=D, D_TILE=D_TILE, **order,
     )  # fmt: skip
+    lowest = None if first is None else first.amin(1)  # of each group, the first key that any row sees
+    empty = q.new_empty if first is None else q.new_zeros  # for what no program writes then
 
     M1, N1, launch1 = tiles(D, q.dtype.itemsize, target(q.device), "exponentials")
     n_keys = -(-K // N1)
-    top, total = q.new_empty(2, n_keys, B * G * lanes, dtype=wide)
+    top, total = empty(2, n_keys, B * G * lanes, dtype=wide)
+    if first is not None:
+        top.fill_(-math.inf)
     _exponentials[(n_keys, B * G)](
-        rows, last, p.k, top, total, *p.k.stride(), scale, sure, G, K, lanes, M=math.gcd(lanes, M1), N=N1,
-        D=D, D_TILE=D_TILE, WIDE=WIDE, **launch1,
+        rows, lowest, first, last, p.k, top, total, *p.k.stride(), scale, sure, G, K, lanes, M=math.gcd(lanes, M1),
+        N=N1, D=D, D_TILE=D_TILE, WIDE=WIDE, **launch1,
     )  # fmt: skip
     log = q.new_empty(B * G * lanes, dtype=wide)
     _join[(B * G * lanes // 8,)](top, total, number, log, n_keys, B * G * lanes, N=8, T=128, WIDE=WIDE)
 
     n_keys = -(-(K + R - 1) // N)
     width = n_keys * N if diagonals else K
-    parts = q.new_empty(B, G, n_rows, R, HEADS, width, dtype=wide)
-    folded = q.new_empty(B, G, n_rows, HEADS * ROWS, width, dtype=wide) if diagonals else None
+    parts = empty(B, G, n_rows, R, HEADS, width, dtype=wide)
+    folded = empty(B, G, n_rows, HEADS * ROWS, width, dtype=wide) if diagonals else None
     _probabilities[(n_keys, B * G)](
-        rows, last, log, p.k, parts, folded, *p.k.stride(), scale, sure, G, K, n_rows, N=N, D=D, D_TILE=D_TILE,
-        WIDE=WIDE, **order, **launch,
+        rows, lowest, first, last, log, p.k, parts, folded, *p.k.stride(), scale, sure, G, K, n_rows, N=N, D=D,
+        D_TILE=D_TILE, WIDE=WIDE, **order, **launch,
     )  # fmt: skip
     if per_head * R == 1:
         return parts.view(B, G, -1, K)[:, :, : H // G].reshape(1, B, H, K)
@@ -126,12 +137,12 @@ def split(heads: int, rows: int, most: int) -> tuple[int, int]:
 
 @triton.jit
 def _rows(
-    q, reach, real, rows, last, number, q_b, q_h, q_l, q_d, causal, reach_heads, H, G, Q, K, W, per_head,
+    q, reach, start, real, rows, first, last, number, q_b, q_h, q_l, q_d, causal, reach_heads, H, G, Q, K, W, per_head,
     R: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, D: tl.constexpr, D_TILE: tl.constexpr,
 ):  # fmt: skip
     """Rows in the order of the second pass: of each tile the R steps, of each step the heads, of each every R-th row.
 
-    With each row how many keys it sees, and of how many rows it is one: 0 where a place is left over.
+    With each row where the keys it sees begin and end, and of how many rows it is one: 0 where a place is left over.
     """
     b, g = tl.program_id(1) // G, tl.program_id(1) % G
     lane = tl.program_id(0) * N + tl.arange(0, N)
@@ -149,6 +160,9 @@ def _rows(
         seen = tl.load(reach + (b * reach_heads + head * reach_heads // H).to(tl.int64) * Q + row, mask=inside)
     at, d = tl.program_id(1).to(tl.int64) * tl.num_programs(0) * N + lane, tl.arange(0, D_TILE)
     tl.store(last + at, tl.where(inside, seen, 0))
+    if start is not None:
+        begin = tl.load(start + (b * H + head).to(tl.int64) * Q + row, mask=inside, other=K).to(tl.int32)
+        tl.store(first + at, begin)
     tl.store(number + at, tl.where(inside, tl.minimum(n, W), 0))
     near = q + b.to(tl.int64) * q_b + head.to(tl.int64) * q_h + row.to(tl.int64) * q_l
     found = tl.load(near[:, None] + d * q_d, mask=inside[:, None] & (d < D), other=0.0)
@@ -166,7 +180,7 @@ def _keys(k, k_b, k_h, k_l, k_d, slot, G, K, D: tl.constexpr, D_TILE: tl.constex
 
 @triton.jit
 def _exponentials(
-    rows, last, k, top, total, k_b, k_h, k_l, k_d, scale, sure, G, K, lanes,
+    rows, lowest, first, last, k, top, total, k_b, k_h, k_l, k_d, scale, sure, G, K, lanes,
     M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, D_TILE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Of each row, over one tile of keys: the largest score, base 2, and the sum of exponentials below it."""
@@ -175,11 +189,16 @@ def _exponentials(
     keys = _keys(k, k_b, k_h, k_l, k_d, slot, G, K, D, D_TILE)
     at, m, d = tl.program_id(1).to(tl.int64) * lanes, tl.arange(0, M), tl.arange(0, D_TILE)
     mine = tl.program_id(0).to(tl.int64) * tl.num_programs(1) * lanes + at
-    for x in range(0, lanes, M):
+    places = lanes
+    if first is not None:
+        places = tl.where(end > tl.load(lowest + tl.program_id(1)), lanes, 0)
+    for x in range(0, places, M):
         q = tl.load(rows + (at + x) * D_TILE + m[:, None] * D_TILE + d)
         scores = tl.dot(q, tl.trans(keys), input_precision="ieee", out_dtype=WIDE)  # [M, N]
         if end > sure:
             scores = tl.where(slot < tl.load(last + at + x + m)[:, None], scores, -float("inf"))
+        if first is not None:
+            scores = tl.where(slot >= tl.load(first + at + x + m)[:, None], scores, -float("inf"))
         most = tl.max(scores, 1) * scale
         safe = tl.where(most == -float("inf"), 0.0, most)  # a row that sees no key of the tile
         tl.store(top + mine + x + m, most)
@@ -209,7 +228,7 @@ def _join(top, total, number, log, n_keys, lanes, N: tl.constexpr, T: tl.constex
 
 @triton.jit
 def _probabilities(
-    rows, last, log, k, parts, folded, k_b, k_h, k_l, k_d, scale, sure, G, K, n_rows,
+    rows, lowest, first, last, log, k, parts, folded, k_b, k_h, k_l, k_d, scale, sure, G, K, n_rows,
     R: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, D: tl.constexpr, D_TILE: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -221,7 +240,10 @@ def _probabilities(
     if R == 1:
         keys = _keys(k, k_b, k_h, k_l, k_d, slot, G, K, D, D_TILE)
     m, d, head = tl.arange(0, M), tl.arange(0, D_TILE), tl.arange(0, HEADS)
-    for x in range(n_rows):
+    places = n_rows
+    if first is not None:
+        places = tl.where(end > tl.load(lowest + tl.program_id(1)), n_rows, 0)
+    for x in range(places):
         x += tl.program_id(1).to(tl.int64) * n_rows  # among the tiles of all groups
         sums = tl.zeros([N, M], WIDE)
         for r in range(R):
@@ -234,6 +256,8 @@ def _probabilities(
             scores = tl.dot(keys, tl.trans(q), input_precision="ieee", out_dtype=WIDE)  # [N, M]
             p = tl.exp2(scores * scale - tl.load(log + at + m))
             p = tl.where(p >= 0.0, p, 0.0)  # inf - inf in a row that gives nothing
+            if first is not None:
+                p = tl.where(key[:, None] >= tl.load(first + at + m), p, 0.0)
             if (end > sure) | (end < N + R):  # some row may not see a key, or a slot lies before the first
                 p = tl.where((key >= 0)[:, None] & (key[:, None] < tl.load(last + at + m)), p, 0.0)
             column = tl.sum(tl.reshape(p, [N, HEADS, ROWS]), 2)

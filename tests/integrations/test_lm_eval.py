@@ -99,6 +99,25 @@ def test_likelihoods_do_not_depend_on_the_batch(folder):
     assert error(likelihoods(batched), likelihoods(alone)) < 1e-5
 
 
+def test_texts_do_not_depend_on_the_batch(folder, monkeypatch):
+    """The harness pads prompts of a batch on the left, with a mask: the pipeline must not read that padding."""
+    from lm_eval.models.huggingface import HFLM
+
+    padded, generate = [], HFLM._model_generate
+
+    def looked_at(self, context, *args, **kwargs):
+        padded.append((~kwargs["attention_mask"].bool()).sum(1).tolist())
+        return generate(self, context, *args, **kwargs)
+
+    monkeypatch.setattr(HFLM, "_model_generate", looked_at)
+    alone = answers("sparsekit", {"pretrained": str(folder), "pipeline": SPARSE})
+    assert not any(map(sum, padded))
+    padded.clear()
+    batched = answers("sparsekit", {"pretrained": str(folder), "pipeline": SPARSE}, batch_size=2)
+    assert texts(batched) == texts(alone)
+    assert any(max(row) > 0 for row in padded) and all(len(row) == 2 for row in padded), "none was padded"
+
+
 def test_the_command_line_is_the_harnesss(folder, tmp_path):
     ran = subprocess.run(
         [

@@ -5,12 +5,12 @@ import warnings
 
 import pytest
 import torch
-from closeness import error
+from closeness import error, no_worse
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import sparsekit as sk
 from bench.transformers_matrix import STACKED, build, chunks, ids, left_padded, packed, whole
-from sparsekit import Pipeline, Problem
+from sparsekit import Pipeline, Plan, Problem
 from sparsekit.integrations.transformers import load_pipeline, register, save_pipeline, sparsify
 from sparsekit.integrations.transformers.attention import no_gpu_kernel
 from sparsekit.integrations.transformers.masks import Carrier, mask
@@ -228,6 +228,48 @@ def test_sliding_layers_are_windowed_problems(qwen3):
     assert windows == [24, None, None, None, None, None, 24, None, None, 24, None, None], "one over 20 keys is none"
     last = seen[-3].problem
     assert last.k.shape[2] == 23 + 30 and last.k_pos[0, 0, 0] == 37, "the cache keeps what windows reach"
+
+
+@torch.no_grad()
+def test_a_token_stage_leaves_sliding_layers_whole_and_the_stages_after_it_choose_there(qwen3):
+    """Under the model's own window: a sliding layer computes none of the pairs outside it, and says nothing."""
+    tokens, seen = "token_coverage(tau=0.3, window=8, pool=3, min_tokens=8)", []
+    with sparsify(qwen3, tokens, watch=seen.append) as handle, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole(qwen3)
+    assert [call.plan == Plan() for call in seen] == [True, False, False] and not handle.dense
+    assert seen[0].problem.window == 24 and error(seen[0].output.o, sk.oracle(seen[0].problem).o) < 1e-5
+    seen.clear()
+    with sparsify(qwen3, STACKED, watch=seen.append):
+        whole(qwen3)
+    sliding = seen[0]
+    assert sliding.plan.queries is None and sliding.plan.density(sliding.problem) < 1
+    assert error(sliding.output.o, sk.oracle(sliding.problem, sliding.plan).o) < 1e-5
+
+
+@torch.no_grad()
+def test_on_a_cpu_a_dense_layer_is_the_models_own_attention_to_the_bit(llama):
+    expected, seen = whole(llama), []
+    with sparsify(llama, "dense", watch=seen.append):
+        assert torch.equal(whole(llama), expected)
+    assert all(call.output is None for call in seen) and len(seen) == 3
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_dense_layer_attends_by_flash_attention(llama):
+    with torch.no_grad():
+        truth, model = whole(llama), llama.cuda().bfloat16()
+        expected = model(ids(2, 90).cuda()).logits
+        calls = []
+        with sparsify(model, {0: LOCAL, "default": "dense"}, watch=calls.append) as handle:
+            model(ids(2, 90).cuda())
+        assert all(call.output is not None for call in calls) and not handle.dense
+        with sparsify(model, "dense"):
+            found = model(ids(2, 90).cuda()).logits
+    no_worse(found.cpu(), expected.cpu(), truth, torch.bfloat16)
+    with sparsify(model, "dense"):
+        model(ids(2, 90).cuda()).logits.sum().backward()
+    assert model.model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
 
 
 @torch.no_grad()

@@ -37,9 +37,9 @@ def window_kernels(name):
         given = pointers | {"length": "*i64"}, constants
         kernel = compile_kernel(ws._sums, name, *(given if padded else (pointers, constants | nothing)))
         yield f"sums padded={padded}", kernel
-        pointers, nothing = tensors("bf16", "q rows", last="i32", number="i32"), dict(reach=None, real=None)
+        pointers, none = tensors("bf16", "q rows", last="i32", number="i32"), "reach start real first".split()
         constants = order | dict(N=16, D=128, D_TILE=128, q_d=1)
-        given = pointers | tensors("i64", "reach real"), constants
+        given, nothing = (pointers | tensors("i64", "reach start real", first="i32"), constants), dict.fromkeys(none)
         kernel = compile_kernel(ws._rows, name, *(given if padded else (pointers, constants | nothing)))
         yield f"rows padded={padded}", kernel
     for dtype, D in product(("bf16", "fp16", "fp32"), (64, 128, 256)):
@@ -55,8 +55,10 @@ def window_kernels(name):
             )
             pointers = tensors(dtype, "rows k", last="i32") | tensors("fp32", results)
             constants = shape | dict(N=N, D=D, D_TILE=D, WIDE=tl.float32, k_d=1)
-            compiled = compile_kernel(kernel, name, pointers, constants, launch["num_warps"], launch["num_stages"])
-            yield f"{step} {dtype} D={D}", compiled
+            warps, nothing = (launch["num_warps"], launch["num_stages"]), dict(lowest=None, first=None)
+            yield f"{step} {dtype} D={D}", compile_kernel(kernel, name, pointers, constants | nothing, *warps)
+            pointers |= tensors("i32", "lowest first")
+            yield f"{step} {dtype} D={D} window", compile_kernel(kernel, name, pointers, constants, *warps)
 
 
 def row_kernels(name):

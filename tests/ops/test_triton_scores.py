@@ -13,7 +13,7 @@ import torch
 from closeness import no_worse
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import SEEDS, blocks, named, problems, randn, tokens
+from strategies import SEEDS, blocks, named, problems, randn, tokens, windowed
 from test_triton import not_interpreted, poisoned
 
 import sparsekit as sk
@@ -62,7 +62,7 @@ def poisoned_room():
 @given(data=st.data(), window=st.sampled_from([1, 2, 3, 7, 20, 40]))
 def test_window_scores_are_the_definition(data, window):
     """Positions per head and padding too, through the tokens of a plan."""
-    p = data.draw(problems(most=12))
+    p = data.draw(problems(most=12) if data.draw(st.booleans()) else windowed(most=12))
     if data.draw(st.booleans()):
         keys = data.draw(tokens(p, "k"))
         queries = keys if p.q.shape[2] == p.k.shape[2] else data.draw(tokens(p, "q"))
@@ -105,6 +105,28 @@ def test_the_error_of_window_scores_is_that_of_plain_torch(dtype, Q, K, D, windo
     for a, b, c in ((mine[0], theirs[0], truth[0]), (mine[1], theirs[1], truth[1]), (columns, theirs[0], truth[0])):
         assert a.dtype == torch.float32
         no_worse(a, b, c, dtype)
+
+
+@pytest.mark.parametrize("padded", [0, 70])
+@pytest.mark.parametrize("dtype,D,probe,window", [(HALF, 64, 48, 100), (SINGLE, 24, 20, 33), (HALF, 40, 20, 1)])
+def test_keys_before_a_window_get_nothing_and_cost_no_score(dtype, D, probe, window, padded):
+    """Scores far below zero: where a tile of keys is left out, nothing must stand for its largest score."""
+    q, k = (randn(i, 1, *s, dtype=torch.float32).to(WHERE, dtype) for i, s in enumerate([(6, 389, D), (2, 389, D)]))
+    q[..., 0], k[..., 0] = 40.0, -40.0
+    p = Problem.of(q, k, k, window=window)
+    if padded:
+        pos = torch.where(p.q_pos < 389 - padded, p.q_pos, PAD)
+        p = replace(p, q_pos=pos, k_pos=pos, full=False)
+    wide = replace(p, q=q.double(), k=k.double(), v=k.double())
+    k[:, :, : 389 - padded - probe - window + 1] = math.nan
+    mine, theirs, truth = (
+        fast("window_scores", p, probe, True),
+        plain("window_scores", p, probe, True),
+        plain("window_scores", wide, probe, True),
+    )
+    for a, b, c in zip(mine, theirs, truth, strict=True):
+        no_worse(a, b, c, dtype)
+    assert mine.isfinite().all() and (mine[1, ..., window:] == 0).all()
 
 
 def test_window_scores_read_any_layout():

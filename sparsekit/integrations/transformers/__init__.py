@@ -7,6 +7,7 @@ An attention function and a mask function are registered under the name "sparsek
 what it was asked, not with a mask (masks.py); the attention function makes a Problem of it, so that padded batches,
 chunks, static caches, packed sequences and sliding windows run sparse (attention.py). Decode, and what is not
 understood, runs dense through the model's own SDPA or eager implementation, under the mask they would have got.
+Dense layers do so too on a CPU, to the bit; on a GPU by sparsekit's FlashAttention backend where that can.
 Which layer has which pipeline, and the file that says so beside a model: schedule.py.
 """
 

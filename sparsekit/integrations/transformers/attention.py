@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ...dispatch import AUTO, NoBackendError, why_not
-from ...pipeline import Pipeline
+from ...pipeline import Attend, Pipeline
 from ...plan import Plan
 from ...problem import Output, Problem
 from ...timing import now_ms
@@ -28,7 +28,7 @@ class LayerCall:
     layer: int
     problem: Problem  # padding taken out
     plan: Plan  # Plan() for a dense layer
-    output: Output | None  # the plan's, before a layer adds its sinks; None for a dense layer: no log-sum-exp there
+    output: Output | None  # the plan's, before a layer adds its sinks; None where the model's own attention ran
     ms: float  # deciding and attending
 
 
@@ -45,6 +45,8 @@ class Layer:
     heads_group: "dist.ProcessGroup | None" = None  # the ranks that hold the layer's other heads
     dense: dict[int, str] = field(default_factory=dict)  # by layer, why it ran dense in spite of its pipeline; shared
 
+
+DENSE = Pipeline([Attend(backend="flash")])  # of dense layers on a GPU: as fast as anything there
 
 LAYERS: WeakKeyDictionary[nn.Module, Layer] = WeakKeyDictionary()  # attention modules of sparsified models
 
@@ -106,15 +108,17 @@ def index(module: nn.Module) -> int:
 
 @torch.compiler.disable(reason="sparsekit: a sparse prefill is no single graph; compile without fullgraph=True")
 def _prefill(call: _Call, layer: Layer) -> tuple[Tensor, Tensor | None]:
-    if layer.pipeline is not None:
-        reason = _why_dense(call, layer)
+    pipeline = layer.pipeline or (DENSE if call.query.is_cuda and not _learns(call) else None)
+    if pipeline is not None:
+        reason = _why_dense(call, pipeline, layer)
         if reason is None:
             _require_inference(call)
             try:
-                return _sparse(call, layer.pipeline, layer), None
+                return _sparse(call, pipeline, layer), None
             except NoBackendError as refusal:
                 reason = str(refusal)
-        _say(call.module, layer, reason)
+        if layer.pipeline is not None:
+            _say(call.module, layer, reason)
     started = now_ms(call.query.device) if layer.watch else 0.0
     answer = _dense(call, layer.eager)
     if layer.watch and isinstance(call.mask, Carrier) and isinstance(call.mask.question, Question):
@@ -125,8 +129,8 @@ def _prefill(call: _Call, layer: Layer) -> tuple[Tensor, Tensor | None]:
     return answer
 
 
-def _why_dense(call: _Call, layer: Layer) -> str | None:
-    """In words, why the layer's pipeline cannot run this call; None if it can."""
+def _why_dense(call: _Call, pipeline: Pipeline, layer: Layer) -> str | None:
+    """In words, why a pipeline of the layer cannot run this call; None if it can."""
     mask, config = call.mask, call.module.config
     for name in ("softcap", "position_bias"):
         if call.kwargs.get(name) is not None:
@@ -145,16 +149,7 @@ def _why_dense(call: _Call, layer: Layer) -> str | None:
     sequences = call.packed() or question.sequences
     if sequences and question.padding != Plan():
         return "its packed sequences are padded"
-    assert layer.pipeline is not None
-    tokens = [type(s).__name__ for s in layer.pipeline.stages if getattr(s, "chooses", None) != "blocks"]
-    longest = (
-        max(b - a for row in sequences for a, b in zip(row, row[1:], strict=False)) if sequences else question.keys
-    )
-    if tokens and question.window is not None and question.window < longest:
-        return (
-            f"it has a sliding window of {question.window} tokens, and {tokens[0]} drops tokens by what the last "
-            "queries see: give such layers block stages alone"
-        )
+    tokens = [type(s).__name__ for s in pipeline.stages if getattr(s, "chooses", None) != "blocks"]
     heads = getattr(config, "num_attention_heads", call.query.shape[1])
     if tokens and layer.heads_group is None and call.query.shape[1] != heads:
         return (
@@ -164,9 +159,13 @@ def _why_dense(call: _Call, layer: Layer) -> str | None:
     return None
 
 
-def _require_inference(call: _Call) -> None:
+def _learns(call: _Call) -> bool:
     inputs = (call.query, call.key, call.value)
-    if call.module.training or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs)):
+    return call.module.training or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs))
+
+
+def _require_inference(call: _Call) -> None:
+    if _learns(call):
         what = "a model in training mode" if call.module.training else "inputs that need gradients"
         raise ValueError(
             f"pipeline: got {what}; a sparse pipeline is for inference: call model.eval() and the model under "

@@ -3,8 +3,6 @@
 {"pipeline": {"15-30": "token_coverage(tau=0.02) | flex_prefill", "default": "dense"}}
 """
 
-import importlib
-import importlib.util
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -49,7 +47,7 @@ def by_layer(pipeline: Any, layers: list[int], only: Any = None) -> dict[int, Pi
 
 def parsed(given: Any) -> Pipeline | None:
     """A pipeline from one, a recipe's name or a spec; None for a dense one. Raises ValueError for another thing."""
-    made = (_recipe(given) or Pipeline.from_spec(given)) if isinstance(given, str) else given
+    made = Pipeline.from_spec(given) if isinstance(given, str) else given
     if not isinstance(made, Pipeline):
         raise ValueError(
             f"pipeline: got {given!r}; allowed are a Pipeline, a spec, or a mapping of layers to those: pass one"
@@ -118,14 +116,6 @@ def _numbers(name: int | str) -> Iterable[int]:
             f'pipeline: got {name!r} for a layer; allowed are a number, a range like "15-30" and "default": write it so'
         )
     return range(int(match[1]), int(match[2] or match[1]) + 1)
-
-
-def _recipe(name: str) -> Pipeline | None:
-    """The pipeline of a recipe's name."""
-    if not name.isidentifier() or importlib.util.find_spec("sparsekit.recipes") is None:
-        return None
-    recipes = importlib.import_module("sparsekit.recipes")
-    return getattr(recipes, name)() if name in getattr(recipes, "__all__", ()) else None
 
 
 def _text(one: Any) -> str:

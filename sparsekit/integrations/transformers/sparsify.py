@@ -16,7 +16,8 @@ NAME = "sparsekit"
 def register() -> None:
     """Make `attn_implementation="sparsekit"` known to transformers; `sparsify` calls it.
 
-    A model that has it by name alone is dense, unless it was loaded from a folder with a sparsekit.json.
+    A model that has it by name alone is dense, unless it was loaded from a folder with a sparsekit.json. The language
+    model inside one of several parts is dense even then: its config does not know the folder, and `sparsify` does.
     """
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)

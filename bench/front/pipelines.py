@@ -1,0 +1,87 @@
+"""The pipelines that are asked, by name: the papers' methods over their parameters, and what was found to be better."""
+
+from sparsekit.schedules import Layers
+
+LOW = "1-2", "4-5"  # the half of the embedded model's layers with least inter-layer drift, as profile_layers says
+PAPERS = ("tokens .005, zeros, low", "FlexPrefill .95", "tokens .005 | FlexPrefill .95, zeros, low")  # their settings
+TAUS = (0.005, 0.02, 0.1, 0.2, 0.5)
+GAMMAS = (0.8, 0.9, 0.95, 0.99)
+WINDOW = "decompress(fill=sliding_window(128))"
+
+
+LONG = 65536  # bytes; at more only these are asked
+AT_ALL = (
+    *(f"tokens {tau}, zeros, low" for tau in (".005", ".02", ".2")),
+    *(f"tokens {tau}, window" for tau in (".02", ".2", ".5")),
+    "FlexPrefill .95",
+    "FlexPrefill .99",
+    "tokens .02 | FlexPrefill .95, zeros, low",
+    "tokens .2 | FlexPrefill .95, window",
+    "smooth .1",
+    "smooth .4",
+    *(f"smooth {tau}, 512 vote" for tau in (".05", ".1", ".2", ".4")),
+    "smooth .4, 2048 vote",
+    "smooth .1, 512 vote, window 512",
+    "smooth .05, 2048 vote, window 512",
+)
+
+
+def tokens(tau: float, *rest: str, **how: int) -> str:
+    given = "".join(f", {name}={value}" for name, value in how.items())
+    return " | ".join((f"token_coverage(tau={tau}{given})", *rest))
+
+
+def blocks(gamma: float) -> str:
+    return f"flex_prefill(gamma={gamma})"
+
+
+def low(spec: str, others: str = "dense") -> Layers:
+    """A schedule: `spec` in the layers of least drift."""
+    return {**dict.fromkeys(LOW, spec), "default": others}
+
+
+def papers() -> dict[str, str | Layers]:
+    """Token Sparse Attention and FlexPrefill, each alone and stacked, at many strengths, with either fill."""
+    found: dict[str, str | Layers] = {}
+    for tau in TAUS:
+        for fill, rest in (("zeros", ()), ("window", (WINDOW,))):
+            found[f"tokens {_short(tau)}, {fill}, low"] = low(tokens(tau, *rest))
+            found[f"tokens {_short(tau)}, {fill}"] = tokens(tau, *rest)
+    for window, sinks in ((64, 0), (512, 0), (128, 16)):
+        name = f"tokens .2, window {window}" + (f" and {sinks} sinks" if sinks else "")
+        found[name] = tokens(0.2, f"decompress(fill=sliding_window({window}, sinks={sinks}))")
+    found |= {f"FlexPrefill {_short(gamma)}": blocks(gamma) for gamma in GAMMAS}
+    for tau in (0.005, 0.02):
+        both = tokens(tau, blocks(0.95))
+        found[f"tokens {_short(tau)} | FlexPrefill .95, zeros, low"] = low(both, blocks(0.95))
+    for tau, gamma in ((0.02, 0.95), (0.2, 0.95), (0.2, 0.9), (0.5, 0.9)):
+        both = tokens(tau, blocks(gamma), WINDOW)
+        found[f"tokens {_short(tau)} | FlexPrefill {_short(gamma)}, window"] = both
+    return found
+
+
+def smooth() -> dict[str, str | Layers]:
+    """Votes smoothed over more neighbours, so that whole lines are kept, and cast by more queries."""
+    found: dict[str, str | Layers] = {}
+    for tau in (0.05, 0.1, 0.2, 0.4):
+        found[f"smooth {_short(tau)}"] = tokens(tau, WINDOW, pool=31)
+        found[f"smooth {_short(tau)}, 512 vote"] = tokens(tau, WINDOW, pool=31, window=512)
+    for tau in (0.1, 0.4):
+        found[f"smooth {_short(tau)} by 63, 512 vote"] = tokens(tau, WINDOW, pool=63, window=512)
+        found[f"smooth {_short(tau)}, 2048 vote"] = tokens(tau, WINDOW, pool=31, window=2048)
+    wide = "decompress(fill=sliding_window(512))"
+    found["smooth .1, 512 vote, window 512"] = tokens(0.1, wide, pool=31, window=512)
+    found["smooth .05, 2048 vote, window 512"] = tokens(0.05, wide, pool=31, window=2048)
+    return found
+
+
+def at(length: int) -> dict[str, str | Layers]:
+    """What is asked at a length."""
+    return PIPELINES if length <= LONG else {name: PIPELINES[name] for name in AT_ALL}
+
+
+def _short(x: float) -> str:
+    return f"{x:g}".removeprefix("0")
+
+
+PIPELINES = papers() | smooth()

@@ -1,0 +1,142 @@
+"""Asks the embedded model under every pipeline: python -m bench.front.run --device cuda --lengths 32K,128K
+
+One process alone takes the times first. Then several ask, each its share of the prompts, because the GPU idles while
+the host prepares a short call. What the output has already is not asked again, so a run that was cut off goes on.
+"""
+
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch.multiprocessing import get_context
+
+from bench.front.pipelines import at
+from bench.inputs import lengths as parse_lengths
+from sparsekit import Pipeline
+from sparsekit.integrations.transformers import sparsify
+from sparsekit.schedules import always
+from sparsekit.testbed import CLAIMED, load_model, read_text
+from sparsekit.testbed.comparison import Prompts, compare, what
+from sparsekit.testbed.loss import bits_by_position
+from sparsekit.testbed.records import Records
+
+NAME = "embedded"
+DENSE: dict[str, Any] = {"dense": None}
+console = Console(stderr=True, width=120)
+
+
+class Late(Exception):
+    """The time is over."""
+
+
+def main(
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    lengths: Annotated[str, typer.Option(help='Bytes, such as "32K,128K"')] = "4K",
+    each: Annotated[int, typer.Option(help="Prompts of a task at a length", min=1)] = 8,
+    tasks: Annotated[str, typer.Option(help="Separated by commas; default: those that claims rest on")] = "",
+    only: Annotated[str, typer.Option(help='Pipelines whose name has one of these in it, split at ";"')] = "",
+    seed: Annotated[int, typer.Option(help="Of the first prompt of each task")] = 0,
+    file: Annotated[Path | None, typer.Option(help="Text to hide facts in; default: Python's library")] = None,
+    processes: Annotated[int, typer.Option(help="That ask at a time", min=1)] = 1,
+    timed: Annotated[int, typer.Option(help="Prompts that times are of; 0: none", min=0)] = 2,
+    seconds: Annotated[float, typer.Option(help="Ask nothing after these", min=1)] = 540,
+    out: Annotated[Path, typer.Option(help="File of records")] = Path("front.jsonl"),
+    commit: Annotated[str | None, typer.Option(envvar="SPARSEKIT_COMMIT", help="What git describe says")] = None,
+) -> None:
+    """float32 on a CPU, bfloat16 on a GPU."""
+    deadline = time.time() + seconds
+    words = [word.strip() for word in only.split(";") if word.strip()]
+    named = [name.strip() for name in tasks.split(",") if name.strip()] or list(CLAIMED)
+    sizes = parse_lengths(lengths)
+    shares = [range(first, seed + each, processes) for first in range(seed, min(seed + processes, seed + each))]
+    parts = [out.with_name(f".{out.name}.{number}") for number in range(len(shares))]
+    records = Records(out)
+    for part in parts:
+        if part.exists():  # of a run that was cut off
+            _take(records, part)
+    if timed:
+        model = load(device)
+        for size in sizes:
+            prompts = Prompts(read_text(file), named[:timed], [size], 1, seed)
+            compare(model, chosen(size, words), prompts, records, name=NAME, timed=timed, commit=commit)
+        del model
+    context = get_context("spawn")
+    asked = dict(device=device, words=words, tasks=named, sizes=sizes, file=file, commit=commit, deadline=deadline)
+    running = []
+    for share, part in zip(shares, parts, strict=True):
+        part.write_bytes(out.read_bytes() if out.exists() else b"")
+        running.append(context.Process(target=ask, args=(list(share), part), kwargs=asked))
+        running[-1].start()
+    for process, part in zip(running, parts, strict=True):
+        process.join()
+        _take(records, part)
+    if any(process.exitcode for process in running):
+        raise typer.Exit(1)
+    console.print(f"{len(records.lines)} records in {out}")
+
+
+def ask(
+    share: list[int], part: Path, *, words: list[str], tasks: list[str], sizes: list[int], deadline: float, **how: Any
+) -> None:
+    """One process: its seeds, one after another, so that a deadline cuts off prompts and not pipelines."""
+    model, text, records = load(how["device"]), read_text(how["file"]), Records(part)
+
+    def on_step(*_: Any) -> None:
+        if time.time() > deadline:
+            raise Late
+
+    try:
+        for seed in share:
+            for size in sizes:
+                ways, prompts = chosen(size, words), Prompts(text, tasks, [size], 1, seed)
+                compare(model, ways, prompts, records, name=NAME, timed=0, commit=how["commit"], on_step=on_step)
+                broken = {x["pipeline"] for x in records.lines if x["kind"] == "failed" and x["length"] == size}
+                for name, way in (DENSE | ways).items():
+                    on_step()
+                    if name in broken:
+                        continue
+                    read(model, text, size, seed, name, way, records)
+    except Late:
+        pass
+
+
+def read(model: Any, text: bytes, length: int, seed: int, name: str, way: Any, records: Records) -> None:
+    """Add how surprised the model is by a piece of the text alone, by position, unless that is there."""
+    key = ("loss", name, length, seed)
+    if key not in {
+        (line["kind"], line.get("pipeline"), line.get("length"), line.get("seed")) for line in records.lines
+    }:
+        found = bits_by_position(
+            model, text, length, seed, lambda: sparsify(model, always(way)) if way else nullcontext()
+        )
+        line = dict(kind="loss", run=records.lines[-1]["run"], pipeline=name, what=what(way) if way else name)
+        records.append(line | dict(length=length, seed=seed, bits=[[one.end, round(one.bits, 5)] for one in found]))
+
+
+def load(device: str) -> Any:
+    return load_model(torch.bfloat16 if device == "cuda" else torch.float32, device)
+
+
+def chosen(length: int, words: list[str]) -> dict[str, Any]:
+    """The pipelines of a length whose name has one of the words in it; all, without words."""
+    named = {name: how for name, how in at(length).items() if not words or any(word in name for word in words)}
+    return {name: Pipeline.from_spec(how) if isinstance(how, str) else how for name, how in named.items()}
+
+
+def _take(records: Records, part: Path) -> None:
+    """The lines of a part that are new, into the records; the part is gone."""
+    known = {_key(line) for line in records.lines}
+    records.append(*[line for line in Records(part).lines if _key(line) not in known])
+    part.unlink()
+
+
+def _key(line: dict[str, Any]) -> tuple:
+    return tuple(line.get(name) for name in ("kind", "run", "pipeline", "length", "task", "seed"))
+
+
+if __name__ == "__main__":
+    typer.run(main)

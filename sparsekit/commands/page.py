@@ -1,0 +1,20 @@
+"""sparsekit page"""
+
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from typer import Argument
+
+
+def page(
+    records: Annotated[Path, Argument(help="File that sparsekit eval --out wrote")],
+    out: Annotated[Path, Argument(help="Markdown file to write; its pictures come beside it")],
+) -> None:
+    """Write the page of an evaluation's records: tables, and accuracy over speed-up."""
+    from ..testbed.page import write_page
+    from ..testbed.records import Records
+
+    if not records.is_file():
+        raise ValueError(f"records: got {str(records)!r}, which is no file; allowed is what sparsekit eval --out wrote")
+    Console().print(f"page: {write_page(Records(records).lines, out)}", markup=False, highlight=False, soft_wrap=True)

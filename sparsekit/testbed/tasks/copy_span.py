@@ -1,0 +1,34 @@
+"""A line of random words that stands in the text once. The prompt ends with its beginning, the model goes on.
+
+Nothing but the line itself says what comes next, so every word is a retrieval by what stands before it. The words
+after the first two are scored, each as one value; the spaces between them are not.
+
+Source: the copying and induction probes of in-context learning (Olsson et al., arXiv:2209.11895), with a span seen
+once and far away.
+"""
+
+from itertools import islice
+from random import Random
+
+from ..sample import Sample, check_length, compose, fact, words
+
+WORDS = 16
+GIVEN = 2
+
+# What stands before the words, and after them.
+PHRASINGS = (
+    ("# ", ""),
+    ("", ""),
+    ("    # ", "."),
+    ("# text: ", ""),
+)
+
+
+def copy_span(text: bytes, length: int, seed: int) -> Sample:
+    check_length(length)
+    rng = Random(seed)
+    before, after = rng.choice(PHRASINGS)
+    span = list(islice(words(rng), WORDS))
+    answer = [piece for word in span[GIVEN:] for piece in ((" ", False), (word, True))]
+    asked = fact([before + " ".join(span) + after], before + " ".join(span[:GIVEN]), answer)
+    return compose("copy_span", text, length, rng, asked)

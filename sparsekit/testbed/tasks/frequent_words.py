@@ -1,0 +1,43 @@
+"""A text of made-up words that fills most of the prompt. The question asks for the three most frequent, in order.
+
+How often a word occurs falls with the square of its rank (zeta distribution, alpha = 2); the first rank is noise, a row
+of dots, which does not count. The answer lists the three, a numbered line each; the words are scored.
+
+Source: RULER (arXiv:2404.06654), frequent words extraction.
+"""
+
+from itertools import islice
+from math import pi
+from random import Random
+
+from ..sample import WORD_LETTERS, Sample, check_length, compose, fact, words
+
+FREQUENT = 3
+NOISE = "." * WORD_LETTERS
+ROW = 12  # words a line
+PART = 7 / 8  # of the prompt; the rest is text around the words
+QUESTION = f"# The {FREQUENT} most frequent words, dots aside, the most frequent first:\n1."
+
+
+def frequent_words(text: bytes, length: int, seed: int) -> Sample:
+    check_length(length)
+    rng = Random(seed)
+    n = int(length * PART) // (WORD_LETTERS + 1)
+    counts = by_rank(n)
+    ranked = [NOISE, *islice(words(rng), len(counts) - 1)]
+    listed = [word for word, count in zip(ranked, counts, strict=True) for _ in range(count)]
+    rng.shuffle(listed)
+    rows = [" ".join(listed[at : at + ROW]) for at in range(0, n, ROW)]
+    first, *rest = ranked[1 : 1 + FREQUENT]
+    answer = [(" ", False), (first, True)]
+    for i, word in enumerate(rest, 2):
+        answer += [(f"\n{i}. ", False), (word, True)]
+    return compose("frequent_words", text, length, rng, fact(["\n".join(rows)], QUESTION, answer))
+
+
+def by_rank(n: int) -> list[int]:
+    """How often the word of each rank occurs among n: zeta(2) rounded down, and once for as many more as it takes."""
+    counts: list[int] = []
+    while (count := int(n * 6 / (pi * (len(counts) + 1)) ** 2)) > 0:
+        counts.append(count)
+    return counts + [1] * (n - sum(counts))

@@ -1,0 +1,34 @@
+"""A JSON object of random keys and values that fills most of the prompt. The question asks for the value of one key.
+
+Keys are three groups of 5 letters, values three groups of 5 hexadecimal digits, all of them different. The question
+begins the line of the key asked for; the whole value is scored.
+
+Source: InfiniteBench (arXiv:2402.13718), Retrieve.KV. Differs from it: its keys and values are UUIDs of 36 characters;
+these are shorter, so that each length holds more pairs, and keys have no digits, so that none looks like a value.
+"""
+
+from random import Random
+
+from ..sample import Sample, check_length, compose, fact, keys
+
+GROUPS = 3
+GROUP = 5
+LINE = len('    "": "",\n') + 2 * (GROUPS * (GROUP + 1) - 1)
+PART = 7 / 8  # of the prompt; the rest is text around the object
+
+
+def key_value(text: bytes, length: int, seed: int) -> Sample:
+    check_length(length)
+    rng = Random(seed)
+    names = keys(rng)
+    pairs = [
+        ("-".join(next(names) for _ in range(GROUPS)), hexadecimal(rng)) for _ in range(int(length * PART) // LINE)
+    ]
+    lines = ",\n".join(f'    "{key}": "{number}"' for key, number in pairs)
+    key, number = rng.choice(pairs)
+    asked = fact([f"{{\n{lines}\n}}"], f'    "{key}": "', [(number, True)])
+    return compose("key_value", text, length, rng, asked)
+
+
+def hexadecimal(rng: Random) -> str:
+    return "-".join(f"{rng.randrange(16**GROUP):0{GROUP}x}" for _ in range(GROUPS))

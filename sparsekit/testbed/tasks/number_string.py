@@ -1,0 +1,38 @@
+"""One line with a number of ten digits, in runs of the same digit, hidden in the text. The question asks for it.
+
+The runs make it hard to copy: the digits before do not say how many more of the same come. All ten are scored.
+
+Source: InfiniteBench (arXiv:2402.13718), Retrieve.Number. The wordings are chosen to be unlike those of single_key,
+after whose five digits the embedded model has learned that the line ends: it sometimes ends others early, too.
+"""
+
+from random import Random
+
+from ..sample import Sample, check_length, compose, fact
+
+DIGITS = 10
+LONGEST = 3  # run
+
+# What stands before the digits, and after them.
+PHRASINGS = (
+    ("# Remember this sequence of digits: ", ""),
+    ("# Remember the sequence of digits, which is ", "."),
+    ("# There is a sequence of digits to remember here. The sequence of digits is ", "."),
+    ("# The pass key, ten digits long: ", ""),
+)
+
+
+def number_string(text: bytes, length: int, seed: int) -> Sample:
+    check_length(length)
+    rng = Random(seed)
+    before, after = rng.choice(PHRASINGS)
+    digits = in_runs(rng)
+    return compose("number_string", text, length, rng, fact([before + digits + after], before, [(digits, True)]))
+
+
+def in_runs(rng: Random) -> str:
+    """DIGITS digits in runs of 1 to LONGEST."""
+    digits = ""
+    while len(digits) < DIGITS:
+        digits += rng.choice("0123456789".replace(digits[-1:] or " ", "")) * rng.randint(1, LONGEST)
+    return digits[:DIGITS]

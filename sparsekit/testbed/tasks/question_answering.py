@@ -1,0 +1,54 @@
+"""Facts about made-up people, one line a person, and a question about one of them in other words than the text's.
+
+A line says of a person the year of birth, the town, the trade and the teacher, who is another of these people. Asked
+for is a year of birth, a town, or the year in which a person's teacher was born, which takes two lines. One person for
+every 1 KB of prompt, at least 4 and at most 64. The year or the town is scored.
+
+Source: RULER (arXiv:2404.06654), question answering, single-hop as its SQuAD and two-hop as its HotpotQA. Differs from
+it: facts are made up from the seed, so that no model knows them, and are hidden in the text instead of whole articles.
+"""
+
+from itertools import islice
+from random import Random
+
+from ..sample import Sample, check_length, compose, fact, words
+
+TRADES = ("baker", "carpenter", "glazier", "mason", "potter", "saddler", "tailor", "weaver")
+PHRASINGS = (
+    "# {name}, a {trade} from {town}, was born in {year} and learned from {teacher}.",
+    "# Born in {year}, {name} lived in {town} and worked as a {trade}, taught by {teacher}.",
+    "# In {town} there was a {trade} called {name}, born in {year}, who had {teacher} as a teacher.",
+)
+# A question, and how its answer begins.
+YEAR = ("In which year was {name} born?", "{name}'s year of birth:")
+TOWN = ("In which town did {name} live?", "{name}'s town:")
+TEACHER = ("In which year was the teacher of {name} born?", "the year of birth of {name}'s teacher:")
+
+
+def question_answering(text: bytes, length: int, seed: int) -> Sample:
+    check_length(length)
+    rng = Random(seed)
+    people = max(4, min(64, length // 1024))
+    drawn = [word.capitalize() for word in islice(words(rng), 2 * people)]
+    names, towns = drawn[:people], drawn[people:]
+    years = rng.sample(range(1400, 1900), people)
+    teachers = [(i + 1) % people for i in range(people)]
+    lines = [
+        rng.choice(PHRASINGS).format(
+            name=names[i], town=towns[i], year=years[i], trade=rng.choice(TRADES), teacher=names[teachers[i]]
+        )
+        for i in range(people)
+    ]
+    asked = rng.randrange(people)
+    (question, start), answer = rng.choice(
+        [(YEAR, str(years[asked])), (TOWN, towns[asked]), (TEACHER, str(years[teachers[asked]]))]
+    )
+    question, start = (part.format(name=names[asked]) for part in (question, start))
+    rng.shuffle(lines)
+    return compose(
+        "question_answering",
+        text,
+        length,
+        rng,
+        fact(lines, f"# Question: {question}\n# Answer: {start}", [(" ", False), (answer, True)]),
+    )

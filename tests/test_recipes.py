@@ -1,0 +1,48 @@
+"""Recipes: what their names stand for, and that their prices are those of the records."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsekit import Pipeline, recipes
+from sparsekit.integrations.transformers.schedule import by_layer
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_page_and_the_prices_are_those_of_the_records():
+    subprocess.run([sys.executable, "-m", "bench.front.report", "--check"], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("name", recipes.PIPELINES)
+def test_a_name_stands_for_its_steps(name):
+    pipeline = recipes.PIPELINES[name]()
+    assert Pipeline.from_spec(name) == pipeline == Pipeline.from_spec(pipeline.to_spec())
+    assert "Price: " in recipes.PIPELINES[name].__doc__
+    with pytest.raises(ValueError, match=f"{name} takes: none"):
+        Pipeline.from_spec(f"{name}(tau=0.1)")
+
+
+def test_a_recipe_chains_with_a_block_stage_of_the_users():
+    assert Pipeline.from_spec("streaming | attend(break_even=0)").stages
+    both = Pipeline([*recipes.balanced().stages, *Pipeline.from_spec("flex_prefill").stages])
+    assert [type(stage).__name__ for stage in both.stages] == ["TokenCoverage", "FlexPrefill"]
+
+
+def test_lossless_keeps_more_than_balanced_and_that_more_than_fast():
+    q, k, v = (torch.randn(1, h, 3000, 16, generator=torch.Generator().manual_seed(i)) for i, h in enumerate((4, 2, 2)))
+    q[:, :, -600:] *= 8  # the last queries look hard at some keys
+    works = [
+        Pipeline([recipe()], break_even=0).plan(q, k, v).queries.idx.shape[-1]
+        for recipe in (recipes.lossless, recipes.balanced, recipes.fast)
+    ]
+    assert works[0] > works[1] > works[2]
+
+
+def test_the_paper_is_one_setting_in_the_layers_named():
+    chosen = by_layer(recipes.paper((1, 3)), [0, 1, 2, 3])
+    assert chosen[0] is None and chosen[2] is None
+    assert chosen[1] == chosen[3] == Pipeline.from_spec("token_coverage(tau=0.005)")
