@@ -1,8 +1,8 @@
 """A pipeline, and attention by a plan, as torch.library operators, so that compiled and exported models can hold them.
 
-What is computed depends on the data, so a compiler could not look inside with profit: it sees shapes alone. The ops
-within are plain functions: an operator of its own each would cost every call its dispatch, and show a compiler sizes
-that only the device knows.
+What is computed depends on the data, so a compiler could not look inside with profit: it sees shapes alone. A pipeline
+calls the ops within as plain functions, which spares each call an operator's dispatch; `operators` has an operator for
+each, for who puts a compiled stage together from them.
 """
 
 from collections.abc import Sequence
