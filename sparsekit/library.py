@@ -1,8 +1,8 @@
 """A pipeline, and attention by a plan, as torch.library operators, so that compiled and exported models can hold them.
 
-What is computed depends on the data, so a compiler could not look inside with profit: it sees shapes alone. The ops
-within are plain functions: an operator of its own each would cost every call its dispatch, and show a compiler sizes
-that only the device knows.
+What is computed depends on the data, so a compiler could not look inside with profit: it sees shapes alone. A pipeline
+calls the ops within as plain functions, which spares each call an operator's dispatch; `operators` has an operator for
+each, for who puts a compiled stage together from them.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def attention_by_plan(
 
     Returns the output [B, H, Q, Dv] and the log-sum-exp [B, H, Q], float32 or wider.
     """
-    plan = _plan(queries, keys, counts, indices, sizes)
+    plan = from_parts(queries, keys, counts, indices, sizes)
     out = _pipeline(spec).output(q, k, v, causal=causal, scale=scale, plan=plan)
     return out.o.contiguous(), out.lse.contiguous()
 
@@ -77,9 +77,10 @@ def parts(plan: Plan) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tens
     return queries, keys, counts, indices, sizes
 
 
-def _plan(
+def from_parts(
     queries: Tensor | None, keys: Tensor | None, counts: Tensor | None, indices: Tensor | None, sizes: Sequence[int]
 ) -> Plan:
+    """The plan that `parts` took apart."""
     n_q, full_q, n_k, full_k, *size, n, window, sinks = sizes
     mine = None if queries is None else Tokens(queries, n_q, bool(full_q))
     theirs = (mine if n_k else None) if keys is None else Tokens(keys, n_k, bool(full_k))

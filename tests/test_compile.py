@@ -80,6 +80,6 @@ def test_a_plan_keeps_its_meaning_in_parts():
     some = sk.Tokens.of(torch.arange(40).remainder(3).bool().expand(2, 1, 40))
     other = sk.Tokens.of(torch.arange(40).remainder(2).bool().expand(2, 1, 40))
     for plan in (sk.Plan(some), sk.Plan(keys=some), sk.Plan(some, some), sk.Plan(some, other)):
-        again = library._plan(*library.parts(plan))
+        again = library.from_parts(*library.parts(plan))
         assert (again.queries is again.keys) == (plan.queries is plan.keys)
         assert torch.equal(again.pairs(Problem.of(q, k, v)), plan.pairs(Problem.of(q, k, v)))
