@@ -345,8 +345,8 @@ def test_what_is_seen_of_lists_is_the_definition(data):
 
 @interpreted
 @pytest.mark.parametrize("stage", **named([s for m in (block_topk, flex_prefill, token_coverage) for s in m.EXAMPLES]))
-@settings(max_examples=2)
-@given(p=problems(causal=True, most=9))
+@settings(max_examples=4)
+@given(p=st.one_of(problems(causal=True, most=9), windowed(most=9)))
 def test_a_stage_decides_the_same(stage, p):
     with mock.patch.dict(dispatch.AUTO, cpu=("triton", "reference")), poisoned_room():
         mine = stage(p)
