@@ -18,7 +18,6 @@ PHRASINGS = (
     ("# Remember this sequence of digits: ", ""),
     ("# Remember the sequence of digits, which is ", "."),
     ("# There is a sequence of digits to remember here. The sequence of digits is ", "."),
-    ("# The pass key, ten digits long: ", ""),
 )
 
 
