@@ -174,6 +174,24 @@ def test_no_stage_looks_at_keys_that_none_of_its_probe_sees(p, seed):
         assert torch.equal(stage(p).pairs(p), stage(replace(p, k=k)).pairs(p))
 
 
+SCORED = [stage for stage in EXAMPLES if not isinstance(stage, sk.Streaming)]
+AWARE = [sk.FlexPrefill(gamma=0.7, tau=tau, block_size=2) for tau in (0.2, 0.4, 0.6)]  # in more heads, and in fewer
+
+
+@pytest.mark.parametrize("stage", **named([*SCORED, *AWARE]))
+@settings(max_examples=40)
+@given(p=problems(causal=True, most=16), window=st.integers(1, 8), seeds=st.tuples(SEEDS, SEEDS, SEEDS))
+def test_blocks_that_no_query_sees_change_no_choice(stage, p, window, seeds):
+    """The same chunk after twelve keys, whole blocks of any size here, that lie before every window."""
+    n = 12 + window - 1
+    far, other, near = (4 * randn(seed, *p.k.shape[:2], n, p.k.shape[3]) for seed in seeds)
+    v = torch.cat([p.v[:, :, :1].expand(-1, -1, n, -1), p.v], 2)
+    one, two = (
+        Problem.of(p.q, torch.cat([x[:, :, :12], near[:, :, 12:], p.k], 2), v, window=window) for x in (far, other)
+    )
+    assert torch.equal(lawful(stage, one).pairs(one), stage(two).pairs(two))
+
+
 @given(p=windowed(), m=st.integers(1, 5), keep=st.sampled_from([0.01, 0.5, 0.9]))
 def test_block_topk_spends_its_budget_inside_the_window(p, m, keep):
     blocks = sk.BlockTopK(keep, m)(p).blocks
