@@ -1,24 +1,19 @@
 """Records: one result a line, appended and never changed. A run's lines share its id; compare within one run only."""
 
-import datetime
 import json
-import platform
 import re
 import shutil
 import subprocess
-import uuid
 from collections import Counter
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from sparsekit.testbed.records import Record, origin
+
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "bench" / "records"
-PACKAGES = ("sparsekit", "triton", "flash-attn-4", "nvidia-cutlass-dsl", "transformers")
-Record = dict[str, Any]
 
 
 def append(path: Path, records: Iterable[Record]) -> None:
@@ -62,15 +57,7 @@ def provenance(device: torch.device, commit: str | None = None) -> Record:
     `commit` is for a machine without git: `git describe --always --dirty --abbrev=40 --exclude '*'` of where the code
     came from, which ends in -dirty if the tree was not clean. Without it git is asked; None if there is none.
     """
-    described = commit or _described()
-    return {
-        "run": uuid.uuid4().hex[:12],
-        "gpu": chip(device),
-        "versions": versions(),
-        "commit": described.removesuffix("-dirty") if described else None,
-        "clean": not described.endswith("-dirty") if described else None,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
+    return origin(device, commit or _described())
 
 
 def path_for(device: torch.device) -> Path:
@@ -82,25 +69,6 @@ def path_for(device: torch.device) -> Path:
 def slug(name: str) -> str:
     """ "NVIDIA H200" -> "nvidia-h200"."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def chip(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
-
-
-def versions() -> dict[str, str]:
-    found = {"torch": torch.__version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # not installed: no version to state
-            continue
-    return found
 
 
 def _described() -> str | None:

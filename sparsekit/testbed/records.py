@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("sparsekit", "triton", "flash-attn-4", "transformers")
+PACKAGES = ("sparsekit", "triton", "flash-attn-4", "nvidia-cutlass-dsl", "transformers")
 Record = dict[str, Any]
 
 
@@ -51,13 +51,15 @@ def provenance(model: Any, name: str, text: str, commit: str | None = None) -> R
     `text` says which text facts are hidden in. `commit` is what `git describe --always --dirty --abbrev=40 --exclude
     '*'` says of the code; it ends in -dirty if the tree was not clean. None if nobody said.
     """
+    what = {"kind": "run", "model": name, "text": text, "dtype": str(model.dtype).removeprefix("torch.")}
+    return what | origin(model.device, commit)
+
+
+def origin(device: torch.device, commit: str | None) -> Record:
+    """The part of it that is not about a model: an id, chip, versions, commit, whether the tree was clean, date."""
     return {
-        "kind": "run",
         "run": uuid.uuid4().hex[:12],
-        "model": name,
-        "text": text,
-        "gpu": chip(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "gpu": chip(device),
         "versions": versions(),
         "commit": commit.removesuffix("-dirty") if commit else None,
         "clean": not commit.endswith("-dirty") if commit else None,
