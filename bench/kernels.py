@@ -25,8 +25,8 @@ from bench.inputs import INPUTS, SHAPES, lengths
 from bench.records import path_for, provenance
 from sparsekit import Problem
 
-CALLS, LEAST_US = 5, 3.0  # calls of each case; kernels that take less of one are summed up
-ROW = 20  # calls in a row
+CALLS, LEAST_US = 5, 3.0  # calls that are profiled; kernels that take less of one are summed up
+ROW = 20  # calls that are timed, alone and in a row
 FASTEST = "FlashAttention-4"
 
 
@@ -68,7 +68,7 @@ def page(contender: Contender, length: int) -> str:
     for _ in range(3):
         contender.run(nullcontext)
     alone, host = [], []
-    for _ in range(CALLS):
+    for _ in range(ROW):
         torch.cuda.synchronize()
         started = time.perf_counter()
         contender.run(nullcontext)
@@ -90,8 +90,8 @@ def page(contender: Contender, length: int) -> str:
     lines = [
         f"{contender.case}, {contender.backend}, {length // 1024}K: "
         f"{sum(us for us, _, _ in kernels) / 1e3:.2f} ms on the GPU in {sum(n for _, n, _ in kernels):.0f} kernels; "
-        f"{sorted(host)[CALLS // 2] * 1e3:.2f} ms of the host; "
-        f"{sorted(alone)[CALLS // 2] * 1e3:.2f} ms alone, {in_a_row * 1e3:.3f} ms in a row"
+        f"{sorted(host)[ROW // 2] * 1e3:.2f} ms of the host; "
+        f"{sorted(alone)[ROW // 2] * 1e3:.2f} ms alone, {in_a_row * 1e3:.3f} ms in a row"
     ]
     lines += [f"{us:10.1f} us {n:5.1f} x  {name[:90]}" for us, n, name in kernels if us >= LEAST_US]
     few = [(us, n) for us, n, _ in kernels if us < LEAST_US]

@@ -11,10 +11,11 @@ from sparsekit import Blocks, NoBackendError, Output, Plan, Problem, SlidingWind
 from sparsekit.problem import PAD
 
 B, H, G, N, D, M = 2, 4, 2, 24, 8, 4  # M tokens a block
+WHERE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def rand(seed, *shape):
-    return randn(seed, *shape, dtype=torch.float32)
+    return randn(seed, *shape, dtype=torch.float32).to(WHERE)
 
 
 def problem(window=None, padded=False, heads=H):
@@ -28,8 +29,8 @@ def problem(window=None, padded=False, heads=H):
 
 def plans():
     """All pairs, tokens of either side or both, alike or not, blocks, and all at once."""
-    some = Tokens.of(torch.arange(N).remainder(3).bool().expand(B, 1, N))
-    ragged = Tokens.of((rand(3, B, G, N) > 0) | (torch.arange(N) == N - 1))
+    some = Tokens.of(torch.arange(N, device=WHERE).remainder(3).bool().expand(B, 1, N))
+    ragged = Tokens.of((rand(3, B, G, N) > 0) | (torch.arange(N, device=WHERE) == N - 1))
     dense, short = (Blocks.of(rand(4, B, H, i, i) > -0.3, (M, M)) for i in (N // M, some.idx.shape[-1] // M))
     return [
         Plan(), Plan(blocks=dense), Plan(ragged), Plan(keys=ragged), Plan(some, some, short), Plan(some, ragged),
@@ -45,14 +46,14 @@ def scattered(plan):
     return (
         p,
         plan,
-        dispatch.run("attend", "cpu", dispatch.run("gather_tokens", "cpu", p, plan), Plan(blocks=plan.blocks)),
+        dispatch.run("attend", WHERE, dispatch.run("gather_tokens", WHERE, p, plan), Plan(blocks=plan.blocks)),
     )
 
 
 def pattern(seed=5):
     J = N // M
     of = lambda i: rand(seed + i, B, H, J) > 0  # noqa: E731
-    own = torch.arange(J).expand(B, H, J)
+    own = torch.arange(J, device=WHERE).expand(B, H, J)
     return of(0), of(1), own, own.clone(), rand(seed + 2, B, H, J, J) > 1, (M, M)
 
 
@@ -64,21 +65,21 @@ CASES = {
     "gather_tokens": lambda: [(problem(padded=pad), plan) for plan in plans() for pad in (False, True)],
     "query_aware": lambda: [
         (rand(0, B, H, D), rand(1, B, G, 6, D), rand(2, B, H, 6).softmax(-1), blocks, 0.3, 0.4)
-        for blocks in (torch.tensor(5), torch.full((B, H, 1), 4))
+        for blocks in (torch.tensor(5), torch.full((B, H, 1), 4, device=WHERE))
     ],
     "scatter_tokens": lambda: [scattered(plan) for plan in (*plans(), filled())],
     "seen_blocks": lambda: [(plans()[1].blocks, problem(padded=pad).reach()) for pad in (False, True)],
-    "select_tokens": lambda: [(rand(0, B, h, N), torch.tensor([[3], [9]]).expand(B, h)) for h in (1, H)],
+    "select_tokens": lambda: [(rand(0, B, h, N), torch.tensor([[3], [9]], device=WHERE).expand(B, h)) for h in (1, H)],
     "sliding_window": lambda: [(problem(w), filled()) for w in (None, 7)],
-    "token_budget": lambda: [(rand(0, B, N).abs(), 0.4, most) for most in (torch.tensor(9), torch.tensor([3, 20]))],
+    "token_budget": lambda: [(rand(0, B, N).abs(), 0.4, most) for most in (torch.tensor(9), torch.tensor([3, 20], device=WHERE))],
     "token_votes": lambda: [
         (rand(0, B, H, N).abs(), *lengths, 3)
         for lengths in (
             (torch.tensor(20), torch.tensor(N)),
-            (torch.tensor([[[16]], [[18]]]), torch.tensor([[[20]], [[N]]])),
+            tuple(torch.tensor(n, device=WHERE) for n in ([[[16]], [[18]]], [[[20]], [[N]]])),
         )
     ],
-    "topk_mask": lambda: [(rand(0, B, H, N), torch.tensor([[3], [0]])), (rand(0, B, N) > 0, torch.tensor([5, 5]))],
+    "topk_mask": lambda: [(rand(0, B, H, N), torch.tensor([[3], [0]], device=WHERE)), (rand(0, B, N) > 0, torch.tensor([5, 5], device=WHERE))],
     "vertical_slash_blocks": lambda: [pattern(), (*pattern()[:4], None, (M, M))],
     "window_scores": lambda: [(problem(w, pad), 5, d) for w, pad, d in ((None, False, True), (7, True, False))],
 }  # fmt: skip
@@ -98,7 +99,7 @@ def test_it_is_a_lawful_operator_with_the_same_answer(op):
     for args in CASES[op]():
         given = operators.flat(*args)
         opcheck(operator, tuple(given))
-        got, expected = tensors(operator(*given)), tensors(dispatch.run(op, "cpu", *args))
+        got, expected = tensors(operator(*given)), tensors(dispatch.run(op, WHERE, *args))
         assert len(got) == len(expected)
         for mine, theirs in zip(got, expected, strict=True):
             assert mine.is_contiguous()
@@ -134,7 +135,7 @@ class Plain:
     """The ops as pipelines call them."""
 
     def __getattr__(self, op):
-        return lambda *args: dispatch.run(op, "cpu", *args)
+        return lambda *args: dispatch.run(op, WHERE, *args)
 
 
 def own_pipeline(ops, q, k, v):

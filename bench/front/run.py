@@ -5,7 +5,9 @@ the host prepares a short call. What the output has already is not asked again, 
 """
 
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +43,7 @@ def main(
     only: Annotated[str, typer.Option(help='Pipelines whose name has one of these in it, split at ";"')] = "",
     seed: Annotated[int, typer.Option(help="Of the first prompt of each task")] = 0,
     file: Annotated[Path | None, typer.Option(help="Text to hide facts in; default: Python's library")] = None,
+    packages: Annotated[str, typer.Option(help="Or the source of these installed packages, split at commas")] = "",
     processes: Annotated[int, typer.Option(help="That ask at a time", min=1)] = 1,
     timed: Annotated[int, typer.Option(help="Prompts that times are of; 0: none", min=0)] = 2,
     seconds: Annotated[float, typer.Option(help="Ask nothing after these", min=1)] = 540,
@@ -53,6 +56,7 @@ def main(
     named = [name.strip() for name in tasks.split(",") if name.strip()] or list(CLAIMED)
     sizes = parse_lengths(lengths)
     shares = [range(first, seed + each, processes) for first in range(seed, min(seed + processes, seed + each))]
+    text = source(packages.split(",")) if packages else read_text(file)
     parts = [out.with_name(f".{out.name}.{number}") for number in range(len(shares))]
     records = Records(out)
     for part in parts:
@@ -61,11 +65,11 @@ def main(
     if timed:
         model = load(device)
         for size in sizes:
-            prompts = Prompts(read_text(file), named[:timed], [size], 1, seed)
+            prompts = Prompts(text, named[:timed], [size], 1, seed)
             compare(model, chosen(size, words), prompts, records, name=NAME, timed=timed, commit=commit)
         del model
     context = get_context("spawn")
-    asked = dict(device=device, words=words, tasks=named, sizes=sizes, file=file, commit=commit, deadline=deadline)
+    asked = dict(device=device, words=words, tasks=named, sizes=sizes, text=text, commit=commit, deadline=deadline)
     running = []
     for share, part in zip(shares, parts, strict=True):
         part.write_bytes(out.read_bytes() if out.exists() else b"")
@@ -80,10 +84,18 @@ def main(
 
 
 def ask(
-    share: list[int], part: Path, *, words: list[str], tasks: list[str], sizes: list[int], deadline: float, **how: Any
+    share: list[int],
+    part: Path,
+    *,
+    words: list[str],
+    tasks: list[str],
+    sizes: list[int],
+    text: bytes,
+    deadline: float,
+    **how: Any,
 ) -> None:
     """One process: its seeds, one after another, so that a deadline cuts off prompts and not pipelines."""
-    model, text, records = load(how["device"]), read_text(how["file"]), Records(part)
+    model, records = load(how["device"]), Records(part)
 
     def on_step(*_: Any) -> None:
         if time.time() > deadline:
@@ -115,6 +127,17 @@ def read(model: Any, text: bytes, length: int, seed: int, name: str, way: Any, r
         )
         line = dict(kind="loss", run=records.lines[-1]["run"], pipeline=name, what=what(way) if way else name)
         records.append(line | dict(length=length, seed=seed, bits=[[one.end, round(one.bits, 5)] for one in found]))
+
+
+def source(packages: Iterable[str]) -> bytes:
+    """The Python source of installed packages, files in the order of their names."""
+    files = {
+        file.as_posix(): Path(str(file.locate()))
+        for package in packages
+        for file in metadata.files(package.strip()) or ()
+        if file.suffix == ".py" and ".." not in file.parts
+    }
+    return b"".join(files[name].read_bytes() for name in sorted(files))
 
 
 def load(device: str) -> Any:
