@@ -18,6 +18,10 @@ def rand(seed, *shape):
     return randn(seed, *shape, dtype=torch.float32).to(WHERE)
 
 
+def ints(values):
+    return torch.tensor(values, device=WHERE)
+
+
 def problem(window=None, padded=False, heads=H):
     p = Problem.of(rand(0, B, heads, N, D), rand(1, B, G, N, D), rand(2, B, G, N, 6), window=window)
     if padded:
@@ -69,17 +73,17 @@ CASES = {
     ],
     "scatter_tokens": lambda: [scattered(plan) for plan in (*plans(), filled())],
     "seen_blocks": lambda: [(plans()[1].blocks, problem(padded=pad).reach()) for pad in (False, True)],
-    "select_tokens": lambda: [(rand(0, B, h, N), torch.tensor([[3], [9]], device=WHERE).expand(B, h)) for h in (1, H)],
+    "select_tokens": lambda: [(rand(0, B, h, N), ints([[3], [9]]).expand(B, h)) for h in (1, H)],
     "sliding_window": lambda: [(problem(w), filled()) for w in (None, 7)],
-    "token_budget": lambda: [(rand(0, B, N).abs(), 0.4, most) for most in (torch.tensor(9), torch.tensor([3, 20], device=WHERE))],
+    "token_budget": lambda: [(rand(0, B, N).abs(), 0.4, most) for most in (torch.tensor(9), ints([3, 20]))],
     "token_votes": lambda: [
         (rand(0, B, H, N).abs(), *lengths, 3)
         for lengths in (
             (torch.tensor(20), torch.tensor(N)),
-            tuple(torch.tensor(n, device=WHERE) for n in ([[[16]], [[18]]], [[[20]], [[N]]])),
+            (ints([[[16]], [[18]]]), ints([[[20]], [[N]]])),
         )
     ],
-    "topk_mask": lambda: [(rand(0, B, H, N), torch.tensor([[3], [0]], device=WHERE)), (rand(0, B, N) > 0, torch.tensor([5, 5], device=WHERE))],
+    "topk_mask": lambda: [(rand(0, B, H, N), ints([[3], [0]])), (rand(0, B, N) > 0, ints([5, 5]))],
     "vertical_slash_blocks": lambda: [pattern(), (*pattern()[:4], None, (M, M))],
     "window_scores": lambda: [(problem(w, pad), 5, d) for w, pad, d in ((None, False, True), (7, True, False))],
 }  # fmt: skip
