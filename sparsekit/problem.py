@@ -90,20 +90,11 @@ class Problem:
                     f"window: got {window} for a problem that is not causal; allowed is None there: pass causal=True"
                 )
             window = window if window < K else None
-        problem = cls.__new__(cls)  # without positions: `__getattr__` makes them for who asks, and dense kernels do not
-        problem.__dict__.update(
-            q=q, k=k, v=v, scale=float(scale), causal=bool(causal), queries_last=Q <= K, full=True, window=window
-        )
-        return problem
-
-    def __getattr__(self, name: str) -> Tensor:
-        """The positions of a problem made by `of`, which are one after another, when they are first asked for."""
-        if name not in ("q_pos", "k_pos"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        n, end = (self.q if name == "q_pos" else self.k).shape[2], self.k.shape[2]
-        positions = torch.arange(end - n, end, device=self.q.device, dtype=torch.int32).expand(self.q.shape[0], 1, n)
-        self.__dict__[name] = positions
-        return positions
+        k_pos = torch.arange(K, device=q.device, dtype=torch.int32).expand(q.shape[0], 1, K)
+        q_pos = k_pos
+        if Q != K:
+            q_pos = torch.arange(K - Q, K, device=q.device, dtype=torch.int32).expand(q.shape[0], 1, Q)
+        return cls(q, k, v, q_pos, k_pos, float(scale), bool(causal), queries_last=Q <= K, full=True, window=window)
 
     def visible(self, rows: Tensor | None = None) -> Bool[Tensor, "B H R K"]:
         """The pairs dense attention would compute, for all queries or for the query indices `rows` [R]."""

@@ -1,8 +1,5 @@
 """The Pipeline: what it prints, specs, reuse of plans, dtypes, the report."""
 
-import pickle
-from dataclasses import replace
-
 import pytest
 import torch
 from closeness import no_worse
@@ -34,16 +31,6 @@ NORMAL = {
         Pipeline([TokenCoverage(tau=0.1), Compress("gather")]), Streaming(), Attend("cpu"), Decompress(SlidingWindow()),
     ],
 }  # fmt: skip
-
-
-@pytest.mark.parametrize("Q,K,causal", [(5, 5, True), (2, 5, True), (7, 5, False)])
-def test_positions_are_made_when_asked_for_and_travel(Q, K, causal):
-    p = Problem.of(randn(0, 2, 4, Q, 8), randn(1, 2, 2, K, 8), randn(2, 2, 2, K, 8), causal)
-    for problem in (pickle.loads(pickle.dumps(p)), replace(p, scale=1.0), p):
-        assert problem.q_pos[1, 0].tolist() == list(range(K - Q, K))
-        assert problem.k_pos[1, 0].tolist() == list(range(K))
-        assert problem.q_pos.dtype == problem.k_pos.dtype == torch.int32
-        assert not hasattr(problem, "v_pos")
 
 
 @pytest.mark.parametrize("text,stages", NORMAL.items(), ids=range(len(NORMAL)))

@@ -23,11 +23,12 @@ from sparsekit.integrations.transformers import sparsify
 from sparsekit.schedules import always
 from sparsekit.testbed import CLAIMED, load_model, read_text
 from sparsekit.testbed.comparison import Prompts, compare, what
-from sparsekit.testbed.loss import bits_by_position
+from sparsekit.testbed.loss import bits_after, bits_by_position
 from sparsekit.testbed.records import Records
 
 NAME = "embedded"
 DENSE: dict[str, Any] = {"dense": None}
+PIECES = 5  # seeds below this read a piece of text by position, too
 console = Console(stderr=True, width=120)
 
 
@@ -117,16 +118,16 @@ def ask(
 
 
 def read(model: Any, text: bytes, length: int, seed: int, name: str, way: Any, records: Records) -> None:
-    """Add how surprised the model is by a piece of the text alone, by position, unless that is there."""
-    key = ("loss", name, length, seed)
-    if key not in {
-        (line["kind"], line.get("pipeline"), line.get("length"), line.get("seed")) for line in records.lines
-    }:
-        found = bits_by_position(
-            model, text, length, seed, lambda: sparsify(model, always(way)) if way else nullcontext()
-        )
-        line = dict(kind="loss", run=records.lines[-1]["run"], pipeline=name, what=what(way) if way else name)
-        records.append(line | dict(length=length, seed=seed, bits=[[one.end, round(one.bits, 5)] for one in found]))
+    """Add how surprised the model is by a piece of the text alone, and by what follows it, unless that is there."""
+    known = {(line["kind"], line.get("pipeline"), line.get("length"), line.get("seed")) for line in records.lines}
+    how = lambda: sparsify(model, always(way)) if way else nullcontext()  # noqa: E731
+    line = dict(run=records.lines[-1]["run"], pipeline=name, what=what(way) if way else name, length=length, seed=seed)
+    if seed < PIECES and ("loss", name, length, seed) not in known:
+        found = bits_by_position(model, text, length, seed, how)
+        records.append(dict(kind="loss") | line | dict(bits=[[one.end, round(one.bits, 5)] for one in found]))
+    if ("after", name, length, seed) not in known:
+        bits = bits_after(model, text, length, seed, how)
+        records.append(dict(kind="after") | line | dict(bits=round(bits, 5)))
 
 
 def source(packages: Iterable[str]) -> bytes:

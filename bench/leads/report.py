@@ -19,7 +19,7 @@ import typer
 
 from bench.leads.judge import QUESTIONS, TEXT
 from bench.leads.variants import Variant, variants
-from sparsekit.testbed.statistics import Estimate, difference, mean
+from sparsekit.testbed.statistics import Estimate, bootstrap_difference, difference, mean
 
 Line = Mapping[str, Any]
 Prompt = tuple[str, int]  # task, seed
@@ -78,7 +78,6 @@ HEAD = (
     "found, equal strength", "questions, equal strength",
     "found, equal work", "questions, equal work", "text, equal work", "answer bits, equal work", "verdict",
 )  # fmt: skip
-DRAWS = 2000  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -126,12 +125,7 @@ def compare(ours: Mapping[Prompt, float], theirs: Mapping[Prompt, float], parts:
     if not shared:
         return None
     mine, other = [ours[p] for p in shared], [theirs[p] for p in shared]
-    if parts:
-        return difference(mine, other)
-    gaps = np.subtract(mine, other)
-    means = np.random.default_rng(0).choice(gaps, (DRAWS, len(gaps))).mean(1)
-    low, high = map(float, np.quantile(means, (0.025, 0.975)))
-    return Estimate(float(gaps.mean()), low, high, len(gaps))
+    return difference(mine, other) if parts else bootstrap_difference(mine, other)
 
 
 def at_density(curve: Sequence[tuple[float, Mapping[Prompt, float]]], work: float) -> dict[Prompt, float] | None:

@@ -1,4 +1,4 @@
-"""Held-out language-model loss by position: what a method costs where nothing in particular is asked for."""
+"""Held-out language-model loss, by position and after the prompt: the cost where nothing in particular is asked."""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..parameters import check_count
 from .evaluate import BYTES, How
 from .sample import cut
 from .tokenizer import Tokenizer
 
 FIRST = 1024  # bytes of the first range, where the ranges double
 PIECE = 1024  # tokens whose logits exist at a time
+AFTER = 1024  # bytes that follow a prompt
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,33 @@ def bits_by_position(
             raise ValueError(f"edges: got a range {start} to {end} in which no predicted token begins; make it wider")
         found.append(Bits(start, end, float(bits[mine].sum() / sizes[mine].sum())))
     return found
+
+
+def bits_after(
+    model: Any,
+    text: bytes,
+    length: int,
+    seed: int,
+    how: How = nullcontext,
+    after: int = AFTER,
+    tokenizer: Tokenizer = BYTES,
+) -> float:
+    """Bits per byte of the `after` bytes of `text` that follow a window of `length` bytes read inside `with how():`.
+
+    They are read as a generation is: after the prefill, outside of `how`, over the cache that it left. So this is what
+    a prefill method costs the text that comes next. `seed` chooses the window. Raises ValueError for a text too short
+    or no bytes after the window.
+    """
+    check_count("after", after, 1)
+    window = cut(text, length + after, Random(seed))
+    prompt, rest = (tokenizer.encode(part) for part in (window[:length], window[length:]))
+    ids, wanted = (torch.tensor([part], device=model.device) for part in (prompt, rest))
+    with torch.no_grad():
+        with how():
+            first = model(ids, use_cache=True, logits_to_keep=1)
+        others = model(wanted, past_key_values=first.past_key_values, use_cache=True).logits[:, :-1]
+    logits = torch.cat((first.logits, others), 1)[0].float()
+    return float(F.cross_entropy(logits, wanted[0], reduction="sum")) / math.log(2) / after
 
 
 def doubling(length: int) -> list[int]:

@@ -11,11 +11,12 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsekit.integrations.transformers import sparsify
-from sparsekit.testbed import TextTokenizer, bits_by_position, load_model, loss, read_text
+from sparsekit.testbed import TextTokenizer, bits_after, bits_by_position, load_model, loss, read_text
 from sparsekit.testbed.sample import cut
 
 TEXT = read_text()
 LOSSY = "streaming(sinks=16, window=64)"
+RUINOUS = "token_coverage(tau=0.9, min_tokens=16) | attend(break_even=0)"  # dropped tokens see nothing
 
 
 def tiny(vocab):
@@ -113,3 +114,22 @@ def test_bad_edges_are_refused(model, edges):
 def test_a_text_too_short_is_refused(model):
     with pytest.raises(ValueError, match="pass a longer text"):
         bits_by_position(model, TEXT[:500], 1024, 0)
+
+
+def test_what_follows_is_read_as_a_generation_is(model):
+    """Nothing after the prompt is sparse: what a plain forward gives, but for the cache that the prefill left."""
+    ids = torch.tensor([list(cut(TEXT, 2500, Random(3)))])
+    with torch.no_grad():
+        plain = F.cross_entropy(model(ids).logits[0, 2399:-1], ids[0, 2400:]) / math.log(2)
+    assert math.isclose(bits_after(model, TEXT, 2400, 3, after=100), plain, rel_tol=1e-5)
+    assert math.isclose(
+        bits_after(model, TEXT, 2400, 3, after=100, tokenizer=TextTokenizer(byte_tokenizer())), plain, rel_tol=1e-5
+    )
+
+
+def test_a_lossy_prefill_costs_what_follows(model):
+    embedded = load_model(torch.float32)
+    dense = bits_after(embedded, TEXT, 2000, 1, after=200)
+    assert bits_after(embedded, TEXT, 2000, 1, lambda: sparsify(embedded, RUINOUS), after=200) > dense + 0.1
+    with pytest.raises(ValueError, match="after: got 0"):
+        bits_after(embedded, TEXT, 2000, 1, after=0)
