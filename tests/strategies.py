@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 from dataclasses import replace
+from itertools import combinations, product
 
 import torch
 from hypothesis import strategies as st
@@ -18,6 +19,17 @@ SEEDS = st.integers(0, 2**16)
 
 def named(xs):
     return dict(argvalues=xs, ids=[getattr(x, "__name__", repr(x)).removeprefix("sparsekit.stages.") for x in xs])
+
+
+def covering(meeting, *factors):
+    """A few cases in which any values of any `meeting` factors meet, as they do in the product of all: greedily."""
+    where = list(combinations(range(len(factors)), meeting))
+    meetings = {case: {(at, tuple(case[i] for i in at)) for at in where} for case in product(*factors)}
+    cases, left = [], set().union(*meetings.values())
+    while left:
+        cases.append(max(meetings, key=lambda case: len(meetings[case] & left)))
+        left -= meetings[cases[-1]]
+    return cases
 
 
 def randn(seed, *shape, dtype=torch.float64):

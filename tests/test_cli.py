@@ -62,10 +62,10 @@ def test_the_demo_answers_draws_and_saves(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demo.json", "plan.png"], "nothing half-written is left"
 
 
-def test_the_demo_reads_a_file_of_the_users(tmp_path):
+def test_the_demo_reads_a_file_of_the_users(tmp_path, here):
     text = tmp_path / "poem.txt"
     text.write_text("Shall I compare thee to a summer's day?\n" * 60)
-    ran = sparsekit("demo", text, "--length", 1024, "--questions", 1, "--pipeline", "dense", "--out", tmp_path / "out")
+    ran = here("demo", text, "--length", 1024, "--questions", 1, "--pipeline", "dense", "--out", tmp_path / "out")
     assert ran.returncode == 0, ran.stderr
     assert len(json.loads((tmp_path / "out" / "demo.json").read_text())["rows"]) == 1
 
@@ -106,7 +106,7 @@ def text(tmp_path_factory):
 
 
 def test_run_prints_both_continuations(folder, text, here):
-    same = sparsekit("run", folder, "--prompt-file", text, "--pipeline", "token_coverage(tau=0.0)", "--tokens", 8)
+    same = here("run", folder, "--prompt-file", text, "--pipeline", "token_coverage(tau=0.0)", "--tokens", 8)
     assert same.returncode == 0, same.stderr
     assert "the continuations are the same" in same.stdout and "480 tokens" in same.stdout
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -122,9 +122,7 @@ def test_run_prints_both_continuations(folder, text, here):
 
 
 def test_profile_writes_a_schedule_that_run_takes(folder, text, tmp_path, here):
-    ran = sparsekit(
-        "profile", folder, "--prompt-file", text, "--pipeline", SPECS[1], "--quantile", 0.25, "--out", tmp_path
-    )
+    ran = here("profile", folder, "--prompt-file", text, "--pipeline", SPECS[1], "--quantile", 0.25, "--out", tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["drift.png", "sparsekit.json"]
     found = Schedule.load(tmp_path)
@@ -251,14 +249,15 @@ def test_bad_input_to_a_process_of_its_own(tmp_path):
     assert ran.stderr.count("\n") == 1 and ran.stdout == ""
 
 
-def test_an_unknown_command_and_none_say_what_there_is():
-    ran = sparsekit("dmo")
+def test_an_unknown_command_and_none_say_what_there_is(here):
+    ran = here("dmo")
     assert ran.returncode == 2 and "dmo" in ran.stderr
-    assert "demo" in sparsekit().stdout + sparsekit().stderr
+    none = here()
+    assert "demo" in none.stdout + none.stderr
 
 
-def test_backends_prints_each_op_and_why_not():
-    ran = sparsekit("backends")
+def test_backends_prints_each_op_and_why_not(here):
+    ran = here("backends")
     assert ran.returncode == 0, ran.stderr
     for word in (*dispatch.ops(), *dispatch.BACKENDS, "yes", "auto", "attend, block lists"):
         assert word in ran.stdout, word

@@ -14,7 +14,8 @@ import sparsekit as sk
 from sparsekit import Blocks, Plan, Problem, Tokens, attend, dispatch, oracle
 from sparsekit.problem import PAD, to_heads
 
-ATTENDING = [b for b in dispatch.BACKENDS if dispatch.table()["attend"][b] is None]
+# Triton's interpreter takes the time of all the others: tests/ops/test_triton.py has this law for it
+ATTENDING = [b for b in dispatch.BACKENDS if dispatch.table()["attend"][b] is None and b != "triton"]
 
 
 def lawful(stage, problem):

@@ -7,7 +7,7 @@ import torch
 from closeness import error, no_worse, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import plans, problems, randn
+from strategies import covering, plans, problems, randn
 from torch.nn.functional import scaled_dot_product_attention
 
 import sparsekit as sk
@@ -15,8 +15,14 @@ from sparsekit import Blocks, Plan, Problem, SlidingWindow, Tokens, attend, disp
 
 FAST = [b for b in dispatch.BACKENDS if b != "reference" and "cpu" in dispatch.AUTO and b in dispatch.AUTO["cpu"]]
 # as they come: in a row, [B, L, H, D] transposed as transformers passes them, and head dims far apart
-LAYOUTS = [lambda x: x, lambda x: x.transpose(1, 2).contiguous().transpose(1, 2), lambda x: x.mT.contiguous().mT]
+LAYOUTS = {
+    "rows": lambda x: x,
+    "transposed": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "columns": lambda x: x.mT.contiguous().mT,
+}
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]  # the truth is float64
+LENGTHS = [(389, 389), (256, 256), (130, 389), (1, 129)]  # of queries and keys
+DIMS = [(64, 64), (40, 24)]  # of keys and values
 
 
 def some(seed, L, keep, H, B=2):
@@ -44,14 +50,11 @@ def kinds(H, Q, K):
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("Q,K", [(389, 389), (256, 256), (130, 389), (1, 129)])
-@pytest.mark.parametrize("D,Dv", [(64, 64), (40, 24)])
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["rows", "transposed", "columns"])
-def test_the_error_is_that_of_plain_torch(backend, dtype, Q, K, D, Dv, causal, layout):
+@pytest.mark.parametrize("dtype,lengths,dims,causal,layout", covering(3, DTYPES, LENGTHS, DIMS, [True, False], LAYOUTS))
+def test_the_error_is_that_of_plain_torch(backend, dtype, lengths, dims, causal, layout):
+    (Q, K), (D, Dv) = lengths, dims
     shapes = [(4, Q, D), (2, K, D), (2, K, Dv)]
-    q, k, v = (layout(randn(i, 2, *shape, dtype=torch.float32).to(dtype)) for i, shape in enumerate(shapes))
+    q, k, v = (LAYOUTS[layout](randn(i, 2, *s, dtype=torch.float32).to(dtype)) for i, s in enumerate(shapes))
     p = Problem.of(q, k, v, causal)
     for name, plan in kinds(4, Q, K):
         truth, plain = oracle(p, plan), attend(p, plan, backend="reference")

@@ -10,7 +10,7 @@ import torch
 from closeness import no_worse, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import plans, problems, randn
+from strategies import covering, plans, problems, randn
 from test_cpu import kinds
 
 import sparsekit as sk
@@ -23,13 +23,13 @@ interpreted = pytest.mark.skipif(WHERE == "cuda", reason="the interpreter's: on 
 
 @interpreted
 @settings(max_examples=40)
-@given(data=st.data())
-def test_attend_is_the_oracle(data):
+@given(data=st.data(), mode=st.sampled_from(["gather", "indexed"]))
+def test_attend_is_the_oracle(data, mode):
     """Indexed too: kept tokens are read where they lie, and output rows written where they belong."""
-    p = data.draw(problems())
+    p = data.draw(problems(most=12))
     p = replace(p, scale=p.scale * data.draw(st.sampled_from([1, 1, 0, -2])))
-    plan = replace(data.draw(plans(p)), fill=None)
-    same(dispatch.run("attend", "cpu", p, plan, backend="triton"), oracle(p, plan))
+    plan = data.draw(plans(p))
+    same(attend(p, plan, backend="triton", compress=mode), oracle(p, plan))
 
 
 @interpreted
@@ -37,7 +37,7 @@ def test_attend_is_the_oracle(data):
 @given(data=st.data(), window=st.integers(1, 9))
 def test_attend_keeps_to_a_window(data, window):
     """Of positions, which kept tokens no longer stand next to."""
-    p = data.draw(problems(causal=True))
+    p = data.draw(problems(causal=True, most=12))
     p = Problem.of(p.q, p.k, p.v, window=window)
     plan = replace(data.draw(plans(p)), fill=None)
     same(dispatch.run("attend", "cpu", p, plan, backend="triton"), oracle(p, plan))
@@ -73,12 +73,20 @@ def test_scattering_is_decompressing_with_the_fill(data):
 
 
 @interpreted
-@pytest.mark.parametrize("gpu", ["sm_80", "sm_90"])  # through pointers, and through tensor descriptors
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("Q,K", [(101, 101), (33, 101), (1, 65)])
-@pytest.mark.parametrize("D,Dv,causal", [(64, 64, True), (40, 24, True), (40, 24, False)])
-def test_the_error_is_that_of_plain_torch(gpu, dtype, Q, K, D, Dv, causal, monkeypatch):
+@pytest.mark.parametrize(
+    "gpu,dtype,lengths,dims,causal",
+    covering(
+        2,
+        ["sm_80", "sm_90"],  # through pointers, and through tensor descriptors
+        [torch.float32, torch.float16],
+        [(69, 69), (33, 69), (1, 65)],  # of queries and keys: more than one tile of either
+        [(64, 64), (40, 24)],  # of keys and values
+        [True, False],
+    ),
+)
+def test_the_error_is_that_of_plain_torch(gpu, dtype, lengths, dims, causal, monkeypatch):
     """What lies beside the inputs is NaN: a kernel that reads over an end says so."""
+    (Q, K), (D, Dv) = lengths, dims
     monkeypatch.setattr("sparsekit_kernels.triton.attend.target", lambda device: gpu)
     shapes = [(4, Q, D), (2, K, D), (2, K, Dv)]
     q, k, v = (poisoned(randn(i, 2, *shape, dtype=torch.float32).to(WHERE, dtype)) for i, shape in enumerate(shapes))

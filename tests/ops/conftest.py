@@ -1,0 +1,23 @@
+import functools
+from importlib.util import find_spec
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_interpreter_patches_its_language_once():
+    """Triton's does so again at each call of a function within a kernel, which takes a third of its time."""
+    if not find_spec("triton"):
+        yield
+        return
+    from triton.runtime import interpreter
+
+    patch = functools.cache(interpreter._patch_lang)
+
+    def call(self, *args, **kwargs):
+        patch(self.fn)
+        return self.rewrite()(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)
+        yield
