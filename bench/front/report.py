@@ -27,6 +27,7 @@ from sparsekit.testbed.page import HOW, figures, lengths, markdown, percent, run
 from sparsekit.testbed.records import Record
 
 RECORDS, LEADS = FOLDER / "front" / "nvidia-h200.jsonl", FOLDER / "front" / "leads-nvidia-h200.jsonl"
+TUNING = FOLDER / "front" / "tuning-nvidia-h200.jsonl"
 AT = 131072  # bytes, of the prices of recipes
 DENSE = "dense"
 PAPER = "tokens .005, zeros, low"
@@ -39,8 +40,8 @@ not find 95% of under dense attention are left out. These remain:
 `conversation` asks 16 questions one after another at the end of the prompt: most stand before the last tokens, by
 which the stages choose.
 
-No parameter was chosen on these prompts' seeds but the recipes' tau, of the values in the tables; a second set of seeds
-and of text has not been asked yet.
+No parameter was chosen on these prompts' seeds but the recipes' tau, of the values in the tables. Their family was asked
+other prompts, too, whose table stands further down; another text has not been asked yet.
 """
 MARKED = re.compile(r"(<!-- recipes -->).*?(<!-- /recipes -->)", re.DOTALL)  # in README.md
 HEADLINE = """The embedded model (7.4 M parameters, 8 layers) asked at 128K bytes on one {gpu}, bfloat16, {n} prompts of
@@ -52,6 +53,11 @@ LOSS = """## Loss on plain text
 Bits per byte of held-out text at 128K bytes, by position in it, the mean of {n} pieces: what a method costs where
 nothing in particular is asked for. Every token's own prediction counts, in the middle of a prompt too, which nobody
 reads there; the answers above do not depend on it.
+"""
+AGAIN = """## The recipes' family on other seeds
+
+Other prompts at 128K bytes on the same text, seeds from {seed:,} on: {n} prompts with {answers} answers a pipeline.
+Recipes: {recipes}.
 """
 TRIED = """## Leads
 
@@ -106,6 +112,7 @@ def page(lines: Sequence[Record], rows: Sequence[Row]) -> str:
         parts += [f"The papers' settings: {', '.join(f'`{name}`' for name in PAPERS)}.\n", markdown(mine)]
     specs = {row.pipeline: row.what for row in rows if not row.dense}
     parts += ["## Specs\n", *(f"- `{name}`: `{what}`" for name, what in specs.items()), ""]
+    parts.append(other_seeds(claimed(read_lines(TUNING)), rows))
     tables = leads.tables(read_lines(LEADS))
     parts += [
         losses(lines),
@@ -200,6 +207,26 @@ def priced(rows: Sequence[Row]) -> str:
         head, rest = text[:start], text[start:]
         text = head + re.sub(r"    Price: .*?\n    \"\"\"", lambda _: f'{block}\n    """', rest, count=1, flags=re.S)  # noqa: B023
     return text
+
+
+def other_seeds(lines: Sequence[Record], priced: Sequence[Row]) -> str:
+    """The table of the pipelines that were asked other prompts; `priced` names the recipes among them."""
+    asked = [line for line in lines if line["kind"] == "answers" and line["pipeline"] == DENSE]
+    names = (f"`{name}` is `{found(priced, name, AT).pipeline}`" for name in recipes.PIPELINES)
+    head = AGAIN.format(
+        seed=min(line["seed"] for line in asked),
+        n=len(asked),
+        answers=sum(line["answers"] for line in asked),
+        recipes=", ".join(names),
+    )
+    table = ["| pipeline | answers right | from dense | worst task |", "|---|---:|---:|---:|"]
+    for row in front(lines):
+        cells, (task, worst) = figures(row), min(row.tasks.items(), key=lambda pair: pair[1].value)
+        table.append(
+            f"| `{escaped(row.pipeline)}` | {cells['right']} | {cells['difference']} | "
+            f"{task.replace('_', ' ')} {100 * worst.value:.1f}% |"
+        )
+    return head + "\n" + "\n".join(table) + "\n"
 
 
 def losses(lines: Iterable[Record]) -> str:
