@@ -14,7 +14,7 @@ AT_ALL = (
     *(f"tokens {tau}, zeros, low" for tau in (".005", ".02", ".2")),
     *(f"tokens {tau}, window" for tau in (".02", ".2", ".5")),
     *(f"FlexPrefill {gamma}" for gamma in (".8", ".9", ".95", ".99", ".995")),
-    "tokens .02 | FlexPrefill .95, zeros, low",
+    *(f"tokens {tau} | FlexPrefill .95, zeros, low" for tau in (".005", ".02")),
     "tokens .2 | FlexPrefill .95, window",
     *(f"smooth {tau}" for tau in (".1", ".2", ".4")),
     *(f"smooth {tau}, 512 vote" for tau in (".05", ".1", ".2", ".4")),

@@ -40,8 +40,8 @@ not find 95% of under dense attention are left out. These remain:
 `conversation` asks 16 questions one after another at the end of the prompt: most stand before the last tokens, by
 which the stages choose.
 
-No parameter was chosen on these prompts' seeds but the recipes' tau, of the values in the tables. Their family was asked
-other prompts, too, whose table stands further down; another text has not been asked yet.
+No parameter was chosen on these prompts' seeds but the recipes' tau, of the values in the tables. Their family was
+asked other prompts, too, whose table stands further down; another text has not been asked yet.
 """
 MARKED = re.compile(r"(<!-- recipes -->).*?(<!-- /recipes -->)", re.DOTALL)  # in README.md
 HEADLINE = """The embedded model (7.4 M parameters, 8 layers) asked at 128K bytes on one {gpu}, bfloat16, {n} prompts of
