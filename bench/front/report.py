@@ -1,15 +1,15 @@
 """The page of the front: python -m bench.front.report [--check]
 
 Writes docs/front.md with its pictures from bench/records/front: the recipes' prices, accuracy over speed-up at each
-length, the loss on plain text, and what became of every lead. The prices in sparsekit/recipes.py and the table between
-`<!-- recipes -->` and `<!-- /recipes -->` in README.md are put in, too.
+length, the loss on plain text, other seeds and another text, and what became of every lead. The prices in
+sparsekit/recipes.py and the table between `<!-- recipes -->` and `<!-- /recipes -->` in README.md are put in, too.
 """
 
 import inspect
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated
@@ -23,14 +23,18 @@ from sparsekit import recipes
 from sparsekit.plots import draw_front
 from sparsekit.testbed import CLAIMED
 from sparsekit.testbed.front import Row, front
+from sparsekit.testbed.loss import AFTER
 from sparsekit.testbed.page import HOW, figures, lengths, markdown, percent, runs, source, thousands
 from sparsekit.testbed.records import Record
+from sparsekit.testbed.statistics import Estimate, bootstrap_difference
 
-RECORDS, LEADS = FOLDER / "front" / "nvidia-h200.jsonl", FOLDER / "front" / "leads-nvidia-h200.jsonl"
-TUNING = FOLDER / "front" / "tuning-nvidia-h200.jsonl"
+RECORDS, TUNING, CONFIRMATION, LEADS = (
+    FOLDER / "front" / f"{name}.jsonl" for name in ("evaluation", "tuning", "confirmation", "leads")
+)
 AT = 131072  # bytes, of the prices of recipes
 DENSE = "dense"
 PAPER = "tokens .005, zeros, low"
+LOSSES = "loss", "after"  # kinds of records that are no answers
 HEAD = """# Accuracy against speed
 
 Written by `python -m bench.front.report` from `bench/records/front/`; change nothing here. The model is the embedded
@@ -40,8 +44,13 @@ not find 95% of under dense attention are left out. These remain:
 `conversation` asks 16 questions one after another at the end of the prompt: most stand before the last tokens, by
 which the stages choose.
 
-No parameter was chosen on these prompts' seeds but the recipes' tau, of the values in the tables. Their family was
-asked other prompts, too, whose table stands further down; another text has not been asked yet.
+`lossless` and `balanced` were first read off 30 of these prompts and kept because they hold on the tuning seeds;
+everything else was chosen there. Other seeds on another text were asked once, at the end. Both tables stand further
+down.
+
+`text after` is what a prefill does to text that nobody asks for: bits per byte of the {after} bytes that follow a
+prompt of plain text, read densely over the cache that the prefill left, less those after a dense prefill, paired,
+the mean of {windows} prompts with its 95% interval (bootstrap). A byte takes {bits:.2f} bits at {at} after a dense one.
 """
 MARKED = re.compile(r"(<!-- recipes -->).*?(<!-- /recipes -->)", re.DOTALL)  # in README.md
 HEADLINE = """The embedded model (7.4 M parameters, 8 layers) asked at 128K bytes on one {gpu}, bfloat16, {n} prompts of
@@ -52,12 +61,21 @@ LOSS = """## Loss on plain text
 
 Bits per byte of held-out text at 128K bytes, by position in it, the mean of {n} pieces: what a method costs where
 nothing in particular is asked for. Every token's own prediction counts, in the middle of a prompt too, which nobody
-reads there; the answers above do not depend on it.
+reads there; the answers above do not depend on it, and what follows the prompt (`text after`) hardly does.
 """
-AGAIN = """## The recipes' family on other seeds
+AGAIN = """## Tuning
 
-Other prompts at 128K bytes on the same text, seeds from {seed:,} on: {n} prompts with {answers} answers a pipeline.
-Recipes: {recipes}.
+What the recipes were chosen by: other prompts on the same text, seeds from {seed:,} on; {n} prompts with {answers}
+answers a pipeline and length.
+"""
+CONFIRMED = """## Confirmation
+
+Asked once, when everything was chosen: seeds from {seed:,} on, on another text, the source of hypothesis, pytest, rich
+and pygments; {n} prompts with {answers} answers a pipeline and length.
+"""
+ELSEWHERE = """## Times on another GPU: {gpu}
+
+An earlier measurement of the same pipelines' times, each over the fastest dense attention of its own run there.
 """
 TRIED = """## Leads
 
@@ -76,13 +94,15 @@ def main(
 ) -> None:
     """Bring docs/front.md and the recipes' prices up to date with the records."""
     lines = read_lines(RECORDS)
-    rows = front(claimed(lines))
+    rows, after = front(claimed(lines)), text_after(lines)
     readme = ROOT / "README.md"
-    texts = {docs / "front.md": page(lines, rows), Path(inspect.getfile(recipes)): priced(rows)}
-    texts[readme] = MARKED.sub(lambda found: f"{found[1]}\n{headline(rows)}{found[2]}", readme.read_text())
+    texts = {docs / "front.md": page(lines, rows), Path(inspect.getfile(recipes)): priced(rows, after)}
+    shown = headline(rows, after)
+    texts[readme] = MARKED.sub(lambda found: f"{found[1]}\n{shown}{found[2]}", readme.read_text())
     if not check:
         for length in lengths(rows):
-            draw_front([row for row in rows if row.length == length], docs / picture(length), title=title(length))
+            mine = [row for row in rows if row.length == length]
+            draw_front(mine, docs / picture(length), title=f"embedded model, {thousands(length)} bytes, {mine[0].gpu}")
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
     if check and stale:
         typer.echo(f"{', '.join(path.name for path in stale)}: not what the records say; run -m bench.front.report")
@@ -99,20 +119,46 @@ def read_lines(path: Path) -> list[Record]:
 
 def claimed(lines: Iterable[Record]) -> list[Record]:
     """Without the tasks that no claim rests on, and without losses."""
-    return [line for line in lines if line["kind"] != "loss" and line.get("task", CLAIMED[0]) in CLAIMED]
+    return [line for line in lines if line["kind"] not in LOSSES and line.get("task", CLAIMED[0]) in CLAIMED]
+
+
+def text_after(lines: Iterable[Record]) -> dict[tuple[str, int], Estimate]:
+    """By pipeline and length: the loss of the text after a prompt, in bits per byte, less that of dense attention."""
+    by: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)
+    for line in lines:
+        if line["kind"] == "after":
+            by[line["pipeline"], line["length"]][line["seed"]] = line["bits"]
+    found = {}
+    for (name, length), ours in by.items():
+        theirs = by[DENSE, length]
+        both = sorted(ours.keys() & theirs.keys())
+        found[name, length] = bootstrap_difference([ours[x] for x in both], [theirs[x] for x in both])
+    return found
+
+
+def bits(estimate: Estimate | None) -> str:
+    """ "+0.004 [+0.001, +0.007]", or "~ +0.001 [-0.001, +0.003]" where no difference is sure."""
+    if estimate is None:
+        return ""
+    sure = "~ " if estimate.none else ""
+    return f"{sure}{estimate.value:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}]"
 
 
 def page(lines: Sequence[Record], rows: Sequence[Row]) -> str:
     """Markdown."""
-    parts = [HEAD.format(claimed=", ".join(f"`{name}`" for name in CLAIMED)), source(priced_runs(lines)), HOW, ""]
-    parts += ["## Recipes\n", summary(rows)]
+    dense = [line["bits"] for line in lines if line["kind"] == "after" and at_price(line, DENSE)]
+    names = ", ".join(f"`{name}`" for name in CLAIMED)
+    head = HEAD.format(claimed=names, after=AFTER, windows=len(dense), bits=fmean(dense), at=thousands(AT))
+    after = text_after(lines)
+    parts = [head, source(priced_runs(lines)), HOW, "", "## Recipes\n", summary(rows, after)]
     for length in lengths(rows):
         mine = [row for row in rows if row.length == length]
         parts += [f"## {thousands(length)} bytes\n", f"![Answers right over speed-up]({picture(length)})\n"]
         parts += [f"The papers' settings: {', '.join(f'`{name}`' for name in PAPERS)}.\n", markdown(mine)]
+    parts += elsewhere(lines, rows)
     specs = {row.pipeline: row.what for row in rows if not row.dense}
     parts += ["## Specs\n", *(f"- `{name}`: `{what}`" for name, what in specs.items()), ""]
-    parts.append(other_seeds(claimed(read_lines(TUNING)), rows))
+    parts += [again(AGAIN, read_lines(TUNING), rows), again(CONFIRMED, read_lines(CONFIRMATION), rows)]
     tables = leads.tables(read_lines(LEADS))
     parts += [
         losses(lines),
@@ -128,44 +174,73 @@ def priced_runs(lines: Sequence[Record]) -> list[Record]:
     return [line for line in runs(lines) if line["run"] in timed]
 
 
-def summary(rows: Sequence[Row]) -> str:
+def at_price(line: Record, name: str) -> bool:
+    """Whether it is of that pipeline at the length of the recipes' prices."""
+    return line["pipeline"] == name and line["length"] == AT
+
+
+def summary(rows: Sequence[Row], after: Mapping[tuple[str, int], Estimate]) -> str:
     """A table of the recipes at each length."""
-    lines = ["| recipe | spec | bytes | answers right | from dense | worst task | attention ms | speed-up | density |"]
-    lines += ["|---|---|---:|---:|---:|---:|---:|---:|---:|"]
+    head = ["recipe", "spec", "bytes", "answers right", "from dense", "worst task", "text after, bits"]
+    head += ["attention ms", "speed-up", "density"]
+    lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * (len(head) - 2)]
     for name in (DENSE, "paper", *recipes.PIPELINES):
         for length in lengths(rows):
             row = found(rows, name, length)
             cells = figures(row)
             task, worst = min(((t, e.value) for t, e in row.tasks.items()), key=lambda pair: pair[1])
-            spec = escaped(row.what)
+            spec, text = escaped(row.what), "" if row.dense else bits(after[row.pipeline, length])
             lines.append(
                 f"| {name} | `{spec}` | {thousands(length)} | {cells['right']} | {cells['difference']} | "
-                f"{task.replace('_', ' ')} {100 * worst:.1f}% | {cells['attention ms']} | {cells['speed-up']} | "
+                f"{task.replace('_', ' ')} {100 * worst:.1f}% | {text} | {cells['attention ms']} | {cells['speed-up']} | "
                 f"{cells['density']} |"
             )
     return "\n".join(lines) + "\n"
 
 
-def headline(rows: Sequence[Row]) -> str:
+def elsewhere(lines: Sequence[Record], rows: Sequence[Row]) -> list[str]:
+    """For each machine that has times besides the one that the rows' are of: a table of them."""
+    headers = {line["run"]: line["gpu"] for line in lines if line["kind"] == "run"}
+    timed = {headers[line["run"]] for line in lines if line["kind"] == "price"}
+    parts = []
+    for gpu in sorted(timed - {row.gpu for row in rows}):
+        theirs = front(line for line in lines if line["kind"] in ("run", "price") and headers[line["run"]] == gpu)
+        sizes = lengths(theirs)
+        at = {(row.pipeline, row.length): figures(row) for row in theirs}
+        head = ["pipeline", *(f"{thousands(size)}: {what}" for size in sizes for what in ("ms", "speed-up"))]
+        table = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+        for name in dict.fromkeys(row.pipeline for row in theirs):
+            cells = [at.get((name, size), {}).get(what, "") for size in sizes for what in ("attention ms", "speed-up")]
+            table.append(f"| `{escaped(name)}` | {' | '.join(cells)} |")
+        parts += [ELSEWHERE.format(gpu=gpu), "\n".join(table) + "\n"]
+    return parts
+
+
+def headline(rows: Sequence[Row], after: Mapping[tuple[str, int], Estimate]) -> str:
     """Of the README: the recipes at the length of their prices."""
     dense = found(rows, DENSE, AT)
     assert dense.right and dense.attention_ms
     names = {"dense": DENSE, "Token Sparse Attention, as published": "paper"}
-    names |= {f"FlexPrefill, gamma {gamma}": f"FlexPrefill {gamma}" for gamma in (".95", ".99")}
+    names |= {f"FlexPrefill, gamma {gamma}": f"FlexPrefill {gamma}" for gamma in (".95", ".99", ".995")}
     names |= {f"`{name}`": name for name in recipes.PIPELINES}
-    lines = ["| | answers right | worst task | attention | speed-up | density |", "|---|---:|---:|---:|---:|---:|"]
+    head = ["", "answers right", "worst task", "text after, bits", "attention", "speed-up", "density"]
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     for shown, name in names.items():
         row = found(rows, name, AT)
         cells, worst = figures(row), min(row.tasks.items(), key=lambda pair: pair[1].value)
         task = f"{worst[0].replace('_', ' ')} {100 * worst[1].value:.0f}%"
         lines.append(
-            f"| {shown} | {cells['right']} | {task} | {cells['attention ms']} ms | {cells['speed-up']} | "
-            f"{cells['density']} |"
+            f"| {shown} | {cells['right']} | {task} | {'' if row.dense else bits(after[row.pipeline, AT])} | "
+            f"{cells['attention ms']} ms | {cells['speed-up']} | {cells['density']} |"
         )
     intro = HEADLINE.format(
         gpu=dense.gpu, n=dense.right.n, tasks=len(dense.tasks), over="FlashAttention-4", ms=dense.attention_ms.p50
     )
-    note = "\nIntervals of 95%. [docs/front.md](docs/front.md) has every setting of the papers' methods beside them.\n"
+    note = (
+        "\nIntervals of 95%; text after: the loss, per byte, of plain text that follows a prompt, less that after a dense "
+        "prefill.\n[docs/front.md](docs/front.md) has every setting of the papers' methods beside them, other seeds and "
+        "another text.\n"
+    )
     return intro + "\n".join(lines) + "\n" + note
 
 
@@ -179,23 +254,25 @@ def found(rows: Sequence[Row], name: str, length: int) -> Row:
     return next(row for row in mine if row.what == recipes.PIPELINES[name]().to_spec())
 
 
-def price(row: Row, dense: Row) -> str:
-    """What a recipe's docstring says of it."""
+def price(row: Row, dense: Row, after: Estimate) -> str:
+    """What a recipe's docstring says of it; `after` is of the loss of text that follows a prompt."""
     assert row.right and dense.right and row.attention_ms and dense.attention_ms
     worst = min(row.tasks.items(), key=lambda pair: pair[1].value)
     return (
         f"Price: {percent(row.right)} of the answers (dense {percent(dense.right)}, n = {row.right.n} prompts), worst "
-        f"task {worst[0]} {100 * worst[1].value:.1f}% (dense {100 * dense.tasks[worst[0]].value:.1f}%); attention "
+        f"task {worst[0]} {100 * worst[1].value:.1f}% (dense {100 * dense.tasks[worst[0]].value:.1f}%); text that "
+        f"follows {bits(after)} bits per byte; attention "
         f"{row.attention_ms.p50:.1f} ms over all layers, {row.speed_up:.1f} x faster than dense ({row.over}, "
         f"{dense.attention_ms.p50:.1f} ms)."
     )
 
 
-def priced(rows: Sequence[Row]) -> str:
+def priced(rows: Sequence[Row], after: Mapping[tuple[str, int], Estimate]) -> str:
     """The source of sparsekit/recipes.py with the prices that the rows say."""
     text, dense = Path(inspect.getfile(recipes)).read_text(), found(rows, DENSE, AT)
     for name in ("paper", *recipes.PIPELINES):
-        words = price(found(rows, name, AT), dense).split(" ")
+        row = found(rows, name, AT)
+        words = price(row, dense, after[row.pipeline, AT]).split(" ")
         wrapped, line = [], "   "
         for word in words:
             if len(line) + len(word) + 1 > 116:
@@ -209,24 +286,21 @@ def priced(rows: Sequence[Row]) -> str:
     return text
 
 
-def other_seeds(lines: Sequence[Record], priced: Sequence[Row]) -> str:
+def again(text: str, lines: Sequence[Record], priced: Sequence[Row]) -> str:
     """The table of the pipelines that were asked other prompts; `priced` names the recipes among them."""
-    asked = [line for line in lines if line["kind"] == "answers" and line["pipeline"] == DENSE]
-    names = (f"`{name}` is `{found(priced, name, AT).pipeline}`" for name in recipes.PIPELINES)
-    head = AGAIN.format(
-        seed=min(line["seed"] for line in asked),
-        n=len(asked),
-        answers=sum(line["answers"] for line in asked),
-        recipes=", ".join(names),
-    )
-    table = ["| pipeline | answers right | from dense | worst task |", "|---|---:|---:|---:|"]
-    for row in front(lines):
+    asked = [line for line in lines if line["kind"] == "answers" and at_price(line, DENSE)]
+    named = {found(priced, name, AT).pipeline: f" ({name})" for name in recipes.PIPELINES}
+    seed, answers = min(line["seed"] for line in asked), sum(line["answers"] for line in asked)
+    after = text_after(lines)
+    table = ["| pipeline | bytes | answers right | from dense | worst task | text after, bits |", "|---|" + "---:|" * 5]
+    for row in front(claimed(lines)):
         cells, (task, worst) = figures(row), min(row.tasks.items(), key=lambda pair: pair[1].value)
         table.append(
-            f"| `{escaped(row.pipeline)}` | {cells['right']} | {cells['difference']} | "
-            f"{task.replace('_', ' ')} {100 * worst.value:.1f}% |"
+            f"| `{escaped(row.pipeline)}`{named.get(row.pipeline, '')} | {thousands(row.length)} | {cells['right']} | "
+            f"{cells['difference']} | {task.replace('_', ' ')} {100 * worst.value:.1f}% | "
+            f"{'' if row.dense else bits(after[row.pipeline, row.length])} |"
         )
-    return head + "\n" + "\n".join(table) + "\n"
+    return text.format(seed=seed, n=len(asked), answers=answers) + "\n" + "\n".join(table) + "\n"
 
 
 def losses(lines: Iterable[Record]) -> str:
@@ -251,10 +325,6 @@ def escaped(text: str) -> str:
 
 def picture(length: int) -> str:
     return f"front-{thousands(length)}.png"
-
-
-def title(length: int) -> str:
-    return f"embedded model, {thousands(length)} bytes, NVIDIA H200"
 
 
 if __name__ == "__main__":
