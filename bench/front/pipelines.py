@@ -9,21 +9,6 @@ GAMMAS = (0.8, 0.9, 0.95, 0.99, 0.995)
 WINDOW = "decompress(fill=sliding_window(128))"
 
 
-LONG = 65536  # bytes; at more only these are asked
-AT_ALL = (
-    *(f"tokens {tau}, zeros, low" for tau in (".005", ".02", ".2")),
-    *(f"tokens {tau}, window" for tau in (".02", ".2", ".5")),
-    *(f"FlexPrefill {gamma}" for gamma in (".8", ".9", ".95", ".99", ".995")),
-    *(f"tokens {tau} | FlexPrefill .95, zeros, low" for tau in (".005", ".02")),
-    "tokens .2 | FlexPrefill .95, window",
-    *(f"smooth {tau}" for tau in (".1", ".2", ".4")),
-    *(f"smooth {tau}, 512 vote" for tau in (".05", ".1", ".2", ".4")),
-    "smooth .4, 2048 vote",
-    "smooth .1, 512 vote, window 512",
-    "smooth .05, 2048 vote, window 512",
-)
-
-
 def tokens(tau: float, *rest: str, **how: int) -> str:
     given = "".join(f", {name}={value}" for name, value in how.items())
     return " | ".join((f"token_coverage(tau={tau}{given})", *rest))
@@ -71,11 +56,6 @@ def smooth() -> dict[str, str | Layers]:
     found["smooth .1, 512 vote, window 512"] = tokens(0.1, wide, pool=31, window=512)
     found["smooth .05, 2048 vote, window 512"] = tokens(0.05, wide, pool=31, window=2048)
     return found
-
-
-def at(length: int) -> dict[str, str | Layers]:
-    """What is asked at a length."""
-    return PIPELINES if length <= LONG else {name: PIPELINES[name] for name in AT_ALL}
 
 
 def _short(x: float) -> str:

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from torch.multiprocessing import get_context
 
-from bench.front.pipelines import at
+from bench.front.pipelines import PIPELINES
 from bench.inputs import lengths as parse_lengths
 from sparsekit import Pipeline
 from sparsekit.integrations.transformers import sparsify
@@ -67,7 +67,7 @@ def main(
         model = load(device)
         for size in sizes:
             prompts = Prompts(text, named[:timed], [size], 1, seed)
-            compare(model, chosen(size, words), prompts, records, name=NAME, timed=timed, commit=commit)
+            compare(model, chosen(words), prompts, records, name=NAME, timed=timed, commit=commit)
         del model
     context = get_context("spawn")
     asked = dict(device=device, words=words, tasks=named, sizes=sizes, text=text, commit=commit, deadline=deadline)
@@ -96,7 +96,7 @@ def ask(
     **how: Any,
 ) -> None:
     """One process: its seeds, one after another, so that a deadline cuts off prompts and not pipelines."""
-    model, records = load(how["device"]), Records(part)
+    model, records, ways = load(how["device"]), Records(part), chosen(words)
 
     def on_step(*_: Any) -> None:
         if time.time() > deadline:
@@ -105,7 +105,7 @@ def ask(
     try:
         for seed in share:
             for size in sizes:
-                ways, prompts = chosen(size, words), Prompts(text, tasks, [size], 1, seed)
+                prompts = Prompts(text, tasks, [size], 1, seed)
                 compare(model, ways, prompts, records, name=NAME, timed=0, commit=how["commit"], on_step=on_step)
                 broken = {x["pipeline"] for x in records.lines if x["kind"] == "failed" and x["length"] == size}
                 for name, way in (DENSE | ways).items():
@@ -145,9 +145,9 @@ def load(device: str) -> Any:
     return load_model(torch.bfloat16 if device == "cuda" else torch.float32, device)
 
 
-def chosen(length: int, words: list[str]) -> dict[str, Any]:
-    """The pipelines of a length whose name has one of the words in it; all, without words."""
-    named = {name: how for name, how in at(length).items() if not words or any(word in name for word in words)}
+def chosen(words: list[str]) -> dict[str, Any]:
+    """The pipelines whose name has one of the words in it; all, without words."""
+    named = {name: how for name, how in PIPELINES.items() if not words or any(word in name for word in words)}
     return {name: Pipeline.from_spec(how) if isinstance(how, str) else how for name, how in named.items()}
 
 
