@@ -142,8 +142,10 @@ def draw_front(rows: "Sequence[Row]", path: Path | str, *, title: str = "") -> P
         line = [row for row in steps if row in shown]
         axes.step([row.speed_up for row in line], [*map(_percent, line)], where="pre", color="#888888", zorder=2)
         for row in line:
-            where: dict[str, Any] = dict(xytext=(6, 6), textcoords="offset points", fontweight="bold", zorder=5)
-            axes.annotate(str(steps.index(row) + 1), (row.speed_up, _percent(row)), **where)
+            number = steps.index(row) + 1
+            side = 6 if number % 2 else -14  # neighbours may be the same point but for a hair
+            where: dict[str, Any] = dict(xytext=(6, side), textcoords="offset points", fontweight="bold", zorder=5)
+            axes.annotate(str(number), (row.speed_up, _percent(row)), **where)
         axes.set_axisbelow(True)
         axes.grid(color="#eeeeee")
         axes.set_xscale("log", base=2)
