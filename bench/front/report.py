@@ -46,8 +46,8 @@ which the stages choose.
 
 `lossless` and `balanced` were first read off 30 of these prompts and kept because they hold on the tuning seeds;
 everything else was chosen there. Other seeds on another text were asked once, at the end. Both tables stand further
-down. At 128K, {few} of the {many} settings were asked. At 32K dense attention takes 2 ms a layer, and nothing is faster:
-without `break_even=0` pipelines run dense there.
+down. At 128K, {few} of the {many} settings were asked. At 32K dense attention takes 2 ms a layer, and nothing is
+faster: without `break_even=0` pipelines run dense there.
 
 `text after` is what a prefill does to text that nobody asks for: bits per byte of the {after} bytes that follow a
 prompt of plain text, read densely over the cache that the prefill left, less those after a dense prefill, paired,
