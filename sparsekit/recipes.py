@@ -4,9 +4,9 @@ A spec may name them: `Pipeline.from_spec("balanced")`, `sparsify(model, "balanc
 that are smoothed over 31 neighbours, so that whole lines are kept and not single tokens, and give dropped queries a
 sliding window: of what was tried (docs/front.md) nothing else kept so many answers at so little work.
 
-Prices are of the embedded model at 128K bytes on an NVIDIA H100, against the fastest dense attention of the same run:
-the answers are of its tasks, and a model of yours may differ: `sparsekit eval MODEL --pipelines 'lossless;balanced'`
-measures it. What no answer depends on gets worse sooner, and a little with every one of them: the loss of the text that
+Prices are of the embedded model at 128K bytes, times on an NVIDIA H100 against the fastest dense attention of the same
+run. The answers are of its tasks, and a model of yours may differ:
+`sparsekit eval MODEL --pipelines 'lossless;balanced'` measures it. What no answer depends on gets worse sooner, and a little with every one of them: the loss of the text that
 follows a prompt stands beside the answers, more of it in docs/front.md.
 """
 

@@ -24,7 +24,7 @@ from sparsekit.schedules import always
 from sparsekit.testbed import CLAIMED, load_model, read_text
 from sparsekit.testbed.comparison import Prompts, compare, what
 from sparsekit.testbed.loss import bits_after, bits_by_position
-from sparsekit.testbed.records import Records
+from sparsekit.testbed.records import Record, Records, provenance
 
 NAME = "embedded"
 DENSE: dict[str, Any] = {"dense": None}
@@ -98,6 +98,8 @@ def ask(
     """One process: its seeds, one after another, so that a deadline cuts off prompts and not pipelines."""
     model, records, ways = load(how["device"]), Records(part), chosen(words)
 
+    header = provenance(model, NAME, Prompts(text, tasks, sizes, 1, share[0]).identity, how["commit"])
+
     def on_step(*_: Any) -> None:
         if time.time() > deadline:
             raise Late
@@ -112,22 +114,33 @@ def ask(
                     on_step()
                     if name in broken:
                         continue
-                    read(model, text, size, seed, name, way, records)
+                    read(model, text, size, seed, name, way, records, header)
     except Late:
         pass
 
 
-def read(model: Any, text: bytes, length: int, seed: int, name: str, way: Any, records: Records) -> None:
-    """Add how surprised the model is by a piece of the text alone, and by what follows it, unless that is there."""
+def read(
+    model: Any, text: bytes, length: int, seed: int, name: str, way: Any, records: Records, header: Record
+) -> None:
+    """Add how surprised the model is by a piece of the text alone, and by what follows it, unless that is there.
+
+    They are of the run that `header` is of: the last one in the records may be of another machine.
+    """
     known = {(line["kind"], line.get("pipeline"), line.get("length"), line.get("seed")) for line in records.lines}
     how = lambda: sparsify(model, always(way)) if way else nullcontext()  # noqa: E731
-    line = dict(run=records.lines[-1]["run"], pipeline=name, what=what(way) if way else name, length=length, seed=seed)
+
+    def add(found: Record) -> None:
+        records.append(*[] if ("run", header["run"]) in begun else [header], found)
+        begun.add(("run", header["run"]))
+
+    begun = {(line["kind"], line["run"]) for line in records.lines}
+    line = dict(run=header["run"], pipeline=name, what=what(way) if way else name, length=length, seed=seed)
     if seed < PIECES and ("loss", name, length, seed) not in known:
         found = bits_by_position(model, text, length, seed, how)
-        records.append(dict(kind="loss") | line | dict(bits=[[one.end, round(one.bits, 5)] for one in found]))
+        add(dict(kind="loss") | line | dict(bits=[[one.end, round(one.bits, 5)] for one in found]))
     if ("after", name, length, seed) not in known:
         bits = bits_after(model, text, length, seed, how)
-        records.append(dict(kind="after") | line | dict(bits=round(bits, 5)))
+        add(dict(kind="after") | line | dict(bits=round(bits, 5)))
 
 
 def source(packages: Iterable[str]) -> bytes:

@@ -1,0 +1,25 @@
+"""What the front's processes write: every figure is of the run that measured it."""
+
+import time
+
+from bench.front.run import ask
+from sparsekit.testbed import read_text
+from sparsekit.testbed.records import Records
+
+LOSSES = "loss", "after"
+
+
+def test_what_is_added_to_old_records_is_of_its_own_run(tmp_path):
+    how = dict(words=["smooth .4, 512"], tasks=["single_key"], sizes=[1024], text=read_text(None), device="cpu")
+    records = Records(tmp_path / "first.jsonl")
+    ask([0], records.path, **how, deadline=time.time() + 600, commit="a" * 40)
+    old = Records(records.path).lines
+    assert {line["pipeline"] for line in old if line["kind"] == "after"} == {"dense", "smooth .4, 512 vote"}
+
+    later = Records(tmp_path / "later.jsonl")  # answered on another day, read today
+    later.append(*[line for line in old if line["kind"] not in LOSSES])
+    ask([0], later.path, **how, deadline=time.time() + 600, commit="b" * 40)
+    lines = Records(later.path).lines
+    commits = {line["run"]: line["commit"] for line in lines if line["kind"] == "run"}
+    assert {commits[line["run"]] for line in lines if line["kind"] in LOSSES} == {"b" * 40}
+    assert {commits[line["run"]] for line in lines if line["kind"] == "answers"} == {"a" * 40}
