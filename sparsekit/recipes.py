@@ -6,8 +6,9 @@ sliding window: of what was tried (docs/front.md) nothing else kept so many answ
 
 Prices are of the embedded model at 128K bytes, times on an NVIDIA H100 against the fastest dense attention of the same
 run. The answers are of its tasks, and a model of yours may differ:
-`sparsekit eval MODEL --pipelines 'lossless;balanced'` measures it. What no answer depends on gets worse sooner, and a little with every one of them: the loss of the text that
-follows a prompt stands beside the answers, more of it in docs/front.md.
+`sparsekit eval MODEL --pipelines 'lossless;balanced'` measures it. What no answer depends on gets worse sooner, and a
+little with every one of them: the loss of the text that follows a prompt stands beside the answers, more of it in
+docs/front.md.
 """
 
 from collections.abc import Callable, Iterable

@@ -55,8 +55,8 @@ prompt of plain text, read densely over the cache that the prefill left, less th
 the mean of {windows} prompts with its 95% interval (bootstrap). A byte takes {bits:.2f} bits at {at} after a dense one.
 """
 MARKED = re.compile(r"(<!-- recipes -->).*?(<!-- /recipes -->)", re.DOTALL)  # in README.md
-HEADLINE = """The embedded model (7.4 M parameters, 8 layers) asked at 128K bytes, bfloat16, {n} prompts of {tasks} tasks;
-attention of all layers on one {gpu}, over the fastest dense attention of the same run ({over},
+HEADLINE = """The embedded model (7.4 M parameters, 8 layers) asked at 128K bytes, bfloat16, {n} prompts of {tasks}
+tasks; attention of all layers on one {gpu}, over the fastest dense attention of the same run ({over},
 {ms:.1f} ms):
 
 """

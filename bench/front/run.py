@@ -130,10 +130,8 @@ def read(
     how = lambda: sparsify(model, always(way)) if way else nullcontext()  # noqa: E731
 
     def add(found: Record) -> None:
-        records.append(*[] if ("run", header["run"]) in begun else [header], found)
-        begun.add(("run", header["run"]))
+        records.append(*([] if header in records.lines else [header]), found)
 
-    begun = {(line["kind"], line["run"]) for line in records.lines}
     line = dict(run=header["run"], pipeline=name, what=what(way) if way else name, length=length, seed=seed)
     if seed < PIECES and ("loss", name, length, seed) not in known:
         found = bits_by_position(model, text, length, seed, how)
