@@ -1,7 +1,8 @@
 """Who runs an op. The address of a piece of code is (backend, op): a package, and a module in it named as the op.
 
 Such a module has two functions: one named as the op, and `why_not`, with the same arguments, which says in words
-why it cannot run them (None: it can). A missing module is a backend that lacks the op.
+why it cannot run them (None: it can). A missing module is a backend that lacks the op. It may have a third, `kernel`,
+with the same arguments: what to call, with tensors alone, for all further problems of the same shapes (None: nothing).
 """
 
 import importlib
@@ -76,6 +77,13 @@ def run(op: str, device: str, *args: Any, backend: str = "auto") -> Any:
     name = choose(op, device, *args, backend=backend)
     with _clock.get()(op):
         return getattr(_module(f"{BACKENDS[name]}.{op}"), op)(*args)
+
+
+def kernel(op: str, device: str, *args: Any, backend: str = "auto") -> Callable[..., Any] | None:
+    """What the chosen backend would have called for further problems of the same shapes, if it can tell."""
+    name = choose(op, device, *args, backend=backend)
+    find = getattr(_module(f"{BACKENDS[name]}.{op}"), "kernel", None)
+    return find(*args) if find else None
 
 
 @contextmanager

@@ -1,12 +1,19 @@
+import copy
+import pickle
+from dataclasses import replace
+
 import pytest
 import torch
+from closeness import error
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import problems
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparsekit as sk
 from bench.records import FOLDER, read
 from bench.report import latest
-from sparsekit import Pipeline, Plan, Problem, TokenCoverage, break_even
+from sparsekit import Pipeline, Plan, Problem, TokenCoverage, break_even, oracle
 
 STAGE = TokenCoverage(tau=0.5, window=4, min_tokens=2)
 KNOWN = break_even.Prices(1e-5, {"TokenCoverage": break_even.Price(1.5, 3000.0)})
@@ -33,6 +40,69 @@ def test_below_it_attention_is_dense():
     pipeline = Pipeline([STAGE], break_even=65)
     assert pipeline(p) == Plan()
     assert torch.equal(pipeline(p.q, p.k, p.v), Pipeline([])(p.q, p.k, p.v))
+
+
+class Ops(TorchDispatchMode):
+    """The torch operations inside that compute something."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if not op.is_view:
+            self.seen.append(op.overloadpacket.__name__)
+        return op(*args, **(kwargs or {}))
+
+
+@given(first=problems(), second=st.integers(1, 3), keys=st.sampled_from([None, 1000]))
+def test_below_it_a_call_of_known_shapes_is_the_kernel_alone(first, second, keys):
+    """Of other values, too; and shapes, causality or a scale that differ are not taken for known."""
+    pipeline = Pipeline([] if keys is None else [STAGE], break_even=keys)
+    causal, scale = first.causal, first.scale
+    pipeline(first.q, first.k, first.v, causal=causal)
+    other = replace(first, q=-2 * first.q, k=first.k + 1, v=1 - first.v)
+    with Ops() as ops:
+        found = pipeline(other.q, other.k, other.v, causal=causal)
+    assert error(found, oracle(other).o) < 1e-10
+    assert causal and first.q.shape[2] != first.k.shape[2] or "arange" not in ops.seen and "max" not in ops.seen
+    for changed in (
+        replace(first, scale=scale * 2),
+        Problem.of(first.q[:, :, -second:], first.k, first.v, causal),
+        Problem.of(first.q[:, :, -1:], first.k, first.v, not causal),
+    ):
+        found = pipeline(changed.q, changed.k, changed.v, causal=changed.causal, scale=changed.scale)
+        assert error(found, oracle(changed).o) < 1e-10
+
+
+def test_what_was_wrong_stays_wrong():
+    """After a call of the right shapes, too."""
+    q = problem(16).q
+    pipeline = Pipeline([STAGE], break_even=100)
+    for _ in range(2):
+        pipeline(q, q, q)
+        for name, bad in (("k", q.double()), ("k", q[..., :4]), ("v", q[:, :, :3]), ("k", None), ("q", "no tensor")):
+            with pytest.raises(ValueError, match=f"^{name}: "):
+                pipeline(**{"q": q, "k": q, "v": q, name: bad})
+        pipeline(q, q, q, scale=1.0)
+        for bad in ([1], True, float("nan")):
+            with pytest.raises(ValueError, match="^scale: "):
+                pipeline(q, q, q, scale=bad)
+
+
+def test_it_remembers_no_more_shapes_than_it_may(monkeypatch):
+    monkeypatch.setattr(sk.pipeline, "SHAPES", 3)
+    pipeline = Pipeline([])
+    for K in range(1, 12):
+        pipeline(*[problem(K).q] * 3)
+    assert len(pipeline._dense) <= 3
+
+
+def test_a_pipeline_that_was_called_is_copied():
+    p, pipeline = problem(16), Pipeline([STAGE], break_even=100)
+    expected = pipeline(p.q, p.k, p.v)
+    for copied in (copy.deepcopy(pipeline), pickle.loads(pickle.dumps(pipeline))):
+        assert copied == pipeline and torch.equal(copied(p.q, p.k, p.v), expected)
 
 
 def test_nothing_measured_runs_the_stages():

@@ -5,6 +5,9 @@ causality. Rows whose prefix grows by one key a row are a full rectangle and a c
 into short runs, each a rectangle and a masked remainder. A window cuts a prefix off that prefix.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -37,6 +40,18 @@ def attend(problem: Problem, plan: Plan) -> Output:
     else:
         _dense(p, out)
     return out
+
+
+def kernel(problem: Problem, plan: Plan) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """For q, k, v of these shapes, all of them real: the output of dense attention, where one fused call is all."""
+    p, square = problem, problem.queries_last and problem.q.shape[2] == problem.k.shape[2]
+    if plan != Plan() or not p.full or p.window is not None or (p.causal and not square):
+        return None
+    return partial(_output, p.scale, p.causal)
+
+
+def _output(scale: float, causal: bool, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return fused(q, k, v, scale, causal=causal).o
 
 
 def _indexed(p: Problem, plan: Plan, out: Output) -> None:

@@ -8,6 +8,8 @@ say where the queries are the last keys, token for token. Padding slots come las
 slots are real, and lengths that differ per head are folded into its batch.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +42,21 @@ def why_not(problem: Problem, plan: Plan) -> str | None:
 def attend(problem: Problem, plan: Plan) -> Output:
     major = dispatch.capability(problem.q.device)[0]
     return third_or_second(problem, major) if fourth_missing(major) else fourth(problem, plan.blocks, major)
+
+
+def kernel(problem: Problem, plan: Plan) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """For q, k, v of these shapes, all of them real: the output of dense attention, with little before the launch."""
+    p, major = problem, dispatch.capability(problem.q.device)[0]
+    as_they_are = head_dims(p, major) == (p.q.shape[3], p.v.shape[3])
+    if plan != Plan() or not p.full or fourth_missing(major) or not as_they_are:
+        return None
+    from flash_attn.cute import flash_attn_func
+
+    return partial(_output, partial(flash_attn_func, softmax_scale=p.scale, causal=p.causal))
+
+
+def _output(attend: Callable[..., tuple[Tensor, ...]], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))[0].transpose(1, 2)
 
 
 def refusal(problem: Problem, plan: Plan, major: int, missing: str | None) -> str | None:

@@ -134,6 +134,22 @@ def test_past_two_to_the_31_elements():
     assert ((out.o[:, -1:, rows].double() - truth.o).norm() / truth.o.norm()).item() < 2**-6  # bfloat16's own rounding
 
 
+@pytest.mark.parametrize("D, Dv", [(64, 64), (128, 128), (192, 128), (40, 40)])
+@pytest.mark.parametrize("Q", [515, 129, 1])
+@pytest.mark.parametrize("causal", [True, False])
+def test_dense_calls_of_known_shapes(D, Dv, Q, causal):
+    """The second is the kernel alone. Rows of keys that lie head beside head, as a projection leaves them."""
+    pipeline = Pipeline(sk.Pipeline.from_spec("token_coverage | flex_prefill").stages, break_even=1000)
+    for seed in range(3):
+        q, k, v = (
+            randn(seed, 2, L, h, d, dtype=torch.float32).to("cuda", torch.bfloat16).transpose(1, 2)
+            for L, h, d in ((Q, 8, D), (515, 2, D), (515, 2, Dv))
+        )
+        p = Problem.of(q, k, v, causal)
+        plain = attend(p, backend="reference")
+        no_worse(pipeline(q, k, v, causal=causal), plain.o, oracle(p).o, torch.bfloat16)
+
+
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "cpu"])
 @pytest.mark.parametrize("spec", ["dense", "streaming(sinks=128, window=512)"])
 def test_a_pipeline_of_known_sizes_is_captured_in_a_graph(backend, spec):
