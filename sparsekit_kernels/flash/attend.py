@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from sparsekit import dispatch
+from sparsekit.break_even import estimate
 from sparsekit.plan import Blocks, Plan
 from sparsekit.problem import PAD, Output, Problem, to_heads
 
@@ -25,6 +26,8 @@ from . import fourth_missing, third
 # SDPA makes these same calls, and drops the lse
 _CUDNN = torch.ops.aten._scaled_dot_product_cudnn_attention
 _SECOND = torch.ops.aten._scaled_dot_product_flash_attention  # causal from the lower right, as for causal_lower_right
+
+SHORT = 0.1  # ms of a GPU: below, FlashAttention-4 waits for its host, whose part of a call is .15 ms, and torch's .05
 
 
 def why_not(problem: Problem, plan: Plan) -> str | None:
@@ -47,9 +50,13 @@ def attend(problem: Problem, plan: Plan) -> Output:
 def kernel(problem: Problem, plan: Plan) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     """For q, k, v of these shapes, all of them real: the output of dense attention, with little before the launch."""
     p, major = problem, dispatch.capability(problem.q.device)[0]
-    as_they_are = head_dims(p, major) == (p.q.shape[3], p.v.shape[3])
-    if plan != Plan() or not p.full or fourth_missing(major) or not as_they_are:
+    (Q, D), (K, Dv) = p.q.shape[2:], p.v.shape[2:]
+    if plan != Plan() or not p.full or fourth_missing(major) or head_dims(p, major) != (D, Dv):
         return None
+    known = estimate((), p)
+    if known and known.dense < SHORT and D == Dv and (Q in (1, K) or not p.causal):
+        causal = p.causal and Q == K  # torch aligns the first query with the first key; a last one sees all
+        return partial(scaled_dot_product_attention, is_causal=causal, scale=p.scale, enable_gqa=True)
     from flash_attn.cute import flash_attn_func
 
     return partial(_output, partial(flash_attn_func, softmax_scale=p.scale, causal=p.causal))
