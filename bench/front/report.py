@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from bench.front.pipelines import PAPERS
+from bench.front.pipelines import PAPERS, PIPELINES
 from bench.leads import report as leads
 from bench.records import FOLDER, ROOT
 from sparsekit import recipes
@@ -46,9 +46,8 @@ which the stages choose.
 
 `lossless` and `balanced` were first read off 30 of these prompts and kept because they hold on the tuning seeds. The
 tau of `fast` was set with these tables and those of the tuning seeds in view: both say the same of it. Other seeds on
-another text were asked once, at the end. Both tables stand further down. At 128K, {few} of the {many} settings were
-asked. At 32K dense attention takes 2 ms a layer, and nothing is faster: without `break_even=0` pipelines run dense
-there. The H100s' times, a run for each length, were taken side by side on two GPUs of one host.
+another text were asked at the end. Both tables stand further down. At 32K dense attention takes 2 ms a layer, and
+nothing is faster: without `break_even=0` pipelines run dense there.
 
 `text after` is what a prefill does to text that nobody asks for: bits per byte of the {after} bytes that follow a
 prompt of plain text, read densely over the cache that the prefill left, less those after a dense prefill, paired,
@@ -77,13 +76,14 @@ a pipeline and length.
 """
 CONFIRMED = """## Confirmation
 
-Asked once, when `lossless` and `balanced` were chosen: seeds from {seed:,} on, on another text, the source of
-hypothesis, pytest, rich and pygments; {n} prompts with {answers} answers a pipeline and length. `fast` was chosen later
-and is not among them.
+Seeds from {seed:,} on, on another text, the source of hypothesis, pytest, rich and pygments; {n} prompts with
+{answers} answers a pipeline and length. Asked once, when `lossless` and `balanced` were chosen, and once more for
+`fast`, whose tau was set after the first time.
 """
-ELSEWHERE = """## Times on another GPU: {gpu}
+ELSEWHERE = """## Times again: {gpu}, commit {commit}
 
-An earlier measurement of the same pipelines' times, each over the fastest dense attention of its own run there.
+An earlier measurement of these pipelines' times, each over the fastest dense attention of its own run. What the host
+does between kernels weighs in the fast ones, and differs from machine to machine.
 """
 TRIED = """## Leads
 
@@ -102,7 +102,7 @@ def main(
 ) -> None:
     """Bring docs/front.md and the recipes' prices up to date with the records."""
     lines = read_lines(RECORDS)
-    rows, after = front(claimed(lines)), text_after(lines)
+    rows, after = ordered(front(claimed(lines))), text_after(lines)
     readme = ROOT / "README.md"
     texts = {docs / "front.md": page(lines, rows), Path(inspect.getfile(recipes)): priced(rows, after)}
     shown = headline(rows, after)
@@ -128,6 +128,12 @@ def read_lines(path: Path) -> list[Record]:
 def claimed(lines: Iterable[Record]) -> list[Record]:
     """Without the tasks that no claim rests on, and without losses."""
     return [line for line in lines if line["kind"] not in LOSSES and line.get("task", CLAIMED[0]) in CLAIMED]
+
+
+def ordered(rows: Iterable[Row]) -> list[Row]:
+    """By length, dense first, then as the pipelines are listed."""
+    place = {name: at for at, name in enumerate(PIPELINES)}
+    return sorted(rows, key=lambda row: (row.length, place.get(row.pipeline, -1)))
 
 
 def text_after(lines: Iterable[Record]) -> dict[tuple[str, int], Estimate]:
@@ -156,15 +162,12 @@ def page(lines: Sequence[Record], rows: Sequence[Row]) -> str:
     """Markdown."""
     dense = [line["bits"] for line in lines if line["kind"] == "after" and at_price(line, DENSE)]
     names = ", ".join(f"`{name}`" for name in CLAIMED)
-    few, many = (sum(not row.dense for row in rows if row.length == length) for length in (AT, lengths(rows)[0]))
-    head = HEAD.format(
-        claimed=names, after=AFTER, windows=len(dense), bits=fmean(dense), at=thousands(AT), few=few, many=many
-    )
+    head = HEAD.format(claimed=names, after=AFTER, windows=len(dense), bits=fmean(dense), at=thousands(AT))
     after = text_after(lines)
     parts = [
         head,
         "Times:\n",
-        source(priced_runs(lines)),
+        source([run for run in runs(lines) if run["run"] in current(lines)]),
         machines(lines),
         HOW,
         "",
@@ -175,7 +178,7 @@ def page(lines: Sequence[Record], rows: Sequence[Row]) -> str:
         mine = [row for row in rows if row.length == length]
         parts += [f"## {thousands(length)} bytes\n", f"![Answers right over speed-up]({picture(length)})\n"]
         parts += [f"The papers' settings: {', '.join(f'`{name}`' for name in PAPERS)}.\n", markdown(mine)]
-    parts += elsewhere(lines, rows)
+    parts += elsewhere(lines)
     specs = {row.pipeline: row.what for row in rows if not row.dense}
     parts += ["## Specs\n", *(f"- `{name}`: `{what}`" for name, what in specs.items()), ""]
     parts += [again(AGAIN, read_lines(TUNING), rows), again(CONFIRMED, read_lines(CONFIRMATION), rows)]
@@ -188,10 +191,9 @@ def page(lines: Sequence[Record], rows: Sequence[Row]) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def priced_runs(lines: Sequence[Record]) -> list[Record]:
-    """The runs that times are of."""
-    timed = {line["run"] for line in lines if line["kind"] == "price"}
-    return [line for line in runs(lines) if line["run"] in timed]
+def current(lines: Iterable[Record]) -> set[str]:
+    """The runs that the rows' times are of: of several prices the newest counts."""
+    return set({(line["pipeline"], line["length"]): line["run"] for line in lines if line["kind"] == "price"}.values())
 
 
 def at_price(line: Record, name: str) -> bool:
@@ -230,13 +232,17 @@ def summary(rows: Sequence[Row], after: Mapping[tuple[str, int], Estimate]) -> s
     return "\n".join(lines) + "\n"
 
 
-def elsewhere(lines: Sequence[Record], rows: Sequence[Row]) -> list[str]:
-    """For each machine that has times besides the one that the rows' are of: a table of them."""
-    headers = {line["run"]: line["gpu"] for line in lines if line["kind"] == "run"}
-    timed = {headers[line["run"]] for line in lines if line["kind"] == "price"}
+def elsewhere(lines: Sequence[Record]) -> list[str]:
+    """For each GPU and commit that has times besides those of the rows: a table of them."""
+    places: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for line in lines:
+        if line["kind"] == "run" and line["run"] not in current(lines):
+            places[line["gpu"], line["commit"][:7]].add(line["run"])
     parts = []
-    for gpu in sorted(timed - {row.gpu for row in rows}):
-        theirs = front(line for line in lines if line["kind"] in ("run", "price") and headers[line["run"]] == gpu)
+    for (gpu, commit), known in places.items():
+        theirs = ordered(front(x for x in lines if x["kind"] in ("run", "price") and x["run"] in known))
+        if not theirs:
+            continue
         sizes = lengths(theirs)
         at = {(row.pipeline, row.length): figures(row) for row in theirs}
         head = ["pipeline", *(f"{thousands(size)}: {what}" for size in sizes for what in ("ms", "speed-up"))]
@@ -244,7 +250,7 @@ def elsewhere(lines: Sequence[Record], rows: Sequence[Row]) -> list[str]:
         for name in dict.fromkeys(row.pipeline for row in theirs):
             cells = [at.get((name, size), {}).get(what, "") for size in sizes for what in ("attention ms", "speed-up")]
             table.append(f"| `{escaped(name)}` | {' | '.join(cells)} |")
-        parts += [ELSEWHERE.format(gpu=gpu), "\n".join(table) + "\n"]
+        parts += [ELSEWHERE.format(gpu=gpu, commit=commit), "\n".join(table) + "\n"]
     return parts
 
 
@@ -320,7 +326,7 @@ def again(text: str, lines: Sequence[Record], priced: Sequence[Row]) -> str:
     seed, answers = min(line["seed"] for line in asked), sum(line["answers"] for line in asked)
     after = text_after(lines)
     table = ["| pipeline | bytes | answers right | from dense | worst task | text after, bits |", "|---|" + "---:|" * 5]
-    for row in front(claimed(lines)):
+    for row in ordered(front(claimed(lines))):
         cells, (task, worst) = figures(row), min(row.tasks.items(), key=lambda pair: pair[1].value)
         table.append(
             f"| `{escaped(row.pipeline)}`{named.get(row.pipeline, '')} | {thousands(row.length)} | {cells['right']} | "
