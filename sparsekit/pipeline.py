@@ -140,7 +140,7 @@ class Pipeline:
         self.decompress: Decompress = _only(given, Decompress)
         self.stages: tuple[Stage, ...] = tuple(s for s in given if not isinstance(s, _POLICIES))
         self._named = tuple(type(s) for s in given if isinstance(s, _POLICIES))
-        self._dense: dict[tuple, Callable[..., Tensor] | None] = {}  # what `_dense_call` found
+        self._dense: dict[tuple, Callable[..., Tensor] | None] = {}  # what `dense_kernel` found
         _check_order(given)
         try:
             self._spec: str | None = self.to_spec()
@@ -235,17 +235,17 @@ class Pipeline:
         """
         if isinstance(q, Problem):
             return self.decide(q)
-        if plan is None and (dense := self._dense_call(q, k, v, causal, scale)):
+        if plan is None and (dense := self.dense_kernel(q, k, v, causal, scale)):
             return dense(q, k, v)
         return self.output(q, k, v, causal=causal, scale=scale, plan=plan).o
 
-    def _dense_call(
-        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None
+    def dense_kernel(
+        self, q: Tensor, k: Tensor, v: Tensor, causal: bool = True, scale: float | None = None
     ) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-        """The kernel that answers every call of these shapes, where they alone say dense and a backend has such.
+        """What to call instead with q, k, v of these shapes, if they alone say dense and one kernel is all there is.
 
         A kernel of a short sequence is done before the host has checked, counted positions and asked each backend
-        again; by the second call the answers are known.
+        again; from the second call of a shape on that is known. Raises as a call does.
         """
         if torch.compiler.is_compiling():
             return None

@@ -9,7 +9,17 @@ from closeness import error, no_worse
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import sparsekit as sk
-from bench.transformers_matrix import STACKED, build, chunks, ids, left_padded, packed, whole
+from bench.transformers_matrix import (
+    STACKED,
+    build,
+    chunks,
+    ids,
+    left_padded,
+    packed,
+    reference,
+    static_cache,
+    whole,
+)
 from sparsekit import Pipeline, Plan, Problem
 from sparsekit.integrations.transformers import load_pipeline, register, save_pipeline, sparsify
 from sparsekit.integrations.transformers.attention import no_gpu_kernel
@@ -253,6 +263,28 @@ def test_on_a_cpu_a_dense_layer_is_the_models_own_attention_to_the_bit(llama):
     with sparsify(llama, "dense", watch=seen.append):
         assert torch.equal(whole(llama), expected)
     assert all(call.output is None for call in seen) and len(seen) == 3
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3", "GPT-OSS", "Gemma 3", "DeepSeek-V3"])
+@pytest.mark.parametrize("mode", [whole, left_padded, chunks, packed, static_cache])
+@torch.no_grad()
+def test_below_break_even_nothing_differs_from_dense(family, mode):
+    """Sliding layers, sinks and padding among it. Twice: of shapes that are known the kernel alone is called."""
+    model = build(family)
+    model.set_attn_implementation(reference(model))
+    expected = mode(model)
+    with sparsify(model, Pipeline([STACKED], break_even=1000)) as handle:
+        for _ in range(2):
+            assert error(mode(model), expected) < 1e-5
+    assert not handle.dense
+
+
+@torch.no_grad()
+def test_below_break_even_a_layer_calls_the_kernel_alone(llama, monkeypatch):
+    with sparsify(llama, Pipeline([STACKED], break_even=1000)):
+        expected = whole(llama)
+        monkeypatch.setattr(Pipeline, "run", None)
+        assert torch.equal(whole(llama), expected)
 
 
 @pytest.mark.gpu

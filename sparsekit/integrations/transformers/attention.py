@@ -65,6 +65,10 @@ class _Call:
     is_causal: bool | None
     kwargs: dict[str, Any]
 
+    def filled(self, question: Question) -> tuple[Tensor, Tensor, Tensor]:
+        """The queries, and the keys and values that there are."""
+        return self.query, self.key[:, :, : question.keys], self.value[:, :, : question.keys]
+
     def packed(self) -> Sequences | None:
         """The packed sequences that the caller names."""
         said = self.kwargs.get("cu_seq_lens_q"), self.kwargs.get("seq_idx")
@@ -186,7 +190,7 @@ def _say(module: nn.Module, layer: Layer, reason: str) -> None:
 
 def _problems(call: _Call, question: Question, layer: Layer) -> Iterator[tuple[Plan, Problem]]:
     """The problems of a call, row by row and along its tokens, each with what has taken its padding out."""
-    q, k, v = call.query, call.key[:, :, : question.keys], call.value[:, :, : question.keys]
+    q, k, v = call.filled(question)
 
     def problem(q: Tensor, k: Tensor, v: Tensor) -> Problem:
         p = Problem.of(q, k, v, scale=call.scaling, window=question.window)
@@ -206,6 +210,8 @@ def _problems(call: _Call, question: Question, layer: Layer) -> Iterator[tuple[P
 def _sparse(call: _Call, pipeline: Pipeline, layer: Layer) -> Tensor:
     """[B, Q, H, Dv]; padding queries get zeros."""
     assert isinstance(call.mask, Carrier) and isinstance(call.mask.question, Question)
+    if not layer.watch and (o := _at_once(call, call.mask.question, pipeline)) is not None:
+        return o
     outputs = []
     for padding, problem in _problems(call, call.mask.question, layer):
         started = now_ms(call.query.device) if layer.watch else 0.0
@@ -220,6 +226,17 @@ def _sparse(call: _Call, pipeline: Pipeline, layer: Layer) -> Tensor:
         whole = torch.cat([o[0].transpose(0, 1) for o in outputs]).unflatten(0, call.query.shape[::2][:2])
         return whole
     return whole.transpose(1, 2).contiguous()
+
+
+def _at_once(call: _Call, question: Question, pipeline: Pipeline) -> Tensor | None:
+    """[B, Q, H, Dv] where the shapes alone say dense, and one kernel is all there is to it; else None."""
+    whole = question.window is None or question.window >= question.keys
+    plain = question.padding == Plan() and whole and call.kwargs.get("s_aux") is None
+    if not plain or (call.packed() or question.sequences) is not None:
+        return None
+    q, k, v = call.filled(question)
+    kernel = pipeline.dense_kernel(q, k, v, scale=call.scaling)
+    return None if kernel is None else kernel(q, k, v).transpose(1, 2).contiguous()
 
 
 def no_gpu_kernel(problem: Problem) -> str | None:
