@@ -86,6 +86,11 @@ def kernel(op: str, device: str, *args: Any, backend: str = "auto") -> Callable[
     return find(*args) if find else None
 
 
+def is_timed() -> bool:
+    """Whether a clock looks at the ops that run in this thread."""
+    return _clock.get() is not nullcontext
+
+
 @contextmanager
 def timed(clock: Callable[[str], AbstractContextManager]) -> Iterator[None]:
     """Inside, `clock(op)` is entered around every op that runs in this thread."""

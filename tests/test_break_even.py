@@ -1,5 +1,6 @@
 import copy
 import pickle
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import sparsekit as sk
 from bench.records import FOLDER, read
 from bench.report import latest
-from sparsekit import Pipeline, Plan, Problem, TokenCoverage, break_even, oracle
+from sparsekit import Pipeline, Plan, Problem, TokenCoverage, break_even, dispatch, oracle
 
 STAGE = TokenCoverage(tau=0.5, window=4, min_tokens=2)
 KNOWN = break_even.Prices(1e-5, {"TokenCoverage": break_even.Price(1.5, 3000.0)})
@@ -88,6 +89,20 @@ def test_what_was_wrong_stays_wrong():
         for bad in ([1], True, float("nan")):
             with pytest.raises(ValueError, match="^scale: "):
                 pipeline(q, q, q, scale=bad)
+
+
+def test_a_clock_sees_every_call():
+    p, pipeline, seen = problem(16), Pipeline([STAGE], break_even=100), []
+
+    def clock(op):
+        seen.append(op)
+        return nullcontext()
+
+    pipeline(p.q, p.k, p.v)
+    with dispatch.timed(clock):
+        pipeline(p.q, p.k, p.v)
+    pipeline(p.q, p.k, p.v)
+    assert seen == ["attend"]
 
 
 def test_it_remembers_no_more_shapes_than_it_may(monkeypatch):

@@ -51,7 +51,8 @@ def kernel(problem: Problem, plan: Plan) -> Callable[[Tensor, Tensor, Tensor], T
     """For q, k, v of these shapes, all of them real: the output of dense attention, with little before the launch."""
     p, major = problem, dispatch.capability(problem.q.device)[0]
     (Q, D), (K, Dv) = p.q.shape[2:], p.v.shape[2:]
-    if plan != Plan() or not p.full or fourth_missing(major) or head_dims(p, major) != (D, Dv):
+    as_it_is = p.full and p.window is None and head_dims(p, major) == (D, Dv)
+    if plan != Plan() or not as_it_is or fourth_missing(major):
         return None
     known = estimate((), p)
     if known and known.dense < SHORT and D == Dv and (Q in (1, K) or not p.causal):

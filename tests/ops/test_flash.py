@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +21,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparsekit as sk
 from sparsekit import Blocks, Plan, Problem, SlidingWindow, Tokens, attend, dispatch, oracle
+from sparsekit.break_even import Estimate
 from sparsekit.problem import PAD, to_heads
 from sparsekit_kernels import flash
+from sparsekit_kernels.flash import attend as attend_by_flash
 from sparsekit_kernels.flash.attend import (
     answer,
     arguments,
@@ -104,6 +107,42 @@ def test_the_call_by_its_documentation_is_the_oracle(data):
         same(out, truth)
     elif b is None and (n_q <= n_k).all():
         assert not torch.allclose(out.lse, truth.lse, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("ms", [0.01, 1.0, None])
+@pytest.mark.parametrize("Dv", [8, 16])
+@pytest.mark.parametrize("Q, K", [(20, 20), (7, 20), (1, 20)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_what_known_shapes_call_is_dense_attention(ms, Dv, Q, K, causal, monkeypatch):
+    """torch's own where the kernel is short, else FlashAttention-4, by its documentation."""
+    called = []
+
+    def flash_attn_func(*given, **how):
+        called.append(how)
+        return by_the_documentation(*given, **how)
+
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", SimpleNamespace(flash_attn_func=flash_attn_func))
+    monkeypatch.setattr(dispatch, "capability", lambda device: (HOPPER, 0))
+    monkeypatch.setattr(attend_by_flash, "fourth_missing", lambda major: None)
+    monkeypatch.setattr(attend_by_flash, "estimate", lambda stages, p: ms and Estimate(ms, 0.0))
+    q, k, v = (randn(i, 2, h, n, d) for i, (h, n, d) in enumerate(((4, Q, 8), (2, K, 8), (2, K, Dv))))
+    p = Problem.of(q, k, v, causal, scale=0.3)
+    o = attend_by_flash.kernel(p, Plan())(q, k, v)
+    torch.testing.assert_close(o, oracle(p).o, atol=1e-10, rtol=1e-10)
+    assert bool(called) != (ms == 0.01 and Dv == 8 and not (causal and Q == 7))
+
+
+def test_other_shapes_have_no_kernel_alone(monkeypatch):
+    monkeypatch.setattr(dispatch, "capability", lambda device: (HOPPER, 0))
+    p, seen = half(), grid(half(), (8, 8))
+    monkeypatch.setattr(attend_by_flash, "fourth_missing", lambda major: None)
+    assert attend_by_flash.kernel(p, Plan(blocks=seen)) is None
+    assert attend_by_flash.kernel(replace(p, full=False), Plan()) is None
+    assert attend_by_flash.kernel(half(window=3), Plan()) is None
+    assert attend_by_flash.kernel(half(D=12, Dv=12), Plan()) is None
+    monkeypatch.setattr(attend_by_flash, "fourth_missing", lambda major: "it is not here")
+    assert attend_by_flash.kernel(p, Plan()) is None
 
 
 @pytest.mark.parametrize("h", [1, 2, 4])
