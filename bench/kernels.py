@@ -2,14 +2,17 @@
 
 Beside the kernels: how long the GPU computed, how long the host took to ask for it, how long a call took that began
 on an idle device, and how long each of many in a row, where the host asks ahead, as it does in a model. Where a call
-alone takes well over the GPU's time, the host is in the way. Dense attention stands first, to be compared with.
+alone takes well over the GPU's time, the host is in the way. Dense attention stands first, to be compared with; all
+take turns, because a GPU that was busy just now is slower.
 Written beside the records, as text. The kernels' times are the profiler's, so read shares, not speed-ups: those are
 bench/run.py's.
 """
 
+import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -26,8 +29,21 @@ from bench.records import path_for, provenance
 from sparsekit import Problem
 
 CALLS, LEAST_US = 5, 3.0  # calls that are profiled; kernels that take less of one are summed up
-ROW = 20  # calls that are timed, alone and in a row
+TURNS, ROW = 21, 20  # turns, each a call alone; as many calls in a row, every third turn
 FASTEST = "FlashAttention-4"
+
+
+@dataclass
+class Times:
+    """In ms."""
+
+    alone: list[float] = field(default_factory=list)
+    host: list[float] = field(default_factory=list)
+    in_a_row: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        alone, host, in_a_row = map(statistics.median, (self.alone, self.host, self.in_a_row))
+        return f"{host:.3f} ms of the host; {alone:.3f} ms alone, {in_a_row:.3f} ms in a row"
 
 
 def main(
@@ -35,7 +51,7 @@ def main(
     suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}")] = "stages",
     only: Annotated[str, typer.Option(help="Cases whose name has this in it")] = "",
     inputs: Annotated[str, typer.Option(help=f"One of {', '.join(INPUTS)}")] = "structured",
-    yardstick: Annotated[str, typer.Option(help=f"Dense attention, one of {', '.join(dense.KERNELS)}")] = FASTEST,
+    yardsticks: Annotated[str, typer.Option("--dense", help=f"Of {', '.join(dense.KERNELS)}, with commas")] = FASTEST,
     out: Annotated[Path | None, typer.Option(help="File to write; default bench/records/<chip>-kernels.txt")] = None,
     commit: Annotated[str | None, typer.Option(envvar="SPARSEKIT_COMMIT", help="What git describe says")] = None,
 ) -> None:
@@ -48,10 +64,12 @@ def main(
     pages = [f"{origin['gpu']}, torch {torch.__version__}, commit {origin['commit']}, {inputs} inputs, per call"]
     for length in lengths(tokens):
         p = INPUTS[inputs](length, SHAPES["llama-3.1-8b"], torch.bfloat16, device)
-        for contender in (*dense.contenders(yardstick, p), *_chosen(SUITES[suite], only, p)):
-            pages.append(page(contender, length))
+        them = [one for name in yardsticks.split(",") for one in dense.contenders(name.strip(), p)]
+        them += _chosen(SUITES[suite], only, p)
+        for contender, times in zip(them, timed(them), strict=True):
+            pages.append(page(contender, length, times))
             typer.echo(pages[-1].splitlines()[0])
-        del p
+        del p, them
     unfinished = path.with_name(f".{path.name}.new")
     unfinished.write_text("\n\n".join(pages) + "\n")
     unfinished.replace(path)
@@ -63,23 +81,35 @@ def _chosen(cases: Iterable[Case], only: str, p: Problem) -> Iterator[Contender]
             yield from contenders(case, p, [])
 
 
-def page(contender: Contender, length: int) -> str:
-    """One case: a line about the whole call, then its kernels, the longest first."""
-    for _ in range(3):
-        contender.run(nullcontext)
-    alone, host = [], []
-    for _ in range(ROW):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        contender.run(nullcontext)
-        host.append(time.perf_counter() - started)
-        torch.cuda.synchronize()
-        alone.append(time.perf_counter() - started)
-    started = time.perf_counter()
-    for _ in range(ROW):
-        contender.run(nullcontext)
+def timed(contenders: Sequence[Contender]) -> list[Times]:
+    """Of each, in the same order; each turn is begun by another."""
+    found = [Times() for _ in contenders]
+    them = list(zip(contenders, found, strict=True))
+    for one in contenders:
+        one.run(nullcontext)
+    for turn in range(TURNS):
+        first = turn % len(them)
+        for contender, times in (*them[first:], *them[:first]):
+            started = _idle()
+            contender.run(nullcontext)
+            times.host.append((time.perf_counter() - started) * 1e3)
+            times.alone.append((_idle() - started) * 1e3)
+            if turn % 3 == 0:
+                started = _idle()
+                for _ in range(ROW):
+                    contender.run(nullcontext)
+                times.in_a_row.append((_idle() - started) * 1e3 / ROW)
+    return found
+
+
+def _idle() -> float:
+    """The moment at which the device has nothing left to do, in s."""
     torch.cuda.synchronize()
-    in_a_row = (time.perf_counter() - started) / ROW
+    return time.perf_counter()
+
+
+def page(contender: Contender, length: int, times: Times) -> str:
+    """One case: a line about the whole call, then its kernels, the longest first."""
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
         for _ in range(CALLS):
             contender.run(nullcontext)
@@ -90,8 +120,7 @@ def page(contender: Contender, length: int) -> str:
     lines = [
         f"{contender.case}, {contender.backend}, {length // 1024}K: "
         f"{sum(us for us, _, _ in kernels) / 1e3:.2f} ms on the GPU in {sum(n for _, n, _ in kernels):.0f} kernels; "
-        f"{sorted(host)[ROW // 2] * 1e3:.2f} ms of the host; "
-        f"{sorted(alone)[ROW // 2] * 1e3:.2f} ms alone, {in_a_row * 1e3:.3f} ms in a row"
+        f"{times}"
     ]
     lines += [f"{us:10.1f} us {n:5.1f} x  {name[:90]}" for us, n, name in kernels if us >= LEAST_US]
     few = [(us, n) for us, n, _ in kernels if us < LEAST_US]
