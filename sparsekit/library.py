@@ -71,6 +71,7 @@ def parts(plan: Plan) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tens
         sizes += [tokens.n, int(tokens.full)] if tokens else [0, 0]
     sizes += [*plan.blocks.size, plan.blocks.n] if plan.blocks else [0, 0, 0]
     sizes += [plan.fill.window, plan.fill.sinks] if isinstance(plan.fill, SlidingWindow) else [0, 0]
+    sizes += [plan.dense_last]
     queries = plan.queries.idx if plan.queries else None
     keys = plan.keys.idx if plan.keys and plan.keys is not plan.queries else None
     counts, indices = (plan.blocks.counts, plan.blocks.indices) if plan.blocks else (None, None)
@@ -81,11 +82,11 @@ def from_parts(
     queries: Tensor | None, keys: Tensor | None, counts: Tensor | None, indices: Tensor | None, sizes: Sequence[int]
 ) -> Plan:
     """The plan that `parts` took apart."""
-    n_q, full_q, n_k, full_k, *size, n, window, sinks = sizes
+    n_q, full_q, n_k, full_k, *size, n, window, sinks, dense_last = sizes
     mine = None if queries is None else Tokens(queries, n_q, bool(full_q))
     theirs = (mine if n_k else None) if keys is None else Tokens(keys, n_k, bool(full_k))
     blocks = None if counts is None or indices is None else Blocks(counts, indices, (size[0], size[1]), n)
-    return Plan(mine, theirs, blocks, SlidingWindow(window, sinks) if window else None)
+    return Plan(mine, theirs, blocks, SlidingWindow(window, sinks) if window else None, dense_last)
 
 
 @lru_cache(maxsize=256)

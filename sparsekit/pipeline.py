@@ -18,7 +18,7 @@ from .break_even import worth_it
 from .fills import Fill, SlidingWindow, Zeros
 from .parameters import check_choice, check_count
 from .plan import Plan
-from .problem import Output, Problem
+from .problem import Output, Problem, to_heads
 
 if TYPE_CHECKING:
     from .report import Report
@@ -64,13 +64,19 @@ class Attend:
 
 @dataclass(frozen=True)
 class Decompress:
-    """What queries get that the token stages dropped."""
+    """What queries get that the token stages dropped, and which see everything all the same.
+
+    `dense_last` queries cost 2 dense_last / length of dense attention. What follows a prompt is read from what its last
+    tokens left behind more than from the others. Of a prefill in chunks each has its own last ones.
+    """
 
     fill: Fill = field(default_factory=Zeros)
+    dense_last: int = 0  # last queries that attend to every key they see, kept or not, in tokens, >= 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.fill, Zeros | SlidingWindow):
             raise ValueError(f"fill: got {self.fill!r}; allowed are Zeros() and SlidingWindow(window, sinks): pass one")
+        check_count("dense_last", self.dense_last, 0)
 
 
 def attend(
@@ -103,6 +109,10 @@ def _attend(
         named = backend if op == "attend" or dispatch.has(backend, op) else "auto"
         return dispatch.run(op, device, *args, backend=named)
 
+    if plan.dense_last:
+        out = _attend(problem, replace(plan, dense_last=0), short, compress, backend, False, clock)
+        with clock("attend"):
+            return _with_last(problem, plan, out, run)
     if plan.queries is None and plan.keys is None:
         with clock("attend"):
             return run("attend", problem, Plan(blocks=plan.blocks))
@@ -120,6 +130,22 @@ def _attend(
     del kept  # as large as the output at a third of the tokens: make room for that
     with clock("decompress"):
         return run("scatter_tokens", problem, plan, out)
+
+
+def _with_last(problem: Problem, plan: Plan, out: Output, run: Callable[..., Output]) -> Output:
+    """`out`, in place, with the last queries' rows by dense attention."""
+    p, first = problem, max(problem.q.shape[2] - plan.dense_last, 0)
+    if not p.full:  # sequences of several lengths: from the first slot that is a last one in any
+        last = to_heads(plan.last(p), p.q.shape[1])
+        first = int(last.flatten(0, 1).any(0).int().argmax())
+    part = replace(p, q=p.q[:, :, first:], q_pos=p.q_pos[..., first:])
+    dense, rows = run("attend", part, Plan()), Output(out.o[:, :, first:], out.lse[:, :, first:])
+    if not p.full:
+        last = last[..., first:]
+        dense = Output(torch.where(last[..., None], dense.o, rows.o), torch.where(last, dense.lse, rows.lse))
+    rows.o.copy_(dense.o)
+    rows.lse.copy_(dense.lse)
+    return out
 
 
 class Pipeline:
@@ -205,8 +231,10 @@ class Pipeline:
             if inner.queries or inner.keys:
                 short = []
             plan = plan.then(inner)
-        fill = self.decompress.fill
-        return replace(plan, fill=None if isinstance(fill, Zeros) else fill), short
+        fill, last = self.decompress.fill, self.decompress.dense_last
+        if plan == Plan():
+            last = 0
+        return replace(plan, fill=None if isinstance(fill, Zeros) else fill, dense_last=last), short
 
     def plan(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None) -> Plan:
         """The decision, as data: print, count, draw, store, or pass it to a later call."""

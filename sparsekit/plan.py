@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .fills import Fill, Zeros
+from .parameters import check_count
 from .problem import PAD, Output, Problem, one_head, to_heads
 
 
@@ -159,6 +160,7 @@ class Plan:
     keys: Tokens | None = None
     blocks: Blocks | None = None
     fill: Fill | None = None  # what dropped queries get; None is Zeros()
+    dense_last: int = 0  # last queries that see all they may, whatever else the plan says
 
     def head(self, h: int, heads: int) -> "Plan":
         """The plan of query head `h` of `heads` alone."""
@@ -166,7 +168,9 @@ class Plan:
         b = self.blocks
         blocks = b and Blocks(one_head(b.counts, h, heads), one_head(b.indices, h, heads), b.size, b.n)
         queries = tokens(self.queries)
-        return Plan(queries, queries if self.keys is self.queries else tokens(self.keys), blocks, self.fill)
+        return Plan(
+            queries, queries if self.keys is self.queries else tokens(self.keys), blocks, self.fill, self.dense_last
+        )
 
     def compress(self, problem: Problem) -> Problem:
         """The shorter problem of the kept tokens."""
@@ -198,14 +202,32 @@ class Plan:
     def dropped(self, problem: Problem) -> Bool[Tensor, "B _h Q"]:
         """The queries that get the fill."""
         real = problem.q_pos != PAD
-        return torch.zeros_like(real) if self.queries is None else ~self.queries.kept() & real
+        if self.queries is None:
+            return torch.zeros_like(real)
+        dropped = ~self.queries.kept() & real
+        return dropped & ~self.last(problem) if self.dense_last else dropped
+
+    def last(self, problem: Problem) -> Bool[Tensor, "B _h Q"]:
+        """The `dense_last` queries, padding not counted."""
+        end = problem.lengths()[0]
+        slot = torch.arange(problem.q.shape[2], device=problem.q.device).expand(problem.q_pos.shape)
+        return (slot >= end - self.dense_last) & (slot < end)
 
     def then(self, inner: "Plan") -> "Plan":
-        """The plan that does self, then inner on what self left. The last fill named holds for all dropped queries."""
+        """The plan that does self, then inner on what self left. The last fill named holds for all dropped queries.
+
+        Raises ValueError for tokens after blocks, and for an inner plan whose last queries see all that self left:
+        a plan's last queries see all there is.
+        """
         if self.blocks and (inner.queries or inner.keys):
             raise ValueError(
                 "stages: tokens chosen after blocks; a plan chooses tokens first, then blocks of what is left: "
                 "move the token stage before the block stage"
+            )
+        if inner.dense_last and self != Plan():
+            raise ValueError(
+                f"dense_last: got {inner.dense_last} in a plan of what another left; allowed is 0 there, because the "
+                "last queries see dropped keys too: name it once, in the Decompress of the whole pipeline"
             )
         both = lambda a, b, join: b if a is None else a if b is None else join(a, b)  # noqa: E731
         queries = both(self.queries, inner.queries, Tokens.then)
@@ -215,6 +237,7 @@ class Plan:
             queries if alike else both(self.keys, inner.keys, Tokens.then),
             both(self.blocks, inner.blocks, Blocks.__and__),
             inner.fill or self.fill,
+            inner.dense_last or self.dense_last,
         )
 
     def pairs(self, problem: Problem, rows: Tensor | None = None) -> Bool[Tensor, "B H R K"]:
@@ -237,6 +260,9 @@ class Plan:
             kept = to_heads(self.queries.kept(), H)[..., rows, None]
             filled = (self.fill or Zeros()).pairs(problem, rows)
             pairs = torch.where(kept, pairs, filled)
+        if self.dense_last:
+            last = to_heads(self.last(problem), H)[..., rows, None]
+            pairs = torch.where(last, problem.visible(rows), pairs)
         return pairs
 
     def check(self, problem: Problem, contents: bool = False) -> None:
@@ -244,6 +270,7 @@ class Plan:
 
         With `contents` every index and count is looked at too, which waits for the device.
         """
+        check_count("plan.dense_last", self.dense_last, 0)
         Q, K = problem.q.shape[2], problem.k.shape[2]
         for name, t, n in (("queries", self.queries, Q), ("keys", self.keys, K)):
             if t is not None:
@@ -265,6 +292,11 @@ class Plan:
 
     def work(self, problem: Problem) -> Int[Tensor, "B H"]:
         """How many pairs the plan computes, counted without writing them down: works at any length."""
+        if self.dense_last:
+            last = self.last(problem)
+            others = replace(problem, q_pos=problem.q_pos.masked_fill(last, PAD), queries_last=False, full=False)
+            seen = (problem.reach() - problem.start()) * to_heads(last, problem.reach().shape[1])
+            return replace(self, dense_last=0).work(others) + to_heads(seen.sum(-1), problem.q.shape[1])
         thin = replace(problem, q=problem.q[..., :1], k=problem.k[..., :1], v=problem.v[..., :1])
         H, short = problem.q.shape[1], self.compress(thin)  # positions are all that counts
         total = self._before(to_heads(short.reach(), H))

@@ -63,6 +63,17 @@ def windowed(draw, square=None, most=24):
 
 
 @st.composite
+def padded(draw, most=24):
+    """Sequences of different lengths, the padding at their ends."""
+    p = draw(problems(square=True, most=most))
+    x = (torch.cat((t, 1.0 - t.flip(2))) for t in (p.q, p.k, p.v))
+    p = Problem.of(*x, causal=p.causal)
+    real = torch.tensor([draw(st.integers(1, p.q.shape[2])) for _ in range(p.q.shape[0])])[:, None, None]
+    pos = p.q_pos.masked_fill(torch.arange(p.q.shape[2]) >= real, PAD)
+    return replace(p, q_pos=pos, k_pos=pos, full=False)
+
+
+@st.composite
 def tokens(draw, problem, side):
     """A random choice on one side ("q" or "k"), ragged over heads and sequences; the last token is always in it."""
     n = problem.q.shape[2] if side == "q" else problem.k.shape[2]
@@ -84,6 +95,13 @@ def blocks(draw, problem, size=None):
 
 
 FILLS = st.sampled_from([None, Zeros(), SlidingWindow(1), SlidingWindow(3), SlidingWindow(2, sinks=3)])
+
+
+@st.composite
+def whole_plans(draw, problem):
+    """Plans with a fill, and sometimes last queries that see everything."""
+    last = draw(st.sampled_from([0, 0, 1, 3, 100]))
+    return replace(draw(plans(problem)), dense_last=last)
 
 
 @st.composite

@@ -13,6 +13,7 @@ SPECS = [
     "streaming(sinks=2, window=8, block_size=4)",
     "token_coverage(tau=0.3, window=4, pool=3, min_tokens=4) | flex_prefill(gamma=0.7, block_size=4) | "
     "decompress(fill=sliding_window(4))",
+    "token_coverage(tau=0.3, window=4, pool=3, min_tokens=4) | decompress(dense_last=6)",
 ]
 
 
@@ -79,7 +80,7 @@ def test_a_plan_keeps_its_meaning_in_parts():
     q, k, v = inputs()
     some = sk.Tokens.of(torch.arange(40).remainder(3).bool().expand(2, 1, 40))
     other = sk.Tokens.of(torch.arange(40).remainder(2).bool().expand(2, 1, 40))
-    for plan in (sk.Plan(some), sk.Plan(keys=some), sk.Plan(some, some), sk.Plan(some, other)):
+    for plan in (sk.Plan(some), sk.Plan(keys=some), sk.Plan(some, some), sk.Plan(some, other, dense_last=3)):
         again = library.from_parts(*library.parts(plan))
         assert (again.queries is again.keys) == (plan.queries is plan.keys)
         assert torch.equal(again.pairs(Problem.of(q, k, v)), plan.pairs(Problem.of(q, k, v)))

@@ -7,11 +7,25 @@ import torch
 from closeness import same
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import EXAMPLES, FILLS, MODULES, SEEDS, blocks, named, plans, problems, randn, tokens
+from strategies import (
+    EXAMPLES,
+    FILLS,
+    MODULES,
+    SEEDS,
+    blocks,
+    named,
+    padded,
+    plans,
+    problems,
+    randn,
+    tokens,
+    whole_plans,
+    windowed,
+)
 from torch.nn.functional import scaled_dot_product_attention
 
 import sparsekit as sk
-from sparsekit import Blocks, Plan, Problem, Tokens, attend, dispatch, oracle
+from sparsekit import Blocks, Output, Plan, Problem, Tokens, attend, dispatch, oracle
 from sparsekit.problem import PAD, to_heads
 
 # Triton's interpreter takes the time of all the others: tests/ops/test_triton.py has this law for it
@@ -46,7 +60,7 @@ def test_the_oracle_is_torch_attention(p):
 @given(st.data())
 def test_every_backend_computes_the_pairs_of_the_plan(data):
     p = data.draw(problems())
-    plan = data.draw(plans(p))
+    plan = data.draw(whole_plans(p))
     truth = oracle(p, plan)
     for backend in ATTENDING:
         for mode in ("gather", "indexed"):
@@ -170,11 +184,12 @@ def test_block_choices_intersect_and_unite(data):
 @given(st.data())
 def test_work_and_density_count_the_pairs(data):
     p = data.draw(problems())
-    plan = data.draw(plans(p))
+    plan = data.draw(whole_plans(p))
     assert torch.equal(plan.work(p), plan.pairs(p).sum((-1, -2)))
     assert plan.density(p) == pytest.approx((plan.pairs(p).sum() / p.visible().sum()).item(), rel=1e-6)
     if plan.queries:
-        assert plan.kept(p) == pytest.approx(plan.queries.kept().double().mean().item(), rel=1e-6)
+        kept = plan.queries.kept() | plan.last(p)
+        assert plan.kept(p) == pytest.approx(kept.double().mean().item(), rel=1e-6)
 
 
 @given(p=problems(), fill=FILLS)
@@ -187,7 +202,7 @@ def test_a_fill_counts_its_pairs(p, fill):
 @given(st.data())
 def test_pairs_of_some_rows_are_rows_of_the_pairs(data):
     p = data.draw(problems())
-    plan = data.draw(plans(p))
+    plan = data.draw(whole_plans(p))
     rows = torch.tensor(data.draw(st.lists(st.integers(0, p.q.shape[2] - 1), min_size=1, max_size=5)))
     assert torch.equal(plan.pairs(p, rows), plan.pairs(p)[:, :, rows])
     assert torch.equal(p.visible(rows), p.visible()[:, :, rows])
@@ -238,11 +253,48 @@ def test_dropped_queries_get_the_fill_and_kept_ones_do_not(data):
     assert torch.equal(out.o[kept], without.o[kept]), "the fill leaves kept queries alone"
 
 
+@settings(max_examples=250)
+@given(st.data())
+def test_the_last_queries_see_everything_and_the_others_what_they_saw(data):
+    """The last that are no padding."""
+    p = data.draw(problems() | windowed() | padded())
+    n, plan = data.draw(st.integers(1, 30)), data.draw(plans(p))
+    whole = replace(plan, dense_last=n)
+    found, before, dense = (attend(p, x) for x in (whole, plan, Plan()))
+    real = (p.q_pos != PAD).sum(-1, keepdim=True)
+    slot = torch.arange(p.q.shape[2])
+    last = to_heads((slot >= real - n) & (slot < real), p.q.shape[1])
+    expected = (torch.where(last[..., None], dense.o, before.o), torch.where(last, dense.lse, before.lse))
+    same(found, Output(*expected))
+    assert torch.equal(whole.work(p), whole.pairs(p).sum((-1, -2)))
+    one = [whole.head(h, p.q.shape[1]).pairs(p.head(h)) for h in range(p.q.shape[1])]
+    assert torch.equal(torch.cat(one, 1), whole.pairs(p))
+
+
+def test_a_pipeline_names_its_last_queries_once():
+    p = Problem.of(*(randn(i, 1, 2, 40, 4) for i in range(3)))
+    some = sk.TokenCoverage(tau=0.5, window=2, pool=1, min_tokens=0)
+    tail = sk.Pipeline([some, sk.Decompress(dense_last=5)])
+    assert tail(p).dense_last == 5 and tail.to_spec().endswith("decompress(dense_last=5)")
+    assert sk.Pipeline.from_spec(tail.to_spec()) == tail
+    assert sk.Pipeline([sk.TokenCoverage(tau=0.0), sk.Decompress(dense_last=5)])(p) == Plan(), "dense as it is"
+    same(tail.output(p.q, p.k, p.v), oracle(p, tail(p)))
+    same(tail.output(p.q, p.k, p.v, plan=tail(p)), oracle(p, tail(p)))
+    with pytest.raises(ValueError, match="dense_last: got 5 in a plan of what another left"):
+        some(p).then(tail(p))
+    assert Plan().then(tail(p)).dense_last == tail(p).then(Plan()).dense_last == 5
+    for bad in (-1, 2.5, None):
+        with pytest.raises(ValueError, match="dense_last"):
+            sk.Decompress(dense_last=bad)
+        with pytest.raises(ValueError, match="plan.dense_last"):
+            attend(p, Plan(dense_last=bad) if bad else Plan(dense_last=-1))
+
+
 @given(st.data())
 def test_the_future_never_changes_the_past(data):
     """Given the same plan, a later token changes no earlier query's output."""
     p = data.draw(problems(square=True, causal=True))
-    plan = data.draw(plans(p))
+    plan = data.draw(whole_plans(p))
     cut = data.draw(st.integers(0, p.q.shape[2] - 1))
     before = attend(p, plan)
     k, v = p.k.clone(), p.v.clone()

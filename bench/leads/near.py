@@ -130,7 +130,7 @@ class Near(Pipeline):
             # the last tokens are always chosen, and a dropped query, before them, sees none of those
             share = (self.far + VotedTokens.window) / problem.k.shape[2]
             far = VotedTokens(keep=min(share, 1.0), min_tokens=0).choose(problem)
-        return NearPlan(plan.queries, plan.keys, None, self.fill, self.near, far)
+        return NearPlan(plan.queries, plan.keys, fill=self.fill, near=self.near, far=far)
 
     def run(self, problem: Problem, plan: Plan | None = None, clock: Clock = nullcontext) -> tuple[Plan, Output]:
         plan = self.decide(problem) if plan is None else plan
