@@ -32,11 +32,11 @@ def on_gpu(x):
     b = x.blocks
     blocks = b and sk.Blocks(b.counts.cuda(), b.indices.cuda(), b.size, b.n)
     queries = move(x.queries)
-    return Plan(queries, queries if x.keys is x.queries else move(x.keys), blocks, x.fill)
+    return Plan(queries, queries if x.keys is x.queries else move(x.keys), blocks, x.fill, x.dense_last)
 
 
 def plans(B, H, Q, K):
-    """Dense; lists per head, some of them empty; kept tokens, their window; both; keys without their queries."""
+    """Dense; lists per head, some empty; kept tokens, their window, last queries; both; keys without their queries."""
     yield "dense", Plan()
     yield "blocks", Plan(blocks=tiles(2, H, Q, K, 128, 0.3, B))
     holes = tiles(3, 1, Q, K, 64, 0.5, B).mask()
@@ -45,6 +45,7 @@ def plans(B, H, Q, K):
     if Q == K:
         t = some(1, K, 0.4, H, B)
         yield "tokens", Plan(t, t, fill=SlidingWindow(128, sinks=3))
+        yield "last queries besides", Plan(t, t, fill=SlidingWindow(64), dense_last=200)
         yield "tokens and blocks", Plan(t, t, tiles(4, H, t.idx.shape[-1], t.idx.shape[-1], 128, 0.4, B))
     yield "other keys than queries", Plan(some(5, Q, 0.5, 1, B), some(6, K, 0.4, H, B), fill=SlidingWindow(200))
 
