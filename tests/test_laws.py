@@ -283,11 +283,6 @@ def test_a_pipeline_names_its_last_queries_once():
     with pytest.raises(ValueError, match="dense_last: got 5 in a plan of what another left"):
         some(p).then(tail(p))
     assert Plan().then(tail(p)).dense_last == tail(p).then(Plan()).dense_last == 5
-    for bad in (-1, 2.5, None):
-        with pytest.raises(ValueError, match="dense_last"):
-            sk.Decompress(dense_last=bad)
-        with pytest.raises(ValueError, match="plan.dense_last"):
-            attend(p, Plan(dense_last=bad) if bad else Plan(dense_last=-1))
 
 
 @given(st.data())

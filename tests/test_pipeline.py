@@ -114,3 +114,12 @@ def test_the_report_says_what_happened(stage):
     mass = (sk.oracle(p, plan).lse - dense.lse).exp().mean()  # sum of kept exp(scores) over the sum of all
     assert last.mass == pytest.approx(mass.item(), rel=1e-9)
     assert report.ms > 0 and report.dense_ms > 0 and type(stage).__name__ in str(report)
+
+
+@pytest.mark.parametrize("bad", [-1, 2.5, None, True])
+def test_last_queries_are_a_number(bad):
+    q = torch.zeros(1, 1, 8, 4)
+    with pytest.raises(ValueError, match="^dense_last: "):
+        sk.Decompress(dense_last=bad)
+    with pytest.raises(ValueError, match="^plan.dense_last: "):
+        sk.attend(Problem.of(q, q, q), sk.Plan(dense_last=bad))
