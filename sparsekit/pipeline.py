@@ -219,22 +219,34 @@ class Pipeline:
 
     def _decide(self, problem: Problem, clock: Clock) -> tuple[Plan, list[Problem]]:
         """The plan, and the compressed problem if a stage wanted to see it."""
-        plan, short = Plan(), [problem]
-        if not worth_it(self.stages, self.attend.break_even, problem):
-            return plan, []
+        asked = self.asked(problem)
+        if asked is None:
+            return Plan(), []
+        plan, short = Plan(), [asked]
         for stage in self.stages:
             if not short:
                 with clock("compress"):
-                    short = [dispatch.run("gather_tokens", problem.q.device.type, problem, plan)]
+                    short = [dispatch.run("gather_tokens", asked.q.device.type, asked, plan)]
             with clock(type(stage).__name__):
                 inner = stage(short[0])
             if inner.queries or inner.keys:
                 short = []
             plan = plan.then(inner)
-        fill, last = self.decompress.fill, self.decompress.dense_last
-        if plan == Plan():
-            last = 0
+        fill, last = self.decompress.fill, self.decompress.dense_last if plan != Plan() else 0
+        if asked is not problem:
+            short = []  # it holds no padding, and does not know
         return replace(plan, fill=None if isinstance(fill, Zeros) else fill, dense_last=last), short
+
+    def asked(self, problem: Problem) -> Problem | None:
+        """What the stages decide on; None if it is to be dense: below break-even, or where all queries are last ones.
+
+        It is the problem without its dense last queries, and without their keys, which no other query sees; if it is
+        not causal, the problem.
+        """
+        last = self.decompress.dense_last
+        if not worth_it(self.stages, self.attend.break_even, problem) or last >= problem.q.shape[2]:
+            return None
+        return problem.before(last) if last and problem.causal else problem
 
     def plan(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None) -> Plan:
         """The decision, as data: print, count, draw, store, or pass it to a later call."""

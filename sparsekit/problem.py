@@ -149,6 +149,12 @@ class Problem:
             return torch.tensor(self.q.shape[2]), torch.tensor(self.k.shape[2])
         return (self.q_pos != PAD).sum(-1, keepdim=True), (self.k_pos != PAD).sum(-1, keepdim=True)
 
+    def before(self, n: int) -> "Problem":
+        """The same without its last `n` tokens, padding not counted: they are padding here."""
+        n_q, n_k = self.lengths()
+        hide = lambda pos, end: pos.masked_fill(torch.arange(pos.shape[2], device=pos.device) >= end - n, PAD)  # noqa: E731
+        return replace(self, q_pos=hide(self.q_pos, n_q), k_pos=hide(self.k_pos, n_k), full=False)
+
     def head(self, h: int) -> "Problem":
         """The problem of query head `h` alone."""
         q, k, v, q_pos, k_pos = (

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from . import dispatch
-from .break_even import reason, worth_it
+from .break_even import reason
 from .oracle import oracle
 from .pipeline import Pipeline, attend
 from .plan import Plan
@@ -86,11 +86,11 @@ def explain(pipeline: Pipeline, problem: Problem) -> Report:
     rows = sampled_rows(problem)
     dense = dense_rows(problem, rows)
     steps, plan = [], Plan()
-    how = pipeline.stages, pipeline.attend.break_even, problem
-    for i, stage in enumerate(pipeline.stages if worth_it(*how) else ()):
+    asked = pipeline.asked(problem)
+    for i, stage in enumerate(pipeline.stages if asked else ()):
         name = f"{i + 1}. {type(stage).__name__}"
         with clock(name):
-            plan = plan.then(stage(dispatch.run("gather_tokens", problem.q.device.type, problem, plan)))
+            plan = plan.then(stage(dispatch.run("gather_tokens", problem.q.device.type, asked, plan)))
         steps.append(Step(name, ms[name], *accuracy(problem, plan, rows, dense)))
     plan = pipeline(problem)
     before = set(ms)
@@ -101,7 +101,7 @@ def explain(pipeline: Pipeline, problem: Problem) -> Report:
     attend(problem, backend=policy["backend"])
     with clock("dense"):
         attend(problem, backend=policy["backend"])
-    told = reason(*how)
+    told = reason(pipeline.stages, pipeline.attend.break_even, problem)
     return Report(tuple(steps), ms["dense"], (*_notes(problem, plan, len(rows)), *([told] if told else [])))
 
 

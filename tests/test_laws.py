@@ -271,6 +271,19 @@ def test_the_last_queries_see_everything_and_the_others_what_they_saw(data):
     assert torch.equal(torch.cat(one, 1), whole.pairs(p))
 
 
+@pytest.mark.parametrize("stage", **named(EXAMPLES))
+@settings(max_examples=20)
+@given(p=problems(causal=True), fill=FILLS, n=st.integers(1, 8))
+def test_before_the_last_queries_it_is_decided_as_if_they_were_not_there(stage, p, fill, n):
+    assume(n < p.q.shape[2])
+    pipeline = sk.Pipeline([stage, sk.Decompress(fill or sk.Zeros(), dense_last=n)])
+    pairs = lawful(pipeline, p).pairs(p)
+    short = Problem.of(*(x[:, :, :-n] for x in (p.q, p.k, p.v)))
+    assert torch.equal(pairs[:, :, -n:], p.visible()[:, :, -n:].expand(pairs[:, :, -n:].shape))
+    plan = sk.Pipeline([stage, sk.Decompress(fill or sk.Zeros())])(short)
+    assert torch.equal(pairs[:, :, :-n, :-n], plan.pairs(short)) and not pairs[:, :, :-n, -n:].any()
+
+
 def test_a_pipeline_names_its_last_queries_once():
     p = Problem.of(*(randn(i, 1, 2, 40, 4) for i in range(3)))
     some = sk.TokenCoverage(tau=0.5, window=2, pool=1, min_tokens=0)
@@ -282,6 +295,7 @@ def test_a_pipeline_names_its_last_queries_once():
     same(tail.output(p.q, p.k, p.v, plan=tail(p)), oracle(p, tail(p)))
     with pytest.raises(ValueError, match="dense_last: got 5 in a plan of what another left"):
         some(p).then(tail(p))
+    assert tail.explain(p.q, p.k, p.v).steps[-1].density == pytest.approx(tail(p).density(p))
     assert Plan().then(tail(p)).dense_last == tail(p).then(Plan()).dense_last == 5
 
 
