@@ -66,8 +66,8 @@ class Attend:
 class Decompress:
     """What queries get that the token stages dropped, and which see everything all the same.
 
-    `dense_last` queries cost 2 dense_last / length of dense attention. What follows a prompt is read from what its last
-    tokens left behind more than from the others. Of a prefill in chunks each has its own last ones.
+    `dense_last` queries cost some 2 dense_last / length of dense attention; the stages decide as if the prompt ended
+    before them. Of a prefill in chunks each has its own last ones.
     """
 
     fill: Fill = field(default_factory=Zeros)
