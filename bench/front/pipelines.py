@@ -58,8 +58,22 @@ def smooth() -> dict[str, str | Layers]:
     return found
 
 
+def dense_last() -> dict[str, str | Layers]:
+    """The last queries attend to everything, so that what follows a prompt meets rows that lack nothing."""
+    found: dict[str, str | Layers] = {}
+    for last in (2048, 4096):
+        for tau in (0.05, 0.2):
+            found[f"smooth {_short(tau)}, 512 vote, last {last}"] = tokens(tau, _last(last), pool=31, window=512)
+        found[f"smooth .2, last {last}"] = tokens(0.2, _last(last), pool=31)
+    return found
+
+
+def _last(n: int) -> str:
+    return f"decompress(fill=sliding_window(128), dense_last={n})"
+
+
 def _short(x: float) -> str:
     return f"{x:g}".removeprefix("0")
 
 
-PIPELINES = papers() | smooth()
+PIPELINES = papers() | smooth() | dense_last()
