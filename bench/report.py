@@ -24,7 +24,8 @@ Written by `python bench/report.py` from `bench/records/`; change nothing here. 
 through torch, which published speed-ups are over. An error is |answer - truth| / |truth| on sampled rows against
 float64, beside that of plain torch in the same precision. `authors` is the authors' own code on the same tensors.
 Where the time of a call goes, kernel by kernel, and how much of it is the host's, stands beside the records
-([H200](../bench/records/nvidia-h200-kernels.txt)), as does what
+([H200](../bench/records/nvidia-h200-kernels.txt), and of short inputs that run dense
+[H100](../bench/records/nvidia-h100-80gb-hbm3-kernels.txt)), as does what
 [compute-sanitizer](../bench/records/compute-sanitizer.txt) said.
 """
 # of the README's table, in its order
@@ -91,10 +92,11 @@ def latest(records: Iterable[Record]) -> list[Record]:
 def block(chips: dict[str, list[Record]]) -> str:
     """The README's tables: one a chip, the headline cases at the lengths all of them were measured at.
 
-    Each is on its fastest backend.
+    Each is on its fastest backend. Chips on which fewer of the cases ran than on another are left to docs/results.md.
     """
+    ran = {name: len({row["case"] for row in rows} & set(HEADLINES)) for name, rows in chips.items()}
     parts = []
-    for rows in chips.values():
+    for rows in (rows for name, rows in chips.items() if ran[name] == max(ran.values())):
         timed = foremost([r for r in latest(rows) if r.get("speed_up") and r["kind"] == "ours"])
         best: dict[tuple[str, int], Record] = {}
         for row in sorted(timed, key=lambda row: row["speed_up"] or 0.0):

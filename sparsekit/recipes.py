@@ -25,8 +25,8 @@ def paper(layers: Iterable[int]) -> dict[int | str, Pipeline | str]:
     and the defaults of its code.
 
     Price: 60.4% [50.4, 69.6] of the answers (dense 99.7% [95.7, 100.0], n = 96 prompts), worst task single_key
-    56.2% (dense 100.0%); text that follows +0.0257 [+0.0118, +0.0423] bits per byte; attention 209.3 ms over all
-    layers, 1.2 x faster than dense (dense, sparsekit, 248.5 ms).
+    56.2% (dense 100.0%); text that follows +0.0257 [+0.0118, +0.0423] bits per byte; attention 206.6 ms over all
+    layers, 1.2 x faster than dense (dense, sparsekit, 249.4 ms).
     """
     return {layer: Pipeline([TokenCoverage(tau=0.005)]) for layer in layers} | {"default": "dense"}
 
@@ -35,8 +35,8 @@ def lossless() -> Pipeline:
     """No loss of answers was measured on the tasks that dense attention can do.
 
     Price: 100.0% [96.2, 100.0] of the answers (dense 99.7% [95.7, 100.0], n = 96 prompts), worst task single_key
-    100.0% (dense 100.0%); text that follows +0.0038 [+0.0008, +0.0074] bits per byte; attention 56.5 ms over all
-    layers, 4.4 x faster than dense (dense, sparsekit, 248.5 ms).
+    100.0% (dense 100.0%); text that follows +0.0038 [+0.0008, +0.0074] bits per byte; attention 55.1 ms over all
+    layers, 4.5 x faster than dense (dense, sparsekit, 249.4 ms).
     """
     return _smooth(tau=0.05, window=512)
 
@@ -45,8 +45,8 @@ def balanced() -> Pipeline:
     """At least 99% of the answers of dense attention, 97% on the worst task.
 
     Price: 99.7% [95.7, 100.0] of the answers (dense 99.7% [95.7, 100.0], n = 96 prompts), worst task multi_query
-    98.4% (dense 98.4%); text that follows +0.0066 [+0.0014, +0.0132] bits per byte; attention 26.1 ms over all
-    layers, 9.5 x faster than dense (dense, sparsekit, 248.5 ms).
+    98.4% (dense 98.4%); text that follows +0.0066 [+0.0014, +0.0132] bits per byte; attention 23.8 ms over all
+    layers, 10.5 x faster than dense (dense, sparsekit, 249.4 ms).
     """
     return _smooth(tau=0.2, window=512)
 
@@ -55,8 +55,8 @@ def fast() -> Pipeline:
     """For single questions about a long text: what is asked before the last 128 tokens is missed more often.
 
     Price: 98.4% [93.5, 99.6] of the answers (dense 99.7% [95.7, 100.0], n = 96 prompts), worst task conversation
-    92.2% (dense 100.0%); text that follows +0.0108 [+0.0037, +0.0197] bits per byte; attention 22.7 ms over all
-    layers, 11.0 x faster than dense (dense, sparsekit, 248.5 ms).
+    92.2% (dense 100.0%); text that follows +0.0108 [+0.0037, +0.0197] bits per byte; attention 21.0 ms over all
+    layers, 11.9 x faster than dense (dense, sparsekit, 249.4 ms).
     """
     return _smooth(tau=0.2, window=128)
 
