@@ -59,7 +59,7 @@ def smooth() -> dict[str, str | Layers]:
 
 
 def dense_last() -> dict[str, str | Layers]:
-    """The last queries attend to everything, so that what follows a prompt meets rows that lack nothing."""
+    """The last queries attend to everything. Meant for the text that follows a prompt, which it helps only a little."""
     found: dict[str, str | Layers] = {}
     for last in (2048, 4096):
         for tau in (0.05, 0.2):
