@@ -52,9 +52,19 @@ def smooth() -> dict[str, str | Layers]:
     for tau in (0.1, 0.4):
         found[f"smooth {_short(tau)} by 63, 512 vote"] = tokens(tau, WINDOW, pool=63, window=512)
         found[f"smooth {_short(tau)}, 2048 vote"] = tokens(tau, WINDOW, pool=31, window=2048)
-    wide = "decompress(fill=sliding_window(512))"
-    found["smooth .1, 512 vote, window 512"] = tokens(0.1, wide, pool=31, window=512)
-    found["smooth .05, 2048 vote, window 512"] = tokens(0.05, wide, pool=31, window=2048)
+    return found
+
+
+def wide() -> dict[str, str | Layers]:
+    """Dropped queries see more of what is before them: what the text that follows a prompt was found to gain by."""
+    asked = [(0.05, 512, w) for w in (512, 2048, 4096, 8192)] + [(0.1, 512, w) for w in (512, 2048, 4096, 8192)]
+    asked += [(0.2, 512, w) for w in (512, 2048)] + [(0.05, 2048, w) for w in (512, 2048, 4096)] + [(0.2, 128, 512)]
+    asked += [(0.02, 512, 2048)]
+    found: dict[str, str | Layers] = {}
+    for tau, votes, w in asked:
+        how = {} if votes == 128 else {"window": votes}
+        name = f"smooth {_short(tau)}, " + "".join(f"{n} vote, " for n in how.values()) + f"window {w}"
+        found[name] = tokens(tau, f"decompress(fill=sliding_window({w}))", pool=31, **how)
     return found
 
 
@@ -76,4 +86,4 @@ def _short(x: float) -> str:
     return f"{x:g}".removeprefix("0")
 
 
-PIPELINES = papers() | smooth() | dense_last()
+PIPELINES = papers() | smooth() | wide() | dense_last()
