@@ -43,8 +43,8 @@ def why_not(backend: str, op: str, *args: Any) -> str | None:
 
 
 def has(backend: str, op: str) -> bool:
-    """Whether the backend has the op; "auto" has every one."""
-    return backend == "auto" or not isinstance(_module(f"{BACKENDS[backend]}.{op}"), str)
+    """Whether the backend has the op."""
+    return not isinstance(_module(f"{BACKENDS[backend]}.{op}"), str)
 
 
 @cache  # looking for a module that is not there costs more than a kernel launch

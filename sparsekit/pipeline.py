@@ -105,9 +105,9 @@ def _attend(
     plan.check(problem, contents=check)
 
     def run(op: str, *args: Any) -> Any:
-        # the named backend attends; what stands beside that it does too, where it can do such a thing at all
-        named = backend if op == "attend" or dispatch.has(backend, op) else "auto"
-        return dispatch.run(op, device, *args, backend=named)
+        # the named backend attends; what stands beside that it does too, where it can
+        can = op == "attend" or backend == "auto" or dispatch.why_not(backend, op, *args) is None
+        return dispatch.run(op, device, *args, backend=backend if can else "auto")
 
     if plan.dense_last:
         out = _attend(problem, replace(plan, dense_last=0), short, compress, backend, False, clock)

@@ -5,6 +5,7 @@ Every backend must compute exactly that set, however it gets there.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -174,19 +175,23 @@ class Plan:
 
     def compress(self, problem: Problem) -> Problem:
         """The shorter problem of the kept tokens."""
-        last, full = self.known(problem)
-        p = replace(problem, queries_last=last, full=full)
+        p = replace(problem, **self.known(problem))
         if t := self.queries:
             p = replace(p, q=t.gather(p.q, 0), q_pos=t.gather(p.q_pos, PAD))
         if t := self.keys:
             p = replace(p, k=t.gather(p.k, 0), v=t.gather(p.v, 0), k_pos=t.gather(p.k_pos, PAD))
         return p
 
-    def known(self, problem: Problem) -> tuple[bool, bool]:
-        """`queries_last` and `full` of the compressed problem, as far as known without looking at positions."""
+    def known(self, problem: Problem) -> dict[str, Any]:
+        """`queries_last`, `full` and `gapless` of the compressed problem, as known without looking at positions."""
         alike = self.queries is self.keys and (self.queries is None or problem.q.shape[2] == problem.k.shape[2])
         full = all(t is None or t.full for t in (self.queries, self.keys))
-        return problem.queries_last and alike, problem.full and full
+        every = self.queries is None and self.keys is None
+        return dict(
+            queries_last=problem.queries_last and alike,
+            full=problem.full and full,
+            gapless=problem.gapless and every,
+        )
 
     def decompress(self, out: Output) -> Output:
         """The output at full length; dropped queries are zero, lse -inf (the fill is computed elsewhere)."""

@@ -11,6 +11,7 @@ Layout is [B, H, Q, D]. Lengths are in tokens, times in ms, ratios are the part 
 import math
 from dataclasses import dataclass, replace
 from numbers import Real
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,6 +52,7 @@ class Problem:
     causal: bool = True
     queries_last: bool = False  # known: the queries are the last keys, token for token; False: positions tell
     full: bool = False  # known: no slot is padding; False: positions tell
+    gapless: bool = False  # known: the positions of queries and of keys count up by one; False: positions tell
     window: int | None = None  # positions a query sees back from its own, itself included; None: all; only if causal
     heads_group: "dist.ProcessGroup | None" = None  # tensor parallel: the ranks that hold the layer's other heads
 
@@ -94,7 +96,8 @@ class Problem:
         q_pos = k_pos
         if Q != K:
             q_pos = torch.arange(K - Q, K, device=q.device, dtype=torch.int32).expand(q.shape[0], 1, Q)
-        return cls(q, k, v, q_pos, k_pos, float(scale), bool(causal), queries_last=Q <= K, full=True, window=window)
+        known: dict[str, Any] = dict(queries_last=Q <= K, full=True, gapless=True)
+        return cls(q, k, v, q_pos, k_pos, float(scale), bool(causal), window=window, **known)
 
     def visible(self, rows: Tensor | None = None) -> Bool[Tensor, "B H R K"]:
         """The pairs dense attention would compute, for all queries or for the query indices `rows` [R]."""

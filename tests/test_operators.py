@@ -127,9 +127,8 @@ class Operators:
             if op == "select_tokens":
                 return Tokens(answer, args[0].shape[-1])
             if op == "gather_tokens":
-                last, full = args[1].known(args[0])
                 q, k, v, q_pos, k_pos = answer
-                return replace(args[0], q=q, k=k, v=v, q_pos=q_pos, k_pos=k_pos, queries_last=last, full=full)
+                return replace(args[0], q=q, k=k, v=v, q_pos=q_pos, k_pos=k_pos, **args[1].known(args[0]))
             return Output(*answer) if op in ("attend", "scatter_tokens") else answer
 
         return call

@@ -1,10 +1,19 @@
-"""FlashAttention, the kernels of its authors, called through their public functions and imported when first needed."""
+"""FlashAttention, the kernels of its authors, called through their public functions and imported when first needed.
+
+But for one thing: see `launch`.
+"""
 
 import importlib
 import re
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
+from threading import Lock, get_ident
 from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
 
 FOURTH = (9, 10, 11)  # compute capabilities, major, where FlashAttention-4 knows block lists
 
@@ -36,3 +45,66 @@ def third() -> ModuleType | None:
         return importlib.import_module("flash_attn_interface")
     except ImportError:
         return None
+
+
+Launch = Callable[[Tensor, Tensor, Tensor, Tensor], Any]
+_noting = Lock()
+
+
+def launch(attend: Callable[..., tuple[Tensor, ...]], q: Tensor, k: Tensor, v: Tensor) -> Launch | None:
+    """What FlashAttention-4 launches for `attend(q, k, v)`: a function of q, k, v and room for the output, all `plain`.
+
+    It serves all tensors of these shapes. FlashAttention-4 finds out anew in each call which of its compiled kernels it
+    wants, which takes its host longer than a short kernel takes the GPU. Here that is asked once, with nothing
+    launched. None where it is not one kernel on these four tensors, as it may be in another version.
+    """
+    from flash_attn.cute import interface
+
+    forward: Any = getattr(interface, "_flash_attn_fwd", None)
+    q, k, v = (x.detach() for x in (q, k, v))
+    with _noting, torch.no_grad():
+        if not hasattr(forward, "compile_cache"):
+            return None
+        notes = forward.compile_cache = _Notes(forward.compile_cache)
+        try:
+            out = attend(q, k, v)[0]
+        finally:
+            forward.compile_cache = notes.cache
+    if len(notes.launched) != 1:
+        return None
+    kernel, given = notes.launched[0]
+    mine, rest = [q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()], given[4:]
+    if len(set(mine)) < 4 or [_place(x) for x in given[:4]] != mine or any(isinstance(x, Tensor) for x in rest):
+        return None
+    return lambda q, k, v, out: kernel(q, k, v, out, *rest)
+
+
+def plain(x: Tensor) -> bool:
+    """Whether a compiled kernel may be given it: rows of 16 bytes in a row, without gradients."""
+    *steps, last = x.stride()
+    step = 16 // x.itemsize
+    aligned = last == 1 and x.data_ptr() % 16 == 0 and not any(n % step for n in steps)
+    return aligned and type(x) is Tensor and not x.requires_grad
+
+
+def _place(x: Any) -> int | None:
+    return x.data_ptr() if isinstance(x, Tensor) else None
+
+
+class _Notes:
+    """In the place of a cache of compiled kernels: what this thread would launch is taken down, and not done."""
+
+    def __init__(self, cache: Any) -> None:
+        self.cache = cache
+        self.launched: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self._thread = get_ident()
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self.cache
+
+    def __setitem__(self, key: Any, kernel: Any) -> None:
+        self.cache[key] = kernel
+
+    def __getitem__(self, key: Any) -> Callable[..., Any]:
+        kernel = self.cache[key]
+        return kernel if get_ident() != self._thread else lambda *given: self.launched.append((kernel, given))

@@ -14,20 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
 from sparsekit import dispatch
-from sparsekit.break_even import estimate
 from sparsekit.plan import Blocks, Plan
 from sparsekit.problem import PAD, Output, Problem, to_heads
 
-from . import fourth_missing, third
+from . import Launch, fourth_missing, launch, plain, third
 
 # SDPA makes these same calls, and drops the lse
 _CUDNN = torch.ops.aten._scaled_dot_product_cudnn_attention
 _SECOND = torch.ops.aten._scaled_dot_product_flash_attention  # causal from the lower right, as for causal_lower_right
-
-SHORT = 0.1  # ms of a GPU: below, FlashAttention-4 waits for its host, whose part of a call is .15 ms, and torch's .05
 
 
 def why_not(problem: Problem, plan: Plan) -> str | None:
@@ -50,21 +47,25 @@ def attend(problem: Problem, plan: Plan) -> Output:
 def kernel(problem: Problem, plan: Plan) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     """For q, k, v of these shapes, all of them real: the output of dense attention, with little before the launch."""
     p, major = problem, dispatch.capability(problem.q.device)[0]
-    (Q, D), (K, Dv) = p.q.shape[2:], p.v.shape[2:]
+    D, Dv = p.q.shape[3], p.v.shape[3]
     as_it_is = p.full and p.window is None and head_dims(p, major) == (D, Dv)
     if plan != Plan() or not as_it_is or fourth_missing(major):
         return None
-    known = estimate((), p)
-    if known and known.dense < SHORT and D == Dv and (Q in (1, K) or not p.causal):
-        causal = p.causal and Q == K  # torch aligns the first query with the first key; a last one sees all
-        return partial(scaled_dot_product_attention, is_causal=causal, scale=p.scale, enable_gqa=True)
     from flash_attn.cute import flash_attn_func
 
-    return partial(_output, partial(flash_attn_func, softmax_scale=p.scale, causal=p.causal))
+    attend = partial(flash_attn_func, softmax_scale=p.scale, causal=p.causal)
+    return partial(_output, attend, launch(attend, *(x.transpose(1, 2) for x in (p.q, p.k, p.v))))
 
 
-def _output(attend: Callable[..., tuple[Tensor, ...]], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))[0].transpose(1, 2)
+def _output(
+    attend: Callable[..., tuple[Tensor, ...]], launch: Launch | None, q: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if launch is None or not (plain(q) and plain(k) and plain(v)):
+        return attend(q, k, v)[0].transpose(1, 2)
+    o = q.new_empty(*q.shape[:3], v.shape[3])
+    launch(q, k, v, o)
+    return o.transpose(1, 2)
 
 
 def refusal(problem: Problem, plan: Plan, major: int, missing: str | None) -> str | None:
@@ -139,12 +140,12 @@ def irregular(problem: Problem, told: bool) -> str | None:
     return "sequences of different lengths need FlashAttention-4 here: take triton"
 
 
-def fourth(problem: Problem, blocks: Blocks | None, major: int) -> Output:
-    """FlashAttention-4 on a GPU of compute capability `major`.x."""
+def fourth(problem: Problem, blocks: Blocks | None, major: int, window: int | None = None) -> Output:
+    """FlashAttention-4 on a GPU of compute capability `major`.x; with a `window`, rows see the last keys of theirs."""
     from flash_attn.cute import flash_attn_varlen_func
     from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
 
-    given = arguments(problem, blocks, major)
+    given = arguments(problem, blocks, major, window)
     if blocks:
         given["block_sparse_tensors"] = BlockSparseTensorsTorch(**given["block_sparse_tensors"])
     return answer(problem, *flash_attn_varlen_func(**given, return_lse=True))
@@ -164,7 +165,7 @@ def answer(problem: Problem, o: Tensor, lse: Tensor) -> Output:
     return out
 
 
-def arguments(problem: Problem, blocks: Blocks | None, major: int) -> dict[str, Any]:
+def arguments(problem: Problem, blocks: Blocks | None, major: int, window: int | None = None) -> dict[str, Any]:
     """What FlashAttention-4 is called with; c heads of differing lengths are so many sequences: [B c, L, H/c, D]."""
     p, (D, Dv) = problem, head_dims(problem, major)
     n_q, n_k = _lengths(p, blocks)  # [B, c]
@@ -172,6 +173,8 @@ def arguments(problem: Problem, blocks: Blocks | None, major: int) -> dict[str, 
     q, k, v = (_folded(_wide(x, d), c).transpose(1, 2) for x, d in ((p.q, D), (p.k, D), (p.v, Dv)))
     given = dict(q=q, k=k, v=v, softmax_scale=p.scale, causal=p.causal)
     given |= {name: n.flatten() for name, n in (("seqused_q", n_q), ("seqused_k", n_k)) if n is not None}
+    if window is not None:
+        given["window_size"] = (window - 1, 0)  # keys before and after a row's own
     if blocks:
         # [B, g, I]; the kernel cuts off the end of the keys in the last block only
         whole, part = dispatch.run("seen_blocks", p.q.device.type, blocks, p.reach())

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from sparsekit.fills import SlidingWindow
-from sparsekit.plan import Plan
+from sparsekit.plan import Plan, Tokens
 from sparsekit.problem import Output, Problem
 
 from . import positive_scale, target, tile, why_not_here
@@ -68,6 +68,16 @@ def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
+
+
+def put_rows(tokens: Tokens, short: Output, out: Output) -> None:
+    """Write the kept queries' rows over those of `out`, in place."""
+    (B, H, S, Dv), idx = short.o.shape, tokens.idx.contiguous()
+    _put[(triton.cdiv(S, COPIED), B * H)](
+        idx, short.o, short.lse, out.o, out.lse,
+        *short.o.stride(), *short.lse.stride(), *out.o.stride(), *out.lse.stride(),
+        H, idx.shape[1], S, tokens.n, DV=Dv, DV_TILE=tile(Dv, 1024), M=COPIED,
+    )  # fmt: skip
 
 
 def fill_tiles(head_dim: int, dtype: torch.dtype, target: str) -> tuple[int, int, int, int]:
@@ -137,6 +147,26 @@ def _scatter(
     line = (b * H + h) * Q + row
     tl.store(o + line[:, None] * DV + dv, values.to(o.dtype.element_ty), mask=real[:, None] & wide)
     tl.store(lse + line, logs, mask=real)
+
+
+@triton.jit
+def _put(
+    idx, short_o, short_lse, o, lse,
+    s_b, s_h, s_l, s_d, t_b, t_h, t_l, o_b, o_h, o_l, o_d, lse_b, lse_h, lse_l,
+    H, choices, S, n, DV: tl.constexpr, DV_TILE: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
+    b, head = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
+    h = head.to(tl.int64)
+    slot = tl.program_id(0) * M + tl.arange(0, M)
+    row = tl.load(idx + (b * choices + head * choices // H) * S + slot, mask=slot < S, other=n)
+    dv = tl.arange(0, DV_TILE)
+    real = row < n  # beyond are padding slots
+    both = real[:, None] & (dv < DV)[None, :]
+    slot, row = slot.to(tl.int64), row.to(tl.int64)
+    x = tl.load(short_o + b * s_b + h * s_h + slot[:, None] * s_l + dv * s_d, mask=both, other=0.0)
+    tl.store(o + b * o_b + h * o_h + row[:, None] * o_l + dv * o_d, x, mask=both)
+    x_lse = tl.load(short_lse + b * t_b + h * t_h + slot * t_l, mask=real, other=0.0)
+    tl.store(lse + b * lse_b + h * lse_h + row * lse_l, x_lse, mask=real)
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from sparsekit import Blocks, Problem
 from sparsekit_kernels.flash.attend import fourth
 
 BF16, FP16 = torch.bfloat16, torch.float16
-DENSE = dict(H=8, G=2, Q=1024, K=1024, D=128, dtype=BF16, causal=True, lengths=0, lists=0, size=None)
+DENSE = dict(H=8, G=2, Q=1024, K=1024, D=128, dtype=BF16, causal=True, lengths=0, lists=0, size=None, window=None)
 VARIANTS = {
     "both": [
         dict(),
@@ -24,11 +24,14 @@ VARIANTS = {
         dict(D=256),
         dict(lengths=1),
         dict(lengths=8, dtype=FP16),
+        dict(window=128),
+        dict(window=128, Q=700, K=4097, D=64),
     ],
     "sm_90": [
         dict(causal=False),
         dict(Q=1, K=4097),
         dict(lengths=8, causal=False),
+        dict(lengths=8, window=128),
         dict(lists=8, size=(128, 128)),
         dict(lists=8, size=(128, 128), dtype=FP16),
         dict(lists=2, size=(128, 128), causal=False),
@@ -61,7 +64,7 @@ VARIANTS = {
 }
 
 
-def compile_one(H, G, Q, K, D, dtype, causal, lengths, lists, size, major, Dv=None, B=2):
+def compile_one(H, G, Q, K, D, dtype, causal, lengths, lists, size, window, major, Dv=None, B=2):
     def empty(*shape, dtype=torch.int32):
         return torch.empty(*shape, dtype=dtype, device="cuda")
 
@@ -72,7 +75,7 @@ def compile_one(H, G, Q, K, D, dtype, causal, lengths, lists, size, major, Dv=No
     if size:
         I, J = -(-Q // size[0]), -(-K // size[1])
         blocks = Blocks(empty(B, lists, I), empty(B, lists, I, min(3, J)), size, J)
-    out = fourth(p, blocks, major)
+    out = fourth(p, blocks, major, window)
     assert out.o.shape == (B, H, Q, Dv or D) and out.lse.shape == (B, H, Q)
 
 

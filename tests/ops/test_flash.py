@@ -21,10 +21,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparsekit as sk
 from sparsekit import Blocks, Plan, Problem, SlidingWindow, Tokens, attend, dispatch, oracle
-from sparsekit.break_even import Estimate
 from sparsekit.problem import PAD, to_heads
 from sparsekit_kernels import flash
 from sparsekit_kernels.flash import attend as attend_by_flash
+from sparsekit_kernels.flash import scatter_tokens as scatter_by_flash
 from sparsekit_kernels.flash.attend import (
     answer,
     arguments,
@@ -53,7 +53,9 @@ def grid(p, size):
     return Blocks.of(torch.ones(1, 1, I, J, dtype=torch.bool), size)
 
 
-def by_the_documentation(q, k, v, softmax_scale, causal, seqused_q=None, seqused_k=None, block_sparse_tensors=None):
+def by_the_documentation(
+    q, k, v, softmax_scale, causal, seqused_q=None, seqused_k=None, block_sparse_tensors=None, window_size=None
+):
     """What FlashAttention-4 says it computes, in plain torch; what it leaves undefined is NaN.
 
     Its source says one thing more: of a list, it cuts off the end of the keys in the last block only.
@@ -68,6 +70,9 @@ def by_the_documentation(q, k, v, softmax_scale, causal, seqused_q=None, seqused
     pairs = (col < n_k).expand(n, H, Q, K)
     if causal:
         pairs = pairs & (col <= row + n_k - n_q)
+    if window_size:
+        before, after = window_size
+        pairs = pairs & (col >= row + n_k - n_q - before) & (col <= row + n_k - n_q + after)
     if lists := block_sparse_tensors:
         counts, indices, (m, w) = lists["mask_block_cnt"], lists["mask_block_idx"], lists["block_size"]
         assert counts.dtype == indices.dtype == torch.int32 and indices.stride(3) == 1
@@ -109,28 +114,132 @@ def test_the_call_by_its_documentation_is_the_oracle(data):
         assert not torch.allclose(out.lse, truth.lse, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("ms", [0.01, 1.0, None])
+@settings(max_examples=200)
+@given(data=st.data())
+def test_a_sliding_window_by_its_documentation_is_the_oracle(data):
+    """Of problems whole, of chunks, padded, with gaps; where it is refused, and no gap is all, it would be wrong."""
+    p = data.draw(problems())
+    outer = data.draw(plans(p, fill=False))
+    short, fill = Plan(outer.queries, outer.keys).compress(p), SlidingWindow(data.draw(st.integers(1, 12)))
+    if data.draw(st.booleans()):
+        short = replace(short, queries_last=False, full=False, gapless=False)
+    every = Tokens.of(torch.ones(1, 1, short.q.shape[2], dtype=torch.bool))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "capability", lambda device: (HOPPER, 0))
+        patch.setattr(attend_by_flash, "why_not", lambda p, plan: irregular(p, told=True))
+        patch.setattr(scatter_by_flash, "fourth_missing", lambda major: None)
+        reason = scatter_by_flash.why_not(short, Plan(every, fill=fill), None)
+    if not short.causal:
+        assert "causal" in reason
+    elif reason is None:
+        out = answer(short, *by_the_documentation(**arguments(short, None, HOPPER, fill.window)))
+        same(out, oracle(replace(short, window=fill.window), Plan()))
+
+
+@pytest.mark.parametrize(
+    "reason,plan",
+    [
+        ("nothing to attend to", Plan(fill=SlidingWindow(4))),
+        ("nothing to attend to", Plan(some(0, 8, 0.5, 1))),
+        ("no sinks", Plan(some(0, 8, 0.5, 1), fill=SlidingWindow(4, sinks=1))),
+        ("the tensors are on cpu", Plan(some(0, 8, 0.5, 1), fill=SlidingWindow(4))),
+    ],
+)
+def test_it_says_which_fills_are_not_its_own(reason, plan):
+    assert reason in sk.why_not("flash", "scatter_tokens", half(), plan, None)
+
+
+def flash_attention_4(monkeypatch, how="one kernel"):
+    """Its functions, by the documentation, over a cache of kernels as it has one; how often they were called."""
+    called = []
+
+    def kernel(q, k, v, out, lse, scale, causal, *room):
+        out.copy_(by_the_documentation(q, k, v, scale, causal)[0])
+
+    def forward(q, k, v, scale, causal):
+        out, key = q.new_empty(*q.shape[:3], v.shape[3]), (q.dtype, causal)
+        if key not in forward.compile_cache:
+            forward.compile_cache[key] = kernel
+        room = [q.new_empty(5)] if how == "with room of its own" else [None]
+        for _ in range(2 if how == "two kernels" else 1):
+            forward.compile_cache[key](q, k, v, out, None, scale, causal, *room)
+        return out, None
+
+    def flash_attn_func(q, k, v, softmax_scale, causal):
+        called.append(causal)
+        if how == "no cache":
+            return by_the_documentation(q, k, v, softmax_scale, causal)
+        return forward(q, k, v, softmax_scale, causal)
+
+    if how != "no cache":
+        forward.compile_cache = {}
+    interface = SimpleNamespace(_flash_attn_fwd=forward)
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+    cute = SimpleNamespace(flash_attn_func=flash_attn_func, interface=interface)
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", cute)
+    monkeypatch.setattr(dispatch, "capability", lambda device: (HOPPER, 0))
+    monkeypatch.setattr(attend_by_flash, "fourth_missing", lambda major: None)
+    return called
+
+
+@pytest.mark.parametrize("how", ["one kernel", "two kernels", "with room of its own", "no cache"])
 @pytest.mark.parametrize("Dv", [8, 16])
 @pytest.mark.parametrize("Q, K", [(20, 20), (7, 20), (1, 20)])
 @pytest.mark.parametrize("causal", [True, False])
-def test_what_known_shapes_call_is_dense_attention(ms, Dv, Q, K, causal, monkeypatch):
-    """torch's own where the kernel is short, else FlashAttention-4, by its documentation."""
-    called = []
+def test_what_known_shapes_call_is_dense_attention(how, Dv, Q, K, causal, monkeypatch):
+    """Asked once, FlashAttention-4 launches for all; where it works another way it is asked each time."""
+    called = flash_attention_4(monkeypatch, how)
+    shapes = (4, Q, 8), (2, K, 8), (2, K, Dv)
+    found = None
+    for seed in range(3):
+        q, k, v = (randn(3 * seed + i, 2, *shape) for i, shape in enumerate(shapes))
+        p = Problem.of(q, k, v, causal, scale=0.3)
+        found = found or attend_by_flash.kernel(p, Plan())
+        torch.testing.assert_close(found(q, k, v), oracle(p).o, atol=1e-10, rtol=1e-10)
+    assert len(called) == {"one kernel": 1, "no cache": 3}.get(how, 4)
 
-    def flash_attn_func(*given, **how):
-        called.append(how)
-        return by_the_documentation(*given, **how)
 
-    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
-    monkeypatch.setitem(sys.modules, "flash_attn.cute", SimpleNamespace(flash_attn_func=flash_attn_func))
-    monkeypatch.setattr(dispatch, "capability", lambda device: (HOPPER, 0))
-    monkeypatch.setattr(attend_by_flash, "fourth_missing", lambda major: None)
-    monkeypatch.setattr(attend_by_flash, "estimate", lambda stages, p: ms and Estimate(ms, 0.0))
-    q, k, v = (randn(i, 2, h, n, d) for i, (h, n, d) in enumerate(((4, Q, 8), (2, K, 8), (2, K, Dv))))
-    p = Problem.of(q, k, v, causal, scale=0.3)
-    o = attend_by_flash.kernel(p, Plan())(q, k, v)
-    torch.testing.assert_close(o, oracle(p).o, atol=1e-10, rtol=1e-10)
-    assert bool(called) != (ms == 0.01 and Dv == 8 and not (causal and Q == 7))
+@pytest.mark.parametrize("layout", ["gradients", "columns", "odd", "same"])
+def test_tensors_that_no_kernel_was_compiled_for(layout, monkeypatch):
+    """FlashAttention-4 itself is called: it copies them, or has derivatives."""
+    called = flash_attention_4(monkeypatch)
+    x = [randn(i, 2, h, 20, 8) for i, h in enumerate((4, 2, 2))]
+    if layout == "same":
+        x[2] = x[1]  # whose is an argument of a kernel?
+    p = Problem.of(*x)
+    found = attend_by_flash.kernel(p, Plan())
+    change = {
+        "gradients": lambda x: x.requires_grad_(),
+        "columns": lambda x: x.mT.contiguous().mT,
+        "odd": lambda x: torch.cat([x, x[..., :1]], -1)[..., :8],
+        "same": lambda x: x,
+    }[layout]
+    torch.testing.assert_close(found(*map(change, x)), oracle(p).o, atol=1e-10, rtol=1e-10)
+    assert len(called) == 2
+
+
+def test_others_launch_while_one_asks(monkeypatch):
+    """Only what the asking thread would launch is not done, and the cache is as it was in the end."""
+    from threading import Thread
+
+    flash_attention_4(monkeypatch)
+    forward = sys.modules["flash_attn.cute"].interface._flash_attn_fwd
+    cache = forward.compile_cache
+    q, k, v = (randn(i, 2, 20, h, 8) for i, h in enumerate((4, 2, 2)))
+    beside = []
+
+    def attend(*x):
+        other = Thread(target=lambda: beside.append(forward(*x, 0.3, True)[0]))
+        other.start()
+        other.join()
+        return forward(*x, 0.3, True)
+
+    assert flash.launch(attend, q, k, v) is not None
+    torch.testing.assert_close(beside[0], by_the_documentation(q, k, v, 0.3, True)[0])
+    assert forward.compile_cache is cache
+    with pytest.raises(ZeroDivisionError):
+        flash.launch(lambda *x: (1 / 0,), q, k, v)
+    assert forward.compile_cache is cache
 
 
 def test_other_shapes_have_no_kernel_alone(monkeypatch):
@@ -444,12 +553,28 @@ def test_the_host_need_not_wait():
             torch.cuda.set_sync_debug_mode("default")
 
 
-def compare(p, plan, name):
+def compare(p, plan, name, backend="flash"):
     truth, plain = oracle(p, plan), attend(p, plan, backend="reference")
-    out = attend(p, plan, backend="flash", compress="gather")
+    out = attend(p, plan, backend=backend, compress="gather")
     assert out.o.dtype == p.q.dtype and out.lse.dtype == torch.float32, name
     no_worse(out.o, plain.o, truth.o, p.q.dtype)
     finite = truth.lse.isfinite()
     assert torch.equal(out.lse.isfinite(), finite), name
     assert not out.o[~finite].any(), name
     no_worse(out.lse[finite], plain.lse[finite], truth.lse[finite], torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("Q,K", [(1000, 1000), (127, 1000), (1000, 4097)])
+@pytest.mark.parametrize("H,G,D,Dv", [(4, 4, 64, 64), (8, 2, 128, 128), (8, 1, 36, 20)])
+def test_windows_of_dropped_queries(Q, K, H, G, D, Dv):
+    """Whole or with padding at the end, kept by all heads or by some, a window of one and one of all keys."""
+    whole = Problem.of(*qkv(3, H, G, Q, K, D, Dv, torch.bfloat16))
+    for p in (whole, whole.before(37)):
+        for h in {1, G, H}:
+            kept = torch.rand(3, h, Q, generator=torch.Generator().manual_seed(h)) < 0.1
+            for window in (1, 100, 5000):
+                plan = Plan(Tokens.of(kept.cuda()), fill=SlidingWindow(window))
+                short = Plan(plan.queries).compress(p)
+                assert sk.why_not("flash", "scatter_tokens", p, plan, short) is None
+                compare(p, plan, f"{h} choices, window {window}", backend="auto")

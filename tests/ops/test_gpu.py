@@ -43,8 +43,9 @@ def plans(B, H, Q, K):
     holes[:, :, ::3] = False
     yield "empty lists", Plan(blocks=sk.Blocks.of(holes, (64, 64)))
     if Q == K:
-        t = some(1, K, 0.4, H, B)
+        t, few = some(1, K, 0.4, H, B), some(7, K, 0.05, 2, B)
         yield "tokens", Plan(t, t, fill=SlidingWindow(128, sinks=3))
+        yield "few tokens", Plan(few, few, fill=SlidingWindow(100))
         yield "last queries besides", Plan(t, t, fill=SlidingWindow(64), dense_last=200)
         yield "tokens and blocks", Plan(t, t, tiles(4, H, t.idx.shape[-1], t.idx.shape[-1], 128, 0.4, B))
     yield "other keys than queries", Plan(some(5, Q, 0.5, 1, B), some(6, K, 0.4, H, B), fill=SlidingWindow(200))

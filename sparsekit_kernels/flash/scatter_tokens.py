@@ -1,0 +1,44 @@
+"""Decompress by FlashAttention-4: all queries attend to their sliding window, then the kept ones get their rows.
+
+Few are kept, so little is done in vain, and FlashAttention-4 does a window in half the time of a kernel of Triton's.
+"""
+
+from sparsekit import dispatch
+from sparsekit.fills import SlidingWindow
+from sparsekit.plan import Plan
+from sparsekit.problem import PAD, Output, Problem, to_heads
+
+from ..triton.scatter_tokens import put_rows
+from . import attend, fourth_missing
+
+
+def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
+    p, fill = problem, plan.fill
+    if not isinstance(fill, SlidingWindow) or plan.queries is None:
+        return "the plan fills no sliding window: there is nothing to attend to"
+    if fill.sinks:
+        return "its sliding window has no sinks: take triton"
+    if not p.causal:
+        return "its sliding window is one of causal attention: take triton"
+    if reason := attend.why_not(p, Plan()):
+        return reason
+    if missing := fourth_missing(dispatch.capability(p.q.device)[0]):
+        return f"sliding windows need FlashAttention-4, and {missing}; take triton"
+    if max(p.q.shape[3], p.v.shape[3]) > 128:
+        return f"sliding windows of head dim {max(p.q.shape[3], p.v.shape[3])} have not been tried here: take triton"
+    return None if p.gapless or _gapless(p) else "its sliding window counts keys, and positions have gaps"
+
+
+def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> Output:
+    assert isinstance(plan.fill, SlidingWindow) and plan.queries
+    window = min(plan.fill.window, problem.k.shape[2])
+    out = attend.fourth(problem, None, dispatch.capability(problem.q.device)[0], window)
+    put_rows(plan.queries, short, out)
+    return out
+
+
+def _gapless(p: Problem) -> bool:
+    """Whether both sides count up by one, to the same end, as a look at positions says; waits for the device."""
+    heads = max(p.q_pos.shape[1], p.k_pos.shape[1])
+    q_end, k_end = (to_heads(pos.masked_fill(pos == PAD, -1).amax(-1), heads) for pos in (p.q_pos, p.k_pos))
+    return bool(((p.k_pos.diff(dim=-1) == 1) | (p.k_pos[..., 1:] == PAD)).all() & (q_end == k_end).all())
