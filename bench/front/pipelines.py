@@ -57,10 +57,9 @@ def smooth() -> dict[str, str | Layers]:
 
 def wide() -> dict[str, str | Layers]:
     """Dropped queries see more of what is before them: what the text that follows a prompt was found to gain by."""
-    asked = [(0.05, 512, w) for w in (512, 2048, 4096, 8192)] + [(0.1, 512, w) for w in (512, 2048, 4096, 8192)]
-    asked += [(0.2, 512, w) for w in (512, 2048, 4096, 8192)] + [(0.4, 512, w) for w in (2048, 4096, 8192)]
-    asked += [(0.05, 2048, w) for w in (512, 2048, 4096)] + [(0.2, 2048, w) for w in (2048, 4096)]
-    asked += [(0.4, 2048, w) for w in (2048, 4096)] + [(0.2, 128, w) for w in (512, 2048)] + [(0.02, 512, 2048)]
+    asked = [(0.02, 512, w) for w in (2048, 8192)] + [(0.05, 512, w) for w in (512, 2048)]
+    asked += [(0.1, 512, w) for w in (512, 2048, 8192)] + [(0.2, 512, w) for w in (512, 2048, 4096, 8192)]
+    asked += [(0.4, 512, 2048)] + [(0.05, 2048, w) for w in (512, 2048)] + [(0.2, 128, w) for w in (512, 2048)]
     found: dict[str, str | Layers] = {}
     for tau, votes, w in asked:
         how = {} if votes == 128 else {"window": votes}

@@ -187,7 +187,10 @@ def flash_attention_4(monkeypatch, how="one kernel"):
 @pytest.mark.parametrize("Q, K", [(20, 20), (7, 20), (1, 20)])
 @pytest.mark.parametrize("causal", [True, False])
 def test_what_known_shapes_call_is_dense_attention(how, Dv, Q, K, causal, monkeypatch):
-    """Asked once, FlashAttention-4 launches for all; where it works another way it is asked each time."""
+    """Asked once, FlashAttention-4 launches for all; where it works another way it is asked each time.
+
+    A single query is torch's: its kernel splits the keys.
+    """
     called = flash_attention_4(monkeypatch, how)
     shapes = (4, Q, 8), (2, K, 8), (2, K, Dv)
     found = None
@@ -196,7 +199,7 @@ def test_what_known_shapes_call_is_dense_attention(how, Dv, Q, K, causal, monkey
         p = Problem.of(q, k, v, causal, scale=0.3)
         found = found or attend_by_flash.kernel(p, Plan())
         torch.testing.assert_close(found(q, k, v), oracle(p).o, atol=1e-10, rtol=1e-10)
-    assert len(called) == {"one kernel": 1, "no cache": 3}.get(how, 4)
+    assert len(called) == (0 if Q == 1 and Dv == 8 else {"one kernel": 1, "no cache": 3}.get(how, 4))
 
 
 @pytest.mark.parametrize("layout", ["gradients", "columns", "odd", "same"])

@@ -43,7 +43,7 @@ def plans(B, H, Q, K):
     holes[:, :, ::3] = False
     yield "empty lists", Plan(blocks=sk.Blocks.of(holes, (64, 64)))
     if Q == K:
-        t, few = some(1, K, 0.4, H, B), some(7, K, 0.05, 2, B)
+        t, few = some(1, K, 0.4, H, B), some(7, K, 0.05, H, B)
         yield "tokens", Plan(t, t, fill=SlidingWindow(128, sinks=3))
         yield "few tokens", Plan(few, few, fill=SlidingWindow(100))
         yield "last queries besides", Plan(t, t, fill=SlidingWindow(64), dense_last=200)
