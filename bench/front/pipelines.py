@@ -75,11 +75,17 @@ def dense_last() -> dict[str, str | Layers]:
         for tau in (0.05, 0.2):
             found[f"smooth {_short(tau)}, 512 vote, last {last}"] = tokens(tau, _last(last), pool=31, window=512)
         found[f"smooth .2, last {last}"] = tokens(0.2, _last(last), pool=31)
+    for tau, w, last in (
+        (0.2, 8192, 2048), (0.2, 8192, 4096), (0.2, 4096, 4096), (0.1, 8192, 2048), (0.05, 8192, 2048), (0.05, 2048, 4096),
+    ):  # fmt: skip
+        found[f"smooth {_short(tau)}, 512 vote, window {w}, last {last}"] = tokens(
+            tau, _last(last, w), pool=31, window=512
+        )
     return found
 
 
-def _last(n: int) -> str:
-    return f"decompress(fill=sliding_window(128), dense_last={n})"
+def _last(n: int, window: int = 128) -> str:
+    return f"decompress(fill=sliding_window({window}), dense_last={n})"
 
 
 def _short(x: float) -> str:
