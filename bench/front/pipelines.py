@@ -69,15 +69,14 @@ def wide() -> dict[str, str | Layers]:
 
 
 def dense_last() -> dict[str, str | Layers]:
-    """The last queries attend to everything. Meant for the text that follows a prompt, which it helps only a little."""
+    """The last queries attend to everything: the text that follows a prompt gains little, but beside wide windows most."""
     found: dict[str, str | Layers] = {}
     for last in (2048, 4096):
         for tau in (0.05, 0.2):
             found[f"smooth {_short(tau)}, 512 vote, last {last}"] = tokens(tau, _last(last), pool=31, window=512)
         found[f"smooth .2, last {last}"] = tokens(0.2, _last(last), pool=31)
-    for tau, w, last in (
-        (0.2, 8192, 2048), (0.2, 8192, 4096), (0.2, 4096, 4096), (0.1, 8192, 2048), (0.05, 8192, 2048), (0.05, 2048, 4096),
-    ):  # fmt: skip
+    wide = [(tau, 8192, 2048) for tau in (0.05, 0.1, 0.2)] + [(0.2, w, 4096) for w in (4096, 8192)]
+    for tau, w, last in (*wide, (0.05, 2048, 4096)):
         found[f"smooth {_short(tau)}, 512 vote, window {w}, last {last}"] = tokens(
             tau, _last(last, w), pool=31, window=512
         )
