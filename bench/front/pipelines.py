@@ -69,7 +69,7 @@ def wide() -> dict[str, str | Layers]:
 
 
 def dense_last() -> dict[str, str | Layers]:
-    """The last queries attend to everything: the text that follows a prompt gains little, but beside wide windows most."""
+    """The last queries attend to everything: of little help to the text that follows a prompt, but beside windows."""
     found: dict[str, str | Layers] = {}
     for last in (2048, 4096):
         for tau in (0.05, 0.2):
