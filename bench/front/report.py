@@ -49,8 +49,8 @@ tau of `fast` was set with these tables and those of the tuning seeds in view: b
 `lossless` and `balanced`, and the dense last queries of `lossless`, were chosen by the text after the tuning seeds'
 prompts. Other seeds on another text were asked at the end. Both tables stand further down. `lossless` loses no answers
 and no text that these prompts or those of the confirmation can tell; the tuning table has three times the texts, and
-there can still tell a thousandth of a bit a byte at 32K, where pipelines run dense unless told otherwise. At 32K dense attention takes 2 ms a layer, and
-nothing is faster: without `break_even=0` pipelines run dense there.
+there can still tell a thousandth of a bit a byte at 32K. At 32K dense attention takes 2 ms a layer, and little is
+faster: without `break_even=0` pipelines run dense there.
 
 `text after` is what a prefill does to text that nobody asks for: bits per byte of the {after} bytes that follow a
 prompt of plain text, read densely over the cache that the prefill left, less those after a dense prefill, paired,
