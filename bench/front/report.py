@@ -76,7 +76,7 @@ AGAIN = """## Tuning
 
 What the recipes are held to: other prompts on the same text, seeds from {seed:,} on; dense was asked {n} prompts with
 {answers} answers at this length, others some or all of them. Of wide windows mostly the text after was wanted: those
-right in 80.6% or 92.6% to 100.0% were asked single keys alone, 16 or 48.
+with an interval from 80.6, 89.3 or 92.6% on were asked 16, 32 or 48 single keys alone.
 """
 CONFIRMED = """## Confirmation
 
