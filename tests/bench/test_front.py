@@ -10,11 +10,11 @@ LOSSES = "loss", "after"
 
 
 def test_what_is_added_to_old_records_is_of_its_own_run(tmp_path):
-    how = dict(words=["smooth .4, 512"], tasks=["single_key"], sizes=[1024], text=read_text(None), device="cpu")
+    how = dict(words=["smooth .4 by 63"], tasks=["single_key"], sizes=[1024], text=read_text(None), device="cpu")
     records = Records(tmp_path / "first.jsonl")
     ask([0], records.path, **how, deadline=time.time() + 600, commit="a" * 40)
     old = Records(records.path).lines
-    assert {line["pipeline"] for line in old if line["kind"] == "after"} == {"dense", "smooth .4, 512 vote"}
+    assert {line["pipeline"] for line in old if line["kind"] == "after"} == {"dense", "smooth .4 by 63, 512 vote"}
 
     later = Records(tmp_path / "later.jsonl")  # answered on another day, read today
     later.append(*[line for line in old if line["kind"] not in LOSSES])
