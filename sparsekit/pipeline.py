@@ -51,7 +51,7 @@ class Compress:
 class Attend:
     """Who computes."""
 
-    backend: str = "auto"  # a backend by name runs or raises; "auto" chooses by capability
+    backend: str = "auto"  # one by name attends or raises, and does what else it can; "auto" chooses by capability
     check: bool = False  # look at every index of the plan before a kernel does; waits for the device
     break_even: str | int = "auto"  # keys from which on stages run, else dense; "auto": by measured times; 0: always
 
