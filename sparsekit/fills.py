@@ -1,12 +1,16 @@
-"""What a query gets that the plan dropped. A fill speaks of the original problem, never of the compressed one."""
+"""What a query gets that the plan dropped. A fill speaks of the original problem, never of the compressed one.
 
-from dataclasses import dataclass
+A window may be for kept queries too. They then see their neighbours, which were mostly dropped as keys, and what the
+plan keeps beyond them: two disjoint sets of keys, attended to apart and merged by log-sum-exp.
+"""
+
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from .parameters import check_count
+from .parameters import check_choice, check_count
 from .problem import PAD, Problem, to_heads
 
 
@@ -23,14 +27,25 @@ class Zeros:
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """Dropped queries attend to their own neighbourhood, and to the first tokens."""
+    """Dropped queries attend to their own neighbourhood, and to the first tokens.
+
+    With `queries="all"` kept ones see that neighbourhood too, besides what the plan computes; only of causal
+    attention, and without sinks. Raises ValueError for anything else.
+    """
 
     window: int = 128  # nearest keys a dropped query sees, itself among them, in tokens, >= 1; both sides if not causal
     sinks: int = 0  # first keys of the sequence it sees too, in tokens, >= 0
+    queries: str = "dropped"  # which see it: "dropped" ones or "all"
 
     def __post_init__(self) -> None:
         check_count("window", self.window, 1)
         check_count("sinks", self.sinks, 0)
+        check_choice("queries", self.queries, ("dropped", "all"))
+        if self.queries == "all" and self.sinks:
+            raise ValueError(
+                f"sinks: got {self.sinks} in a window that all queries see; allowed is 0 there: leave them out, or "
+                'pass queries="dropped"'
+            )
 
     def pairs(self, problem: Problem, rows: Tensor | None = None) -> Bool[Tensor, "B H R K"]:
         H = problem.q.shape[1]
@@ -49,6 +64,13 @@ class SlidingWindow:
             high = high.minimum(torch.searchsorted(k, after.contiguous()))
         low = torch.searchsorted(k, (q - self.window + 1).contiguous()).maximum(problem.start()).minimum(high)
         return low, high, reach.minimum((k < self.sinks).sum(-1, keepdim=True))
+
+    def beyond(self, problem: Problem) -> Problem:
+        """The same without the pairs of the window, of a causal problem: its queries stand a window further back."""
+        p = problem
+        q_pos = torch.where(p.q_pos == PAD, PAD, p.q_pos - self.window)
+        window = None if p.window is None else max(p.window - self.window, 0)
+        return replace(p, q_pos=q_pos, window=window, queries_last=False, gapless=False)
 
     def counts(self, problem: Problem) -> Int[Tensor, "B _h Q"]:
         """How many keys each query would see: the row sums of `pairs`, without writing them down."""

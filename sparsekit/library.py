@@ -70,7 +70,8 @@ def parts(plan: Plan) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tens
     for tokens in (plan.queries, plan.keys):
         sizes += [tokens.n, int(tokens.full)] if tokens else [0, 0]
     sizes += [*plan.blocks.size, plan.blocks.n] if plan.blocks else [0, 0, 0]
-    sizes += [plan.fill.window, plan.fill.sinks] if isinstance(plan.fill, SlidingWindow) else [0, 0]
+    fill = plan.fill
+    sizes += [fill.window, fill.sinks, int(fill.queries == "all")] if isinstance(fill, SlidingWindow) else [0, 0, 0]
     sizes += [plan.dense_last]
     queries = plan.queries.idx if plan.queries else None
     keys = plan.keys.idx if plan.keys and plan.keys is not plan.queries else None
@@ -82,11 +83,12 @@ def from_parts(
     queries: Tensor | None, keys: Tensor | None, counts: Tensor | None, indices: Tensor | None, sizes: Sequence[int]
 ) -> Plan:
     """The plan that `parts` took apart."""
-    n_q, full_q, n_k, full_k, *size, n, window, sinks, dense_last = sizes
+    n_q, full_q, n_k, full_k, *size, n, window, sinks, every, dense_last = sizes
     mine = None if queries is None else Tokens(queries, n_q, bool(full_q))
     theirs = (mine if n_k else None) if keys is None else Tokens(keys, n_k, bool(full_k))
     blocks = None if counts is None or indices is None else Blocks(counts, indices, (size[0], size[1]), n)
-    return Plan(mine, theirs, blocks, SlidingWindow(window, sinks) if window else None, dense_last)
+    fill = SlidingWindow(window, sinks, "all" if every else "dropped") if window else None
+    return Plan(mine, theirs, blocks, fill, dense_last)
 
 
 @lru_cache(maxsize=256)

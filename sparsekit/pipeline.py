@@ -113,20 +113,21 @@ def _attend(
         out = _attend(problem, replace(plan, dense_last=0), short, compress, backend, False, clock)
         with clock("attend"):
             return _with_last(problem, plan, out, run)
-    if plan.queries is None and plan.keys is None:
+    if plan.queries is None and plan.keys is None and plan.beside is None:
         with clock("attend"):
             return run("attend", problem, Plan(blocks=plan.blocks))
+    beyond = plan.beside.beyond if plan.beside else lambda p: p
     if compress == "indexed":
         with clock("attend"):
-            out = run("attend", problem, replace(plan, fill=None))
-        if isinstance(plan.fill, SlidingWindow) and plan.queries:
+            out = run("attend", beyond(problem), replace(plan, fill=None))
+        if plan.window:
             with clock("fill"):
                 out = plan.fill_in(problem, out, run("sliding_window", problem, plan))
         return out
     with clock("compress"):
         kept = short.pop() if short else run("gather_tokens", problem, plan)
     with clock("attend"):
-        out = run("attend", kept, Plan(blocks=plan.blocks))
+        out = run("attend", beyond(kept), Plan(blocks=plan.blocks))
     del kept  # as large as the output at a third of the tokens: make room for that
     with clock("decompress"):
         return run("scatter_tokens", problem, plan, out)

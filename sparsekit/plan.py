@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from .fills import Fill, Zeros
+from .fills import Fill, SlidingWindow, Zeros
 from .parameters import check_count
 from .problem import PAD, Output, Problem, one_head, to_heads
 
@@ -163,6 +163,17 @@ class Plan:
     fill: Fill | None = None  # what dropped queries get; None is Zeros()
     dense_last: int = 0  # last queries that see all they may, whatever else the plan says
 
+    @property
+    def beside(self) -> SlidingWindow | None:
+        """The window that kept queries see besides what the plan computes; None if there is none, or they see all."""
+        some = self.queries is not None or self.keys is not None or self.blocks is not None
+        return self.fill if some and isinstance(self.fill, SlidingWindow) and self.fill.queries == "all" else None
+
+    @property
+    def window(self) -> SlidingWindow | None:
+        """The window that dropped queries, or all, see; None if none does."""
+        return self.fill if self.queries is not None and isinstance(self.fill, SlidingWindow) else self.beside
+
     def head(self, h: int, heads: int) -> "Plan":
         """The plan of query head `h` of `heads` alone."""
         tokens = lambda t: t and Tokens(one_head(t.idx, h, heads), t.n, t.full)  # noqa: E731
@@ -200,7 +211,9 @@ class Plan:
         return out
 
     def fill_in(self, problem: Problem, out: Output, rows: Output) -> Output:
-        """`out` with the rows of the dropped queries taken from `rows`."""
+        """`out` with the rows of the dropped queries taken from `rows`, or, where all see the window, merged."""
+        if self.beside:
+            return out.merge(rows)
         dropped = to_heads(self.dropped(problem), problem.q.shape[1])
         return Output(torch.where(dropped[..., None], rows.o, out.o), torch.where(dropped, rows.lse, out.lse))
 
@@ -211,6 +224,13 @@ class Plan:
             return torch.zeros_like(real)
         dropped = ~self.queries.kept() & real
         return dropped & ~self.last(problem) if self.dense_last else dropped
+
+    def filled(self, problem: Problem) -> Bool[Tensor, "B _h Q"]:
+        """The queries that see the fill: dropped ones, or all but padding and the `dense_last`."""
+        if self.beside is None:
+            return self.dropped(problem)
+        real = problem.q_pos != PAD
+        return real & ~self.last(problem) if self.dense_last else real
 
     def last(self, problem: Problem) -> Bool[Tensor, "B _h Q"]:
         """The `dense_last` queries, padding not counted."""
@@ -261,10 +281,12 @@ class Plan:
             b = torch.arange(pairs.shape[0], device=problem.q.device)[:, None, None, None]
             h = torch.arange(H, device=problem.q.device)[:, None, None]
             pairs = pairs & to_heads(self.blocks.mask(), H)[b, h, i[..., :, None], j[..., None, :]]
-        if self.queries:
-            kept = to_heads(self.queries.kept(), H)[..., rows, None]
+        if self.queries or self.beside:
             filled = (self.fill or Zeros()).pairs(problem, rows)
-            pairs = torch.where(kept, pairs, filled)
+            others = pairs | filled if self.beside else pairs
+            pairs = others
+            if self.queries:
+                pairs = torch.where(to_heads(self.queries.kept(), H)[..., rows, None], others, filled)
         if self.dense_last:
             last = to_heads(self.last(problem), H)[..., rows, None]
             pairs = torch.where(last, problem.visible(rows), pairs)
@@ -282,6 +304,11 @@ class Plan:
                 if t.n != n:
                     raise ValueError(f"plan.{name}: chosen out of {t.n} tokens, but there are {n}: decide anew")
                 _check_indices(f"plan.{name}.idx", t.idx, 3, t.n, problem, contents)
+        if self.beside and not problem.causal:
+            raise ValueError(
+                f"plan.fill: got {self.fill!r} for a problem that is not causal; a window that all queries see is one "
+                'of causal attention: pass queries="dropped"'
+            )
         if b := self.blocks:
             Q, K = (t.idx.shape[-1] if t else n for t, n in ((self.queries, Q), (self.keys, K)))
             grid = -(-Q // b.size[0]), -(-K // b.size[1])
@@ -304,11 +331,12 @@ class Plan:
             return replace(self, dense_last=0).work(others) + to_heads(seen.sum(-1), problem.q.shape[1])
         thin = replace(problem, q=problem.q[..., :1], k=problem.k[..., :1], v=problem.v[..., :1])
         H, short = problem.q.shape[1], self.compress(thin)  # positions are all that counts
+        short = self.beside.beyond(short) if self.beside else short
         total = self._before(to_heads(short.reach(), H))
         if short.window is not None:
             total = total - self._before(to_heads(short.start(), H))
-        if self.fill and self.queries:
-            total = total + (to_heads(self.fill.counts(problem), H) * to_heads(self.dropped(problem), H)).sum(-1)
+        if self.window:
+            total = total + (to_heads(self.window.counts(problem), H) * to_heads(self.filled(problem), H)).sum(-1)
         return total.expand(problem.q.shape[:2])
 
     def _before(self, end: Int[Tensor, "B H S"]) -> Int[Tensor, "B H"]:

@@ -45,7 +45,11 @@ token_stages = st.builds(
 )
 block_stages = st.one_of(st.builds(Streaming, counts, counts, counts), st.builds(BlockTopK, ratios, counts))
 block_stages = block_stages | st.builds(sk.Union, st.lists(block_stages, min_size=1, max_size=2))
-fills = st.one_of(st.just(sk.Zeros()), st.builds(SlidingWindow, counts, counts))
+fills = st.one_of(
+    st.just(sk.Zeros()),
+    st.builds(SlidingWindow, counts, counts),
+    st.builds(SlidingWindow, counts, queries=st.just("all")),
+)
 policies = st.tuples(
     st.lists(st.builds(Compress, st.sampled_from(["gather", "indexed"])), max_size=1),
     st.lists(block_stages, max_size=2),

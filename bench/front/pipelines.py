@@ -83,6 +83,18 @@ def dense_last() -> dict[str, str | Layers]:
     return found
 
 
+def for_all() -> dict[str, str | Layers]:
+    """Kept queries see their window too: they were left with keys that stand far apart."""
+    asked = [(0.2, w, 0) for w in (128, 512, 2048, 8192)] + [(0.2, w, 2048) for w in (2048, 4096, 8192, 16384)]
+    found: dict[str, str | Layers] = {}
+    for tau, w, last in (*asked, (0.2, 8192, 4096), (0.05, 8192, 2048), (0.05, 16384, 2048)):
+        name = f"smooth {_short(tau)}, 512 vote, window {w} for all" + (f", last {last}" if last else "")
+        fill = f'sliding_window({w}, queries="all")'
+        rest = f", dense_last={last}" if last else ""
+        found[name] = tokens(tau, f"decompress(fill={fill}{rest})", pool=31, window=512)
+    return found
+
+
 def _last(n: int, window: int = 128) -> str:
     return f"decompress(fill=sliding_window({window}), dense_last={n})"
 
@@ -91,4 +103,4 @@ def _short(x: float) -> str:
     return f"{x:g}".removeprefix("0")
 
 
-PIPELINES = papers() | smooth() | wide() | dense_last()
+PIPELINES = papers() | smooth() | wide() | dense_last() | for_all()

@@ -1,6 +1,8 @@
-"""The output at full length: kept queries get their rows of the compressed output, dropped ones the plan's fill."""
+"""The output at full length: kept queries get their rows of the compressed output, dropped ones the plan's fill.
 
-from ..fills import SlidingWindow
+A window that all see is merged into the rows of the kept ones.
+"""
+
 from ..plan import Plan
 from ..problem import Output, Problem
 from .sliding_window import sliding_window
@@ -12,6 +14,6 @@ def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
 
 def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> Output:
     out = plan.decompress(short)
-    if isinstance(plan.fill, SlidingWindow) and plan.queries:
+    if plan.window:
         out = plan.fill_in(problem, out, sliding_window(problem, plan))
     return out

@@ -1,4 +1,4 @@
-"""Local attention for the queries a plan dropped; the rows it kept are zero, lse -inf."""
+"""Local attention for the queries that see the plan's fill; the rows of the others are zero, lse -inf."""
 
 import torch
 
@@ -14,7 +14,7 @@ def why_not(problem: Problem, plan: Plan) -> str | None:
 def sliding_window(problem: Problem, plan: Plan) -> Output:
     p, H = problem, problem.q.shape[1]
     assert plan.fill is not None
-    seen = plan.fill.pairs(p) & to_heads(plan.dropped(p), H)[..., None]
+    seen = plan.fill.pairs(p) & to_heads(plan.filled(p), H)[..., None]
     wide = torch.promote_types(p.q.dtype, torch.float32)
     scores = (p.q @ to_heads(p.k, H).mT).to(wide).mul(p.scale).masked_fill(~seen, float("-inf"))
     lse = scores.logsumexp(-1)

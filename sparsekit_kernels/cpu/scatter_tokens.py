@@ -1,6 +1,5 @@
 """The output at full length, with this backend's sliding window."""
 
-from sparsekit.fills import SlidingWindow
 from sparsekit.plan import Plan
 from sparsekit.problem import Output, Problem
 
@@ -13,6 +12,6 @@ def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
 
 def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> Output:
     out = plan.decompress(short)
-    if isinstance(plan.fill, SlidingWindow) and plan.queries:
+    if plan.window:
         out = plan.fill_in(problem, out, sliding_window(problem, plan))
     return out

@@ -35,7 +35,7 @@ def sliding_window(problem: Problem, plan: Plan) -> Output:
     width = int((high.amax(-1) - begin).clamp(min=0).max())
     slot = torch.arange(width, device=p.q.device)
     sink = torch.arange(int(sinks.max()), device=p.q.device)
-    dropped = to_heads(plan.dropped(p), H)
+    asked = to_heads(plan.filled(p), H)
 
     n = max(heads, G)
     for b in range(B):
@@ -47,7 +47,7 @@ def sliding_window(problem: Problem, plan: Plan) -> Output:
             for i in range(0, low.shape[2], step):
                 these = slice(i, min(i + step, low.shape[2]))
                 rows = slice(i * m, min(these.stop * m, Q))
-                if not dropped[b, query_heads, rows].any():
+                if not asked[b, query_heads, rows].any():
                     continue
                 lows, highs, seen, starts = (y[b, own, these, :, None] for y in (low, high, sinks, start))  # [i, m, 1]
                 near = begin[b, own, these, None] + slot  # [i, width]
@@ -62,6 +62,6 @@ def sliding_window(problem: Problem, plan: Plan) -> Output:
                 done = masked(q, k, v, p.scale, visible[:, None])
                 o, lse = (y.transpose(0, 1).flatten(1, 2)[:, : rows.stop - rows.start] for y in (done.o, done.lse))
                 out.o[b, query_heads, rows], out.lse[b, query_heads, rows] = o, lse
-    out.o.masked_fill_(~dropped[..., None], 0.0)
-    out.lse.masked_fill_(~dropped, float("-inf"))
+    out.o.masked_fill_(~asked[..., None], 0.0)
+    out.lse.masked_fill_(~asked, float("-inf"))
     return out

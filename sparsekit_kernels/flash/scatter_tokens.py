@@ -1,10 +1,10 @@
 """Decompress by FlashAttention-4: all queries attend to their sliding window, then the kept ones get their rows.
 
 Few are kept, so little is done in vain, and FlashAttention-4 does a window in half the time of a kernel of Triton's.
+Where kept queries see the window too, nothing is: the two are merged.
 """
 
 from sparsekit import dispatch
-from sparsekit.fills import SlidingWindow
 from sparsekit.plan import Plan
 from sparsekit.problem import PAD, Output, Problem, to_heads
 
@@ -13,8 +13,8 @@ from . import attend, fourth_missing
 
 
 def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
-    p, fill = problem, plan.fill
-    if not isinstance(fill, SlidingWindow) or plan.queries is None:
+    p, fill = problem, plan.window
+    if fill is None:
         return "the plan fills no sliding window: there is nothing to attend to"
     if fill.sinks:
         return "its sliding window has no sinks: take triton"
@@ -30,10 +30,12 @@ def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
 
 
 def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> Output:
-    assert isinstance(plan.fill, SlidingWindow) and plan.queries
-    window = min(plan.fill.window, problem.k.shape[2])
+    assert plan.window
+    window = min(plan.window.window, problem.k.shape[2])
     out = attend.fourth(problem, None, dispatch.capability(problem.q.device)[0], window)
-    put_rows(plan.queries, short, out)
+    if plan.queries is None:
+        return short.merge(out)
+    put_rows(plan.queries, short, out, merge=plan.beside is not None)
     return out
 
 

@@ -1,7 +1,8 @@
 """Decompress: every row of the output written once, a kept query's from the compressed output, a dropped one's filled.
 
 A program answers one tile of original rows of one head. Neighbours share most of a sliding window, so it attends for
-all its rows at once, over the keys that the windows of the dropped ones cover.
+all its rows at once, over the keys that the windows of the dropped ones cover. Where kept queries see the window too,
+it is merged into their rows.
 """
 
 import math
@@ -10,7 +11,6 @@ import torch
 import triton
 import triton.language as tl
 
-from sparsekit.fills import SlidingWindow
 from sparsekit.plan import Plan, Tokens
 from sparsekit.problem import Output, Problem
 
@@ -28,20 +28,20 @@ def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
 
 
 def why_not_rows(problem: Problem, plan: Plan) -> str | None:
-    if problem.window is not None and isinstance(plan.fill, SlidingWindow):
+    if problem.window is not None and plan.window:
         return "it has no sliding window of the problem's own beside the fill's"
-    if isinstance(plan.fill, SlidingWindow) and max(problem.q.shape[3], problem.v.shape[3]) > 256:
+    if plan.window and max(problem.q.shape[3], problem.v.shape[3]) > 256:
         return f"head dim {max(problem.q.shape[3], problem.v.shape[3])} is larger than 256"
     return why_not_here(problem.q)
 
 
 def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> Output:
-    return short if plan.queries is None else rows(problem, plan, short)
+    return short if plan.queries is None and plan.window is None else rows(problem, plan, short)
 
 
 def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
-    """The output at full length; without `short` the kept rows are zero, lse -inf."""
-    p, fill, t = problem, plan.fill, plan.queries
+    """The output at full length; without `short` the rows that see no window are zero, lse -inf."""
+    p, fill, t = problem, plan.window, plan.queries
     (B, H, Q, D), (G, K, Dv) = p.q.shape, (*p.k.shape[1:3], p.v.shape[3])
     wide = torch.promote_types(p.q.dtype, torch.float32)
     out = Output(p.q.new_empty(B, H, Q, Dv), p.q.new_empty(B, H, Q, dtype=wide))
@@ -49,7 +49,7 @@ def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
     ranks = t.rank() if t else nothing.view(1, 1, 0)
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (p.q, p.k, p.v))
     q, scale = positive_scale(q, p.scale)
-    if isinstance(fill, SlidingWindow):
+    if fill:
         low, high, sinks = (x.to(torch.int32).contiguous() for x in fill.spans(p))
         m, n, warps, stages = fill_tiles(max(D, Dv), p.q.dtype, target(p.q.device))
         m, heads = tile(Q, m), low.shape[1]
@@ -63,20 +63,20 @@ def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3], *lse.stride(),
         scale / math.log(2), H, H // G, ranks.shape[1], heads, Q, K,
         M=m, N=n, D=D, DV=Dv, D_TILE=tile(D, 1024), DV_TILE=tile(Dv, 1024),
-        SOME=t is not None, SHORT=short is not None, FILL=isinstance(fill, SlidingWindow),
+        SOME=t is not None, SHORT=short is not None, FILL=fill is not None, ALL=plan.beside is not None,
         WIDE=tl.float64 if wide == torch.float64 else tl.float32, PRECISION="ieee" if wide == q.dtype else "tf32",
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
 
 
-def put_rows(tokens: Tokens, short: Output, out: Output) -> None:
-    """Write the kept queries' rows over those of `out`, in place."""
+def put_rows(tokens: Tokens, short: Output, out: Output, merge: bool) -> None:
+    """Write the kept queries' rows over those of `out`, in place; with `merge` their mean by log-sum-exp."""
     (B, H, S, Dv), idx = short.o.shape, tokens.idx.contiguous()
     _put[(triton.cdiv(S, COPIED), B * H)](
         idx, short.o, short.lse, out.o, out.lse,
         *short.o.stride(), *short.lse.stride(), *out.o.stride(), *out.lse.stride(),
-        H, idx.shape[1], S, tokens.n, DV=Dv, DV_TILE=tile(Dv, 1024), M=COPIED,
+        H, idx.shape[1], S, tokens.n, DV=Dv, DV_TILE=tile(Dv, 1024), M=COPIED, MERGE=merge,
     )  # fmt: skip
 
 
@@ -91,14 +91,15 @@ def _scatter(
     q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, o_b, o_h, o_l, lse_b, lse_h, lse_l,
     scale, H, R, choices, heads, Q, K,
     M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D_TILE: tl.constexpr, DV_TILE: tl.constexpr,
-    SOME: tl.constexpr, SHORT: tl.constexpr, FILL: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    SOME: tl.constexpr, SHORT: tl.constexpr, FILL: tl.constexpr, ALL: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     b, h = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
     row = tl.program_id(0) * M + tl.arange(0, M)
     real = row < Q
     d, dv = tl.arange(0, D_TILE), tl.arange(0, DV_TILE)
     wide = (dv < DV)[None, :]
-    rank = tl.zeros([M], tl.int32)  # a plan without tokens keeps every query
+    rank = row  # a plan without tokens keeps every query
     if SOME:
         rank = tl.load(ranks + (b * choices + h * choices // H) * Q + row, mask=real, other=0)
     kept = rank >= 0
@@ -111,38 +112,42 @@ def _scatter(
         logs = tl.load(short_lse + b * lse_b + head * lse_h + at * lse_l, mask=copied, other=-float("inf")).to(WIDE)
 
     if FILL:
-        dropped = real & ~kept
-        if tl.max(dropped.to(tl.int32), 0) > 0:
+        asked = real if ALL else real & ~kept
+        if tl.max(asked.to(tl.int32), 0) > 0:
             at = (b * heads + h * heads // H) * Q + row
-            low, high = tl.load(lows + at, mask=dropped, other=0), tl.load(highs + at, mask=dropped, other=0)
-            first = tl.load(sinks + at, mask=dropped, other=0)
+            low, high = tl.load(lows + at, mask=asked, other=0), tl.load(highs + at, mask=asked, other=0)
+            first = tl.load(sinks + at, mask=asked, other=0)
             start = tl.min(tl.where(high > low, low, K), 0) // N * N
             end = tl.max(tl.maximum(high, first), 0)
             x = tl.load(
                 q + b * q_b + h.to(tl.int64) * q_h + row.to(tl.int64)[:, None] * q_l + d,
-                mask=dropped[:, None] & (d < D)[None, :],
+                mask=asked[:, None] & (d < D)[None, :],
                 other=0.0,
             )
             keys = k + b * k_b + (h // R).to(tl.int64) * k_h
-            near = v + b * v_b + (h // R).to(tl.int64) * v_h
+            contents = v + b * v_b + (h // R).to(tl.int64) * v_h
             top = tl.full([M], -float("inf"), WIDE)  # base 2
             total = tl.zeros([M], WIDE)
             acc = tl.zeros([M, DV_TILE], WIDE)
             for key in range(0, tl.minimum(tl.max(first, 0), start), N):
                 top, total, acc = _window_step(
-                    x, keys, near, key, start, low, high, first, k_l, v_l, scale, top, total, acc,
+                    x, keys, contents, key, start, low, high, first, k_l, v_l, scale, top, total, acc,
                     N, D, DV, D_TILE, DV_TILE, PRECISION,
                 )  # fmt: skip
             for key in range(start, end, N):
                 top, total, acc = _window_step(
-                    x, keys, near, key, K, low, high, first, k_l, v_l, scale, top, total, acc,
+                    x, keys, contents, key, K, low, high, first, k_l, v_l, scale, top, total, acc,
                     N, D, DV, D_TILE, DV_TILE, PRECISION,
                 )  # fmt: skip
             empty = total == 0.0
             total = tl.where(empty, 1.0, total)
             filled = tl.where(empty[:, None], 0.0, acc / total[:, None])
-            values = tl.where(dropped[:, None], filled, values)
-            logs = tl.where(dropped, tl.where(empty, -float("inf"), (top + tl.log2(total)) * LN2), logs)
+            near = tl.where(empty, -float("inf"), (top + tl.log2(total)) * LN2)
+            if ALL:
+                values, logs = _merged(values, logs, filled, near)
+            else:
+                values = tl.where(asked[:, None], filled, values)
+                logs = tl.where(asked, near, logs)
 
     line = (b * H + h) * Q + row
     tl.store(o + line[:, None] * DV + dv, values.to(o.dtype.element_ty), mask=real[:, None] & wide)
@@ -153,7 +158,7 @@ def _scatter(
 def _put(
     idx, short_o, short_lse, o, lse,
     s_b, s_h, s_l, s_d, t_b, t_h, t_l, o_b, o_h, o_l, o_d, lse_b, lse_h, lse_l,
-    H, choices, S, n, DV: tl.constexpr, DV_TILE: tl.constexpr, M: tl.constexpr,
+    H, choices, S, n, DV: tl.constexpr, DV_TILE: tl.constexpr, M: tl.constexpr, MERGE: tl.constexpr,
 ):  # fmt: skip
     b, head = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
     h = head.to(tl.int64)
@@ -164,9 +169,25 @@ def _put(
     both = real[:, None] & (dv < DV)[None, :]
     slot, row = slot.to(tl.int64), row.to(tl.int64)
     x = tl.load(short_o + b * s_b + h * s_h + slot[:, None] * s_l + dv * s_d, mask=both, other=0.0)
-    tl.store(o + b * o_b + h * o_h + row[:, None] * o_l + dv * o_d, x, mask=both)
     x_lse = tl.load(short_lse + b * t_b + h * t_h + slot * t_l, mask=real, other=0.0)
-    tl.store(lse + b * lse_b + h * lse_h + row * lse_l, x_lse, mask=real)
+    o += b * o_b + h * o_h + row[:, None] * o_l + dv * o_d
+    lse += b * lse_b + h * lse_h + row * lse_l
+    if MERGE:
+        y, y_lse = tl.load(o, mask=both, other=0.0), tl.load(lse, mask=real, other=0.0)
+        x, x_lse = _merged(x.to(x_lse.dtype), x_lse, y.to(x_lse.dtype), y_lse)
+    tl.store(o, x.to(o.dtype.element_ty), mask=both)
+    tl.store(lse, x_lse, mask=real)
+
+
+@triton.jit
+def _merged(x, x_lse, y, y_lse):
+    """The outputs over two disjoint key sets as one over both: rows and natural log-sum-exps."""
+    top = tl.maximum(x_lse, y_lse)
+    safe = tl.where(top == -float("inf"), 0.0, top)
+    mine, theirs = tl.exp(x_lse - safe), tl.exp(y_lse - safe)
+    total = mine + theirs
+    some = tl.where(total == 0.0, 1.0, total)
+    return (x * mine[:, None] + y * theirs[:, None]) / some[:, None], top + tl.log(some)
 
 
 @triton.jit

@@ -24,6 +24,7 @@ SPECS = (
     "flex_prefill(gamma=0.8, tau=1, block_size=64)",
     "token_coverage(tau=0.3, min_tokens=30) | flex_prefill(gamma=0.8, block_size=32)",
     "block_topk(keep=0.3, block_size=64)",
+    'token_coverage(tau=0.3, window=40, min_tokens=30) | decompress(fill=sliding_window(20, queries="all"))',
 )
 # queries, keys, query heads, key heads, head dim, dtype
 SHAPES = (

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -576,8 +577,8 @@ def test_windows_of_dropped_queries(Q, K, H, G, D, Dv):
     for p in (whole, whole.before(37)):
         for h in {1, G, H}:
             kept = torch.rand(3, h, Q, generator=torch.Generator().manual_seed(h)) < 0.1
-            for window in (1, 100, 5000):
-                plan = Plan(Tokens.of(kept.cuda()), fill=SlidingWindow(window))
+            for window, queries in product((1, 100, 5000), ("dropped", "all")):
+                plan = Plan(Tokens.of(kept.cuda()), fill=SlidingWindow(window, queries=queries))
                 short = Plan(plan.queries).compress(p)
                 assert sk.why_not("flash", "scatter_tokens", p, plan, short) is None
-                compare(p, plan, f"{h} choices, window {window}", backend="auto")
+                compare(p, plan, f"{h} choices, window {window} of {queries}", backend="auto")

@@ -46,8 +46,11 @@ def plans(B, H, Q, K):
         t, few = some(1, K, 0.4, H, B), some(7, K, 0.05, H, B)
         yield "tokens", Plan(t, t, fill=SlidingWindow(128, sinks=3))
         yield "few tokens", Plan(few, few, fill=SlidingWindow(100))
+        yield "all see the window", Plan(t, t, fill=SlidingWindow(128, queries="all"))
+        yield "few tokens, all see the window", Plan(few, few, fill=SlidingWindow(100, queries="all"), dense_last=200)
         yield "last queries besides", Plan(t, t, fill=SlidingWindow(64), dense_last=200)
         yield "tokens and blocks", Plan(t, t, tiles(4, H, t.idx.shape[-1], t.idx.shape[-1], 128, 0.4, B))
+    yield "keys, all see the window", Plan(keys=some(6, K, 0.1, H, B), fill=SlidingWindow(50, queries="all"))
     yield "other keys than queries", Plan(some(5, Q, 0.5, 1, B), some(6, K, 0.4, H, B), fill=SlidingWindow(200))
 
 

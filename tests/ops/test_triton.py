@@ -10,11 +10,12 @@ import torch
 from closeness import no_worse, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import covering, plans, problems, randn
+from strategies import covering, plans, problems, randn, tokens
 from test_cpu import kinds
 
 import sparsekit as sk
-from sparsekit import Plan, Problem, SlidingWindow, Zeros, attend, dispatch, oracle
+from sparsekit import Output, Plan, Problem, SlidingWindow, Zeros, attend, dispatch, oracle
+from sparsekit.problem import to_heads
 
 pytest.importorskip("triton", reason="the kernels are Triton's, and it is only made for Linux")
 WHERE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,6 +55,23 @@ def test_gathering_is_compressing(data):
         assert torch.equal(getattr(short, name), getattr(expected, name)), name
         assert getattr(short, name).dtype == getattr(expected, name).dtype
     assert (short.queries_last, short.full) == (expected.queries_last, expected.full)
+
+
+@interpreted
+@settings(max_examples=30)
+@given(data=st.data(), merge=st.booleans())
+def test_rows_are_put_over_others_or_merged(data, merge):
+    from sparsekit_kernels.triton.scatter_tokens import put_rows
+
+    p = data.draw(problems())
+    plan = Plan(data.draw(tokens(p, "q")))
+    short, out = oracle(plan.compress(p), Plan()), oracle(p, Plan(keys=data.draw(tokens(p, "k"))))
+    put, kept = plan.decompress(short), to_heads(plan.queries.kept(), p.q.shape[1])
+    expected = out.merge(put)
+    if not merge:
+        expected = Output(torch.where(kept[..., None], put.o, out.o), torch.where(kept, put.lse, out.lse))
+    put_rows(plan.queries, short, out, merge)
+    same(out, expected)
 
 
 @interpreted
