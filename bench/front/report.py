@@ -34,6 +34,7 @@ RECORDS, TUNING, CONFIRMATION, LEADS = (
 AT = 131072  # bytes, of the prices of recipes
 DENSE = "dense"
 PAPER = "tokens .005, zeros, low"
+FOR_ALL = " for all"  # in the names of pipelines whose kept queries see their window too
 LOSSES = "loss", "after"  # kinds of records that are no answers
 HEAD = """# Accuracy against speed
 
@@ -47,10 +48,8 @@ which the stages choose.
 What is common to the recipes was first read off 30 of these prompts and kept because it holds on the tuning seeds. The
 tau of `fast` was set with these tables and those of the tuning seeds in view: both say the same of it. The windows of
 `lossless` and `balanced`, and the dense last queries of `lossless`, were chosen by the text after the tuning seeds'
-prompts. Other seeds on another text were asked at the end. Both tables stand further down. `lossless` loses no answers
-and no text that these prompts or those of the confirmation can tell; the tuning table has three times the texts, and
-there can still tell a thousandth of a bit a byte at 32K. At 32K dense attention takes 2 ms a layer, and little is
-faster: without `break_even=0` pipelines run dense there.
+prompts. Other seeds on another text were asked at the end. Both tables stand further down. At 32K dense attention takes
+2 ms a layer, and little is faster: without `break_even=0` pipelines run dense there.
 
 `text after` is what a prefill does to text that nobody asks for: bits per byte of the {after} bytes that follow a
 prompt of plain text, read densely over the cache that the prefill left, less those after a dense prefill, paired,
@@ -81,7 +80,13 @@ with an interval from 80.6, 89.3 or 92.6% on were asked 16, 32 or 48 single keys
 CONFIRMED = """## Confirmation
 
 Seeds from {seed:,} on, on another text, the source of hypothesis, pytest, rich and pygments; {n} prompts with
-{answers} answers a pipeline and length. A recipe was asked once, when it had been chosen.
+{answers} answers a pipeline and length. A recipe was asked once, when it had been chosen.{missing}
+"""
+BESIDE = """## Kept queries and their neighbours
+
+A kept query that sees kept keys alone stands far from most of them. With a window `for all` queries it sees its nearest
+keys as well, merged by log-sum-exp. Text after the tuning prompts, each pipeline with that less the same without, on
+the same texts; negative is better.
 """
 ELSEWHERE = """## Times again: {gpu}, commit {commit}
 
@@ -184,7 +189,8 @@ def page(lines: Sequence[Record], rows: Sequence[Row]) -> str:
     parts += elsewhere(lines)
     specs = {row.pipeline: row.what for row in rows if not row.dense}
     parts += ["## Specs\n", *(f"- `{name}`: `{what}`" for name, what in specs.items()), ""]
-    parts += [again(AGAIN, read_lines(TUNING), rows), again(CONFIRMED, read_lines(CONFIRMATION), rows)]
+    tuning = read_lines(TUNING)
+    parts += [again(AGAIN, tuning, rows), again(CONFIRMED, read_lines(CONFIRMATION), rows), beside(tuning)]
     tables = leads.tables(read_lines(LEADS))
     parts += [
         losses(lines),
@@ -336,8 +342,30 @@ def again(text: str, lines: Sequence[Record], priced: Sequence[Row]) -> str:
             f"{cells['difference']} | {task.replace('_', ' ')} {100 * worst.value:.1f}% | "
             f"{'' if row.dense else bits(after[row.pipeline, row.length])} |"
         )
-    head = text.format(seed=seed, n=len(asked), answers=answers)
+    known = {line["pipeline"] for line in lines if line["kind"] == "answers"}
+    recipe = {pipeline: mark.strip(" ()") for pipeline, mark in named.items()}
+    unasked = [f"`{name}`" for pipeline, name in recipe.items() if pipeline not in known]
+    missing = f" Not asked these yet: {', '.join(unasked)}." if unasked else ""
+    head = text.format(seed=seed, n=len(asked), answers=answers, missing=missing)
     return f"{head}\n{machines(lines)}\n" + "\n".join(table) + "\n"
+
+
+def beside(lines: Iterable[Record]) -> str:
+    """The table of pipelines whose kept queries see their window too, against those whose do not."""
+    by: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)
+    for line in lines:
+        if line["kind"] == "after":
+            by[line["pipeline"], line["length"]][line["seed"]] = line["bits"]
+    table = ["| pipeline | bytes | texts | without | for all | difference |", "|---|" + "---:|" * 5]
+    for name, length in sorted((key for key in by if FOR_ALL in key[0]), key=lambda key: (key[1], key[0])):
+        texts = [by[key, length] for key in (name, name.replace(FOR_ALL, ""), DENSE) if (key, length) in by]
+        seeds = sorted(set.intersection(*(set(one) for one in texts)))
+        if len(texts) < 3 or not seeds:
+            continue
+        with_, without, dense = ([one[seed] for seed in seeds] for one in texts)
+        cells = [bits(bootstrap_difference(*two)) for two in ((without, dense), (with_, dense), (with_, without))]
+        table.append(f"| `{name.replace(FOR_ALL, '')}` | {thousands(length)} | {len(seeds)} | {' | '.join(cells)} |")
+    return BESIDE + "\n" + "\n".join(table) + "\n"
 
 
 def losses(lines: Iterable[Record]) -> str:
