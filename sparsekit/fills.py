@@ -66,11 +66,8 @@ class SlidingWindow:
         return low, high, reach.minimum((k < self.sinks).sum(-1, keepdim=True))
 
     def beyond(self, problem: Problem) -> Problem:
-        """The same without the pairs of the window, of a causal problem: its queries stand a window further back."""
-        p = problem
-        q_pos = torch.where(p.q_pos == PAD, PAD, p.q_pos - self.window)
-        window = None if p.window is None else max(p.window - self.window, 0)
-        return replace(p, q_pos=q_pos, window=window, queries_last=False, gapless=False)
+        """The same, of causal attention, without the pairs of the window."""
+        return replace(problem, skip=self.window)
 
     def counts(self, problem: Problem) -> Int[Tensor, "B _h Q"]:
         """How many keys each query would see: the row sums of `pairs`, without writing them down."""

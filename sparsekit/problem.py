@@ -40,7 +40,7 @@ class Problem:
 
     `q_pos` and `k_pos` are positions in the original sequence, ascending along the last axis, `PAD` last.
     A query sees a key if neither is padding and, when causal, the key's position is not larger, and, where there is a
-    window, less than `window` smaller.
+    window, less than `window` smaller, and at least `skip` smaller.
     """
 
     q: Float[Tensor, "B H Q D"]
@@ -54,6 +54,7 @@ class Problem:
     full: bool = False  # known: no slot is padding; False: positions tell
     gapless: bool = False  # known: the positions of queries and of keys count up by one; False: positions tell
     window: int | None = None  # positions a query sees back from its own, itself included; None: all; only if causal
+    skip: int = 0  # nearest positions a query does not see, its own the first of them; only if causal
     heads_group: "dist.ProcessGroup | None" = None  # tensor parallel: the ranks that hold the layer's other heads
 
     @classmethod
@@ -106,7 +107,7 @@ class Problem:
         H = self.q.shape[1]
         q, k = to_heads(q, H), to_heads(k, H)
         seen = (k != PAD) & (q != PAD)
-        seen = seen & (k <= q) if self.causal else seen
+        seen = seen & (k <= q - self.skip) if self.causal else seen
         return seen if self.window is None else seen & (k > q - self.window)
 
     def reach(self) -> Int[Tensor, "B _h Q"]:
@@ -114,13 +115,14 @@ class Problem:
         (B, _, Q, _), K = self.q.shape, self.k.shape[2]
         if self.full and not self.causal:
             return torch.full((1, 1, 1), K, device=self.q.device).expand(B, 1, Q)
-        if self.full and self.queries_last:
+        if self.full and self.queries_last and not self.skip:
             return torch.arange(K - Q + 1, K + 1, device=self.q.device).expand(B, 1, Q)
         heads = max(self.q_pos.shape[1], self.k_pos.shape[1])
         q_pos, k_pos = to_heads(self.q_pos, heads), to_heads(self.k_pos, heads)
         real = (k_pos != PAD).sum(-1, keepdim=True)
         if self.causal:
-            seen = torch.searchsorted(k_pos.contiguous(), q_pos.contiguous(), right=True).minimum(real)
+            last = q_pos - self.skip if self.skip else q_pos
+            seen = torch.searchsorted(k_pos.contiguous(), last.contiguous(), right=True).minimum(real)
         else:
             seen = real.expand(q_pos.shape)
         return seen.masked_fill(q_pos == PAD, 0)

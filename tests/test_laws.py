@@ -224,6 +224,17 @@ def test_what_is_known_of_positions_is_what_they_tell(data):
         assert (one.queries_last, one.full) == (short.queries_last, short.full)
 
 
+@given(p=st.one_of(problems(causal=True), windowed()), n=st.integers(1, 30))
+def test_a_window_and_what_is_beyond_it_are_all_a_query_sees(p, n):
+    fill = sk.SlidingWindow(n, queries="all")
+    beyond = fill.beyond(p)
+    assert torch.equal(beyond.visible() | fill.pairs(p), p.visible())
+    assert not (beyond.visible() & fill.pairs(p)).any()
+    start, reach = (to_heads(x, p.q.shape[1])[..., None] for x in (beyond.start(), beyond.reach()))
+    slot = torch.arange(p.k.shape[2])
+    assert torch.equal((slot >= start) & (slot < reach), beyond.visible())
+
+
 @given(p=problems(), fill=FILLS)
 def test_a_window_spans_its_pairs(p, fill):
     assume(isinstance(fill, sk.SlidingWindow))

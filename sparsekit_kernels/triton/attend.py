@@ -49,7 +49,7 @@ def attend(problem: Problem, plan: Plan) -> Output:
     # of the kept tokens only the positions are gathered
     short = plan.compress(replace(p, q=q[..., :0], k=k[..., :0], v=v[..., :0]))
     Q, K = short.q.shape[2], short.k.shape[2]
-    reach, first = short.reach(), short.reach()  # without a window nobody looks at `first`
+    reach = first = short.reach()  # without a window nobody looks at `first`
     if p.window is not None:
         first = short.start().contiguous()
         reach = to_heads(reach, first.shape[1]).contiguous()
