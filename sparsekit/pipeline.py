@@ -235,14 +235,14 @@ class Pipeline:
             plan = plan.then(inner)
         fill, last = self.decompress.fill, self.decompress.dense_last if plan != Plan() else 0
         if asked is not problem:
-            short = []  # it holds no padding, and does not know
+            plan, short = plan.among(problem), []
         return replace(plan, fill=None if isinstance(fill, Zeros) else fill, dense_last=last), short
 
     def asked(self, problem: Problem) -> Problem | None:
         """What the stages decide on; None if it is to be dense: below break-even, or where all queries are last ones.
 
         It is the problem without its dense last queries, and without their keys, which no other query sees; if it is
-        not causal, the problem.
+        not causal, the problem. Its plan is one of the problem by `Plan.among`.
         """
         last = self.decompress.dense_last
         if not worth_it(self.stages, self.attend.break_even, problem) or last >= problem.q.shape[2]:

@@ -80,6 +80,11 @@ class Tokens:
         out.index_copy_(0, flat.flatten(), y.flatten(0, 2))
         return out[:-1].view(B, H, self.n, *y.shape[3:])
 
+    def among(self, n: int) -> "Tokens":
+        """The same tokens out of n: those that came behind are not chosen."""
+        idx = self.idx if self.full or n == self.n else self.idx.masked_fill(self.idx == self.n, n)
+        return Tokens(idx, n, self.full)
+
     def then(self, inner: "Tokens") -> "Tokens":
         """Choose among the chosen."""
         heads = max(self.idx.shape[1], inner.idx.shape[1])
@@ -110,6 +115,13 @@ class Blocks:
         """For tests and pictures: the lists are the storage, because a mask is 64 MiB a head at 1M tokens."""
         flag = torch.zeros(*self.indices.shape[:3], self.n + 1, dtype=torch.bool, device=self.indices.device)
         return flag.scatter(-1, self.indices.long(), True)[..., : self.n]
+
+    def among(self, rows: int, n: int) -> "Blocks":
+        """The same blocks in a grid of so many query blocks and n key blocks: those that came behind are not chosen."""
+        more = rows - self.counts.shape[2]
+        indices = self.indices.masked_fill(self.indices == self.n, n)
+        pad = torch.nn.functional.pad
+        return Blocks(pad(self.counts, (0, more)), pad(indices, (0, 0, 0, more), value=n), self.size, n)
 
     def seen(self, reach: Int[Tensor, "B _h Q"]) -> tuple[Int[Tensor, "B _g I"], Int[Tensor, "B _g I"]]:
         """How many blocks of each list all rows of the query block see whole, and how many more some see a part of.
@@ -203,6 +215,18 @@ class Plan:
             full=problem.full and full,
             gapless=problem.gapless and every,
         )
+
+    def among(self, problem: Problem) -> "Plan":
+        """The plan of a problem without the last tokens of this one, as one of this: they take no part."""
+        Q, K = problem.q.shape[2], problem.k.shape[2]
+        of_more = lambda tokens, n: None if tokens is None else tokens.among(n)  # noqa: E731
+        queries = of_more(self.queries, Q)
+        keys = queries if self.keys is self.queries else of_more(self.keys, K)
+        blocks = self.blocks
+        if blocks:
+            kept = (t.idx.shape[-1] if t else n for t, n in ((queries, Q), (keys, K)))
+            blocks = blocks.among(*(-(-n // size) for n, size in zip(kept, blocks.size, strict=True)))
+        return replace(self, queries=queries, keys=keys, blocks=blocks)
 
     def decompress(self, out: Output) -> Output:
         """The output at full length; dropped queries are zero, lse -inf (the fill is computed elsewhere)."""

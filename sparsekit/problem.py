@@ -155,7 +155,11 @@ class Problem:
         return (self.q_pos != PAD).sum(-1, keepdim=True), (self.k_pos != PAD).sum(-1, keepdim=True)
 
     def before(self, n: int) -> "Problem":
-        """The same without its last `n` tokens, padding not counted: they are padding here."""
+        """The same without its last `n` tokens, padding not counted: cut off, or padding here if there is padding."""
+        Q, K = self.q.shape[2], self.k.shape[2]
+        if self.full and self.queries_last and n < Q:
+            q, k, v = self.q[:, :, : Q - n], self.k[:, :, : K - n], self.v[:, :, : K - n]
+            return replace(self, q=q, k=k, v=v, q_pos=self.q_pos[..., : Q - n], k_pos=self.k_pos[..., : K - n])
         n_q, n_k = self.lengths()
         hide = lambda pos, end: pos.masked_fill(torch.arange(pos.shape[2], device=pos.device) >= end - n, PAD)  # noqa: E731
         return replace(self, q_pos=hide(self.q_pos, n_q), k_pos=hide(self.k_pos, n_k), full=False)

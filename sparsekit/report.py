@@ -91,7 +91,7 @@ def explain(pipeline: Pipeline, problem: Problem) -> Report:
         name = f"{i + 1}. {type(stage).__name__}"
         with clock(name):
             plan = plan.then(stage(dispatch.run("gather_tokens", problem.q.device.type, asked, plan)))
-        steps.append(Step(name, ms[name], *accuracy(problem, plan, rows, dense)))
+        steps.append(Step(name, ms[name], *accuracy(problem, plan.among(problem), rows, dense)))
     plan = pipeline(problem)
     before = set(ms)
     attend(problem, plan, clock=clock, **policy)

@@ -295,6 +295,25 @@ def test_before_the_last_queries_it_is_decided_as_if_they_were_not_there(stage, 
     assert torch.equal(pairs[:, :, :-n, :-n], plan.pairs(short)) and not pairs[:, :, :-n, -n:].any()
 
 
+@given(st.data())
+def test_a_plan_without_the_last_tokens_is_one_of_all(data):
+    """Of the queries and keys at the end nothing is computed, and of the others what was."""
+    p = data.draw(problems(square=True))
+    n = data.draw(st.integers(0, 5))
+    more = Problem.of(
+        *(torch.cat([x, randn(i, *x.shape[:2], n, x.shape[3])], 2) for i, x in enumerate((p.q, p.k, p.v)))
+    )
+    assume(p.causal)
+    plan = data.draw(plans(p, fill=False))
+    longer, Q = plan.among(more), p.q.shape[2]
+    longer.check(more, contents=True)
+    pairs = longer.pairs(more)
+    assert torch.equal(pairs[:, :, :Q, :Q], plan.pairs(p)) and not pairs[:, :, :Q, Q:].any()
+    assert (longer.queries is longer.keys) == (plan.queries is plan.keys)
+    if plan.queries:
+        assert not pairs[:, :, Q:].any()
+
+
 def test_a_pipeline_names_its_last_queries_once():
     p = Problem.of(*(randn(i, 1, 2, 40, 4) for i in range(3)))
     some = sk.TokenCoverage(tau=0.5, window=2, pool=1, min_tokens=0)

@@ -574,7 +574,9 @@ def compare(p, plan, name, backend="flash"):
 def test_windows_of_dropped_queries(Q, K, H, G, D, Dv):
     """Whole or with padding at the end, kept by all heads or by some, a window of one and one of all keys."""
     whole = Problem.of(*qkv(3, H, G, Q, K, D, Dv, torch.bfloat16))
-    for p in (whole, whole.before(37)):
+    padded = replace(whole, full=False, **{f"{x}_pos": getattr(whole, f"{x}_pos").clone() for x in "qk"})
+    padded.q_pos[..., -37:] = padded.k_pos[..., -37:] = PAD
+    for p in (whole, padded):
         for h in {1, G, H}:
             kept = torch.rand(3, h, Q, generator=torch.Generator().manual_seed(h)) < 0.1
             for window, queries in product((1, 100, 5000), ("dropped", "all")):
