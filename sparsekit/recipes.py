@@ -25,8 +25,8 @@ def paper(layers: Iterable[int]) -> dict[int | str, Pipeline | str]:
     and the defaults of its code.
 
     Price: 60.4% [50.4, 69.6] of the answers (dense 99.7% [95.7, 100.0], n = 96 prompts), worst task single_key
-    56.2% (dense 100.0%); text that follows +0.0257 [+0.0118, +0.0423] bits per byte; attention 196.5 ms over all
-    layers, 1.3 x faster than dense (dense, sparsekit, 256.5 ms).
+    56.2% (dense 100.0%); text that follows +0.0257 [+0.0118, +0.0423] bits per byte; attention 194.0 ms over all
+    layers, 1.3 x faster than dense (dense, sparsekit, 256.7 ms).
     """
     return {layer: Pipeline([TokenCoverage(tau=0.005)]) for layer in layers} | {"default": "dense"}
 
@@ -37,8 +37,8 @@ def lossless() -> Pipeline:
     The last 4096 queries see everything, all before them the 8192 keys nearest to them, kept ones the kept keys beyond.
 
     Price: 99.7% [95.7, 100.0] of the answers (dense 99.7% [95.7, 100.0], n = 96 prompts), worst task multi_query
-    98.4% (dense 98.4%); text that follows ~ -0.0009 [-0.0027, +0.0003] bits per byte; attention 75.2 ms over all
-    layers, 3.4 x faster than dense (dense, sparsekit, 256.5 ms).
+    98.4% (dense 98.4%); text that follows ~ -0.0009 [-0.0027, +0.0003] bits per byte; attention 72.5 ms over all
+    layers, 3.5 x faster than dense (dense, sparsekit, 256.7 ms).
     """
     return _smooth(tau=0.2, votes=512, near=8192, queries="all", dense_last=4096)
 
@@ -48,7 +48,7 @@ def balanced() -> Pipeline:
 
     Price: 99.7% [95.5, 100.0] of the answers (dense 99.7% [95.7, 100.0], n = 96 prompts), worst task multi_query
     98.4% (dense 98.4%); text that follows ~ +0.0025 [-0.0004, +0.0058] bits per byte; attention 19.2 ms over all
-    layers, 13.4 x faster than dense (dense, sparsekit, 256.5 ms).
+    layers, 13.4 x faster than dense (dense, sparsekit, 256.7 ms).
     """
     return _smooth(tau=0.2, votes=512, near=512)
 
@@ -57,8 +57,8 @@ def fast() -> Pipeline:
     """For single questions about a long text: what is asked before the last 128 tokens is missed more often.
 
     Price: 98.4% [93.5, 99.6] of the answers (dense 99.7% [95.7, 100.0], n = 96 prompts), worst task conversation
-    92.2% (dense 100.0%); text that follows +0.0108 [+0.0037, +0.0197] bits per byte; attention 13.6 ms over all
-    layers, 18.9 x faster than dense (dense, sparsekit, 256.5 ms).
+    92.2% (dense 100.0%); text that follows +0.0108 [+0.0037, +0.0197] bits per byte; attention 13.9 ms over all
+    layers, 18.5 x faster than dense (dense, sparsekit, 256.7 ms).
     """
     return _smooth(tau=0.2, votes=128, near=128)
 

@@ -41,7 +41,9 @@ def main(
     lengths: Annotated[str, typer.Option(help='Bytes, such as "32K,128K"')] = "4K",
     each: Annotated[int, typer.Option(help="Prompts of a task at a length", min=1)] = 8,
     tasks: Annotated[str, typer.Option(help="Separated by commas; default: those that claims rest on")] = "",
-    only: Annotated[str, typer.Option(help='Pipelines whose name has one of these in it, split at ";"')] = "",
+    only: Annotated[
+        str, typer.Option(help='Pipelines of these names, or with one of these in theirs, split at ";"')
+    ] = "",
     seed: Annotated[int, typer.Option(help="Of the first prompt of each task")] = 0,
     file: Annotated[Path | None, typer.Option(help="Text to hide facts in; default: Python's library")] = None,
     packages: Annotated[str, typer.Option(help="Or the source of these installed packages, split at commas")] = "",
@@ -157,8 +159,10 @@ def load(device: str) -> Any:
 
 
 def chosen(words: list[str]) -> dict[str, Any]:
-    """The pipelines whose name has one of the words in it; all, without words."""
-    named = {name: how for name, how in PIPELINES.items() if not words or any(word in name for word in words)}
+    """The pipelines of these names; a word that is no name stands for all that have it in theirs; none for all."""
+    parts = [word for word in words if word not in PIPELINES]
+    picked = lambda name: not words or name in words or any(part in name for part in parts)  # noqa: E731
+    named = {name: how for name, how in PIPELINES.items() if picked(name)}
     return {name: Pipeline.from_spec(how) if isinstance(how, str) else how for name, how in named.items()}
 
 
