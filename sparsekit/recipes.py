@@ -32,7 +32,7 @@ def paper(layers: Iterable[int]) -> dict[int | str, Pipeline | str]:
 
 
 def lossless() -> Pipeline:
-    """No loss can be told on any task that dense attention can do, nor of the text that follows, at 32K and 128K bytes.
+    """No loss can be told on any task that dense attention can do, nor of the text that follows, 32K to 128K bytes.
 
     The last 4096 queries see everything, all before them the 8192 keys nearest to them, kept ones the kept keys beyond.
 

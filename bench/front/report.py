@@ -49,7 +49,8 @@ What is common to the recipes was first read off 30 of these prompts and kept be
 tau of `fast` was set with these tables and those of the tuning seeds in view: both say the same of it. The windows of
 `lossless` and `balanced`, and the dense last queries of `lossless`, were chosen by the text after the tuning seeds'
 prompts. Other seeds on another text were asked at the end. Both tables stand further down. At 32K dense attention takes
-2 ms a layer, and little is faster: without `break_even=0` pipelines run dense there.
+2 ms a layer, and little is faster: without `break_even=0` pipelines run dense there. At 64K, the shortest of these
+lengths at which they do not, the recipes were asked beside the papers' settings, when they had been chosen.
 
 `text after` is what a prefill does to text that nobody asks for: bits per byte of the {after} bytes that follow a
 prompt of plain text, read densely over the cache that the prefill left, less those after a dense prefill, paired,
@@ -74,13 +75,13 @@ reads there; the answers above do not depend on it, and what it does to the text
 AGAIN = """## Tuning
 
 What the recipes are held to: other prompts on the same text, seeds from {seed:,} on; dense was asked {n} prompts with
-{answers} answers at this length, others some or all of them. Of wide windows mostly the text after was wanted: those
+{answers} answers at a length, others some or all of them. Of wide windows mostly the text after was wanted: those
 with an interval from 80.6, 89.3 or 92.6% on were asked 16, 32 or 48 single keys alone.
 """
 CONFIRMED = """## Confirmation
 
 Seeds from {seed:,} on, on another text, the source of hypothesis, pytest, rich and pygments; {n} prompts with
-{answers} answers a pipeline and length. A recipe was asked once, when it had been chosen.{missing}
+{answers} answers a pipeline and length. A recipe was asked once at a length, when it had been chosen.{missing}
 """
 BESIDE = """## Kept queries and their neighbours
 
@@ -225,7 +226,7 @@ def machines(lines: Sequence[Record]) -> str:
 def summary(rows: Sequence[Row], after: Mapping[tuple[str, int], Estimate]) -> str:
     """A table of the recipes at each length."""
     head = ["recipe", "spec", "bytes", "answers right", "from dense", "worst task", "text after, bits"]
-    head += ["attention ms", "speed-up", "density"]
+    head += ["attention ms", "speed-up", "density", "on"]
     lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * (len(head) - 2)]
     for name in (DENSE, "paper", *recipes.PIPELINES):
         for length in lengths(rows):
@@ -236,7 +237,7 @@ def summary(rows: Sequence[Row], after: Mapping[tuple[str, int], Estimate]) -> s
             asked = f"{task.replace('_', ' ')} {100 * worst:.1f}%"
             lines.append(
                 f"| {name} | `{spec}` | {thousands(length)} | {cells['right']} | {cells['difference']} | "
-                f"{asked} | {text} | {cells['attention ms']} | {cells['speed-up']} | {cells['density']} |"
+                f"{asked} | {text} | {cells['attention ms']} | {cells['speed-up']} | {cells['density']} | {row.gpu} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -15,10 +15,11 @@ from bench.leads.judge import QUESTIONS, TEXT, Seen, judge, read, samples
 from bench.leads.layers import Passed, Remembered, Reused, least_work, matched, traded
 from bench.leads.near import Near, Sides, band
 from bench.leads.probes import Both, Chance, LastQueries, Strided, probabilities
-from bench.leads.report import at_density, tables
+from bench.leads.report import VERDICTS, at_density, tables
 from bench.leads.run import FIRST_SEED, done, main
 from bench.leads.tokens import VotedTokens
 from bench.leads.variants import DELIMITERS, Setting, variants
+from bench.records import FOLDER
 from sparsekit import (
     Decompress,
     FlexPrefill,
@@ -382,3 +383,9 @@ def test_a_seen_prefill_tells_the_part_of_the_work():
         "kept": [round(plan.kept(p), 5)] * 2, "density": [round(plan.density(p), 6)] * 2, "reused": 1, "ms": 2.0,
         "work": round(plan.density(p), 6),
     }  # fmt: skip
+
+
+def test_every_lead_that_was_tried_has_a_verdict():
+    tried = {json.loads(line)["variant"] for line in (FOLDER / "front" / "leads.jsonl").read_text().splitlines()}
+    labels = {v.label for v in variants() if v.name in tried}
+    assert labels - VERDICTS.keys() == {"dense", "dense, sparsekit", "plain", "FlexPrefill"}  # what the others vary
