@@ -35,6 +35,7 @@ docs: $(VENV)/ready  ## writes the stage pages from the stages themselves
 
 results: $(VENV)/ready  ## README and docs from the committed records
 	$(BIN)/python bench/report.py
+	$(BIN)/python -m bench.front.report
 
 clean:
 	rm -rf $(VENV) dist demo

@@ -64,7 +64,8 @@ tasks; attention of all layers on one {gpu}, over the fastest dense attention of
 """
 NOTE = """
 Intervals of 95%; text after: the loss, per byte, of plain text that follows a prompt, less that after a dense prefill.
-[docs/front.md](docs/front.md) has every setting of the papers' methods beside them, other seeds and another text.
+[docs/front.md](docs/front.md) has every setting of the papers' methods beside them, 32K and 64K, other seeds and
+another text; `make results` writes it from the records.
 """
 LOSS = """## Loss on plain text
 
