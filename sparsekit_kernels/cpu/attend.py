@@ -6,7 +6,7 @@ into short runs, each a rectangle and a masked remainder. A window cuts a prefix
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -93,7 +93,8 @@ def _dense(p: Problem, out: Output) -> None:
             if m:
                 done = done.merge(fused(q, k[:, :, :m], v[:, :, :m], p.scale))
         else:
-            done = _irregular(q, k, v, p.scale, reach.flatten(0, 1)[at, f:e])
+            seen = reach.flatten(0, 1)[at, f:e]
+            done = _irregular(q, k, v, p.scale, torch.zeros_like(seen), seen)
         out.o[b, heads, f:e], out.lse[b, heads, f:e] = done.o, done.lse
 
 
@@ -105,35 +106,38 @@ def _windowed(p: Problem, out: Output) -> None:
     for b in range(p.q.shape[0]):
         for x in range(h):
             heads, groups = head_slices(p, x, h)
-            for i in range(0, p.q.shape[2], RUN):
-                rows = slice(i, i + RUN)
-                low, high = start[b, x, rows, None], reach[b, x, rows, None]
-                first, end = int(low[high > 0].min()) if (high > 0).any() else 0, int(high.max())
-                done = Output(out.o[b : b + 1, heads, rows], out.lse[b : b + 1, heads, rows])
-                step = max(1, MOST // len(low))
-                for at in range(first, end, step):
-                    slot = torch.arange(at, min(at + step, end), device=low.device)
-                    keys, values = (y[b : b + 1, groups, at : at + len(slot)] for y in (p.k, p.v))
-                    seen = (slot >= low) & (slot < high)
-                    done = done.merge(masked(p.q[b : b + 1, heads, rows], keys, values, p.scale, seen[None, None]))
-                out.o[b, heads, rows], out.lse[b, heads, rows] = done.o[0], done.lse[0]
+            q, k, v = p.q[b : b + 1, heads], p.k[b : b + 1, groups], p.v[b : b + 1, groups]
+            done = _irregular(q, k, v, p.scale, start[b, x], reach[b, x])
+            out.o[b, heads], out.lse[b, heads] = done.o[0], done.lse[0]
 
 
-def _irregular(q: Tensor, k: Tensor, v: Tensor, scale: float, reach: Tensor) -> Output:
-    """Rows that see any ascending number (>= 1) of keys."""
-    parts = []
-    for i in range(0, q.shape[2], RUN):
-        rows, seen = q[:, :, i : i + RUN], reach[i : i + RUN]
-        low, high = int(seen[0]), int(seen[-1])
-        part = fused(rows, k[:, :, :low], v[:, :, :low], scale)
-        step = max(1, MOST // len(seen))
-        for at in range(low, high, step):
-            end = min(at + step, high)
-            visible = torch.arange(at, end, device=seen.device) < seen[:, None]
-            rest = masked(rows, k[:, :, at:end], v[:, :, at:end], scale, visible.expand(q.shape[0], 1, -1, -1))
-            part = part.merge(rest)
-        parts.append(part)
+def _irregular(q: Tensor, k: Tensor, v: Tensor, scale: float, low: Tensor, high: Tensor) -> Output:
+    """Rows that see the slots [low, high), both ascending, in runs."""
+    runs = [slice(i, i + RUN) for i in range(0, q.shape[2], RUN)]
+    parts = [between(q[:, :, rows], k, v, scale, low[rows], high[rows]) for rows in runs]
     return Output(torch.cat([part.o for part in parts], 2), torch.cat([part.lse for part in parts], 2))
+
+
+def between(q: Tensor, k: Tensor, v: Tensor, scale: float, low: Tensor, high: Tensor) -> Output:
+    """Few rows [B, H, M, D] that see the slots [low, high) [M]: what all see is a rectangle, the rest masked."""
+    sees = high > low
+    if not sees.any():
+        lse = q.new_full(q.shape[:3], float("-inf"), dtype=torch.promote_types(q.dtype, torch.float32))
+        return Output(q.new_zeros(*q.shape[:3], v.shape[3]), lse)
+    (first, inner), (outer, end) = (y[sees].aminmax() for y in (low, high))
+    edges, parts = [(int(first), int(end))], []
+    if inner < outer:
+        edges = [(int(first), int(inner)), (int(outer), int(end))]
+        done = fused(q, k[:, :, inner:outer], v[:, :, inner:outer], scale)
+        parts = [Output(done.o.masked_fill(~sees[:, None], 0.0), done.lse.masked_fill(~sees, float("-inf")))]
+    step = max(1, MOST // len(low))
+    for left, right in edges:
+        for at in range(left, right, step):
+            slot = torch.arange(at, min(at + step, right), device=q.device)
+            visible = (slot >= low[:, None]) & (slot < high[:, None])
+            keys, values = (y[:, :, at : at + len(slot)] for y in (k, v))
+            parts.append(masked(q, keys, values, scale, visible.expand(q.shape[0], 1, -1, -1)))
+    return reduce(Output.merge, parts)
 
 
 def _blocked(p: Problem, blocks: Blocks, out: Output) -> None:

@@ -1,6 +1,12 @@
-"""The sliding-window fill: short runs of rows, each against the few keys its windows cover, by fused attention."""
+"""The sliding-window fill: runs of rows against the keys their windows cover, by fused attention.
+
+Of narrow windows many runs are one call, masked. Of wide ones most keys are seen by all rows of a run, without a mask.
+"""
+
+from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
 from sparsekit.fills import SlidingWindow
@@ -8,7 +14,10 @@ from sparsekit.plan import Plan
 from sparsekit.problem import Output, Problem, to_heads
 
 from . import head_slices, masked
+from .attend import between
 
+RUN = 512  # rows of a run at most: longer ones read keys less often, but more of them in vain
+WIDE = 2048  # tokens of a window from which on each run is a call, unmasked where all its rows see all keys
 MOST = 2**24  # masked pairs at a time: 64 MiB in float32
 
 
@@ -19,49 +28,74 @@ def why_not(problem: Problem, plan: Plan) -> str | None:
 def sliding_window(problem: Problem, plan: Plan) -> Output:
     p, fill = problem, plan.fill
     assert isinstance(fill, SlidingWindow)
-    (B, H, Q, _), (G, K) = p.q.shape, p.k.shape[1:3]
+    (B, H, Q, _), G = p.q.shape, p.k.shape[1]
     wide = torch.promote_types(p.q.dtype, torch.float32)
     out = Output(p.q.new_zeros(B, H, Q, p.v.shape[3]), p.q.new_full((B, H, Q), float("-inf"), dtype=wide))
 
     low, high, sinks = fill.spans(p)  # [B, heads, Q]
     heads = low.shape[1]
-    m = min(max(fill.window // 2, 64), 512)  # rows a run: longer ones read keys less often, but more of them in vain
-    last, start = (0, -Q % m), to_heads(p.start(), heads)
-    low, high, sinks, start = (
-        pad(x, last).unflatten(2, (-1, m)) for x in (low, high, sinks, start)
-    )  # [B, heads, I, m]
-    real = high > low
-    begin = low.masked_fill(~real, K).amin(-1)  # [B, heads, I]
-    width = int((high.amax(-1) - begin).clamp(min=0).max())
-    slot = torch.arange(width, device=p.q.device)
-    sink = torch.arange(int(sinks.max()), device=p.q.device)
-    asked = to_heads(plan.filled(p), H)
-
-    n = max(heads, G)
+    spans = torch.stack([low, high, sinks, to_heads(p.start(), heads)], 2)  # [B, heads, 4, Q]
+    asked, n, m = to_heads(plan.filled(p), H), max(heads, G), min(max(fill.window // 2, 64), RUN)
+    runs = _wide if fill.window >= WIDE else _narrow
     for b in range(B):
         for x in range(n):
-            query_heads, (group,) = head_slices(p, x, n)[0], range(G)[head_slices(p, x, n)[1]]
-            own = x * heads // n
-            R = query_heads.stop - query_heads.start
-            step = max(1, MOST // (m * (width + len(sink)) * R))
-            for i in range(0, low.shape[2], step):
-                these = slice(i, min(i + step, low.shape[2]))
-                rows = slice(i * m, min(these.stop * m, Q))
-                if not asked[b, query_heads, rows].any():
-                    continue
-                lows, highs, seen, starts = (y[b, own, these, :, None] for y in (low, high, sinks, start))  # [i, m, 1]
-                near = begin[b, own, these, None] + slot  # [i, width]
-                visible = (near[:, None] >= lows) & (near[:, None] < highs)
-                first = sink.expand(len(near), -1)
-                far = (first[:, None] < seen) & ((first[:, None] < lows) | (first[:, None] >= highs))
-                visible = torch.cat([far & (first[:, None] >= starts), visible], -1)
-                index = torch.cat([first, near.clamp(max=K - 1)], -1)
-                k, v = (y[b, group][index][:, None] for y in (p.k, p.v))  # [i, 1, sinks + width, D]
-                ragged = (0, 0, 0, (these.stop - i) * m - (rows.stop - rows.start))
-                q = pad(p.q[b, query_heads, rows], ragged).unflatten(1, (-1, m)).transpose(0, 1)  # [i, R, m, D]
-                done = masked(q, k, v, p.scale, visible[:, None])
-                o, lse = (y.transpose(0, 1).flatten(1, 2)[:, : rows.stop - rows.start] for y in (done.o, done.lse))
-                out.o[b, query_heads, rows], out.lse[b, query_heads, rows] = o, lse
+            mine, (group,) = head_slices(p, x, n)[0], range(G)[head_slices(p, x, n)[1]]
+            needed = asked[b, mine].any(0)
+            for rows, done in runs(
+                p.q[b, mine], p.k[b, group], p.v[b, group], p.scale, spans[b, x * heads // n], needed, m
+            ):
+                out.o[b, mine, rows], out.lse[b, mine, rows] = done.o, done.lse
     out.o.masked_fill_(~asked[..., None], 0.0)
     out.lse.masked_fill_(~asked, float("-inf"))
     return out
+
+
+def _narrow(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, spans: Tensor, needed: Tensor, m: int
+) -> Iterator[tuple[slice, Output]]:
+    """Rows of q [R, Q, D] and what they get of k, v [K, D]: as many runs of m rows at a time as MOST allows."""
+    (R, Q, _), K = q.shape, len(k)
+    low, high, sinks, start = pad(spans, (0, -Q % m)).unflatten(1, (-1, m))  # [I, m]
+    begin = low.masked_fill(high <= low, K).amin(-1)  # [I]
+    slot = torch.arange(int((high.amax(-1) - begin).clamp(min=0).max()), device=q.device)
+    sink = torch.arange(int(sinks.max()), device=q.device)
+    step = max(1, MOST // (m * (len(slot) + len(sink)) * R))
+    for i in range(0, len(low), step):
+        these = slice(i, min(i + step, len(low)))
+        rows = slice(i * m, min(these.stop * m, Q))
+        if not needed[rows].any():
+            continue
+        lows, highs, seen, starts = (y[these, :, None] for y in (low, high, sinks, start))  # [i, m, 1]
+        near = begin[these, None] + slot  # [i, width]
+        visible = (near[:, None] >= lows) & (near[:, None] < highs)
+        first = sink.expand(len(near), -1)
+        far = _far(first[:, None], lows, highs, seen, starts)
+        visible = torch.cat([far, visible], -1)
+        index = torch.cat([first, near.clamp(max=K - 1)], -1)
+        ragged = (0, 0, 0, (these.stop - i) * m - (rows.stop - rows.start))
+        queries = pad(q[:, rows], ragged).unflatten(1, (-1, m)).transpose(0, 1)  # [i, R, m, D]
+        done = masked(queries, k[index][:, None], v[index][:, None], scale, visible[:, None])
+        o, lse = (y.transpose(0, 1).flatten(1, 2)[:, : rows.stop - rows.start] for y in (done.o, done.lse))
+        yield rows, Output(o, lse)
+
+
+def _wide(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, spans: Tensor, needed: Tensor, m: int
+) -> Iterator[tuple[slice, Output]]:
+    """The same, run by run."""
+    keys, values = k[None, None], v[None, None]
+    for i in range(0, q.shape[1], m):
+        rows = slice(i, i + m)
+        if not needed[rows].any():
+            continue
+        low, high, sinks, start = spans[:, rows]
+        done = between(q[None, :, rows], keys, values, scale, low, high)
+        if far := int(sinks.max()):
+            seen = _far(torch.arange(far, device=q.device), *(y[:, None] for y in (low, high, sinks, start)))
+            done = done.merge(masked(q[None, :, rows], keys[:, :, :far], values[:, :, :far], scale, seen[None, None]))
+        yield rows, Output(done.o[0], done.lse[0])
+
+
+def _far(slot: Tensor, low: Tensor, high: Tensor, sinks: Tensor, start: Tensor) -> Tensor:
+    """Whether a row sees a sink that its window has not."""
+    return (slot < sinks) & ((slot < low) | (slot >= high)) & (slot >= start)
