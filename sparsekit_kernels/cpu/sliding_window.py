@@ -59,6 +59,8 @@ def _narrow(
     begin = low.masked_fill(high <= low, K).amin(-1)  # [I]
     slot = torch.arange(int((high.amax(-1) - begin).clamp(min=0).max()), device=q.device)
     sink = torch.arange(int(sinks.max()), device=q.device)
+    if not len(slot) + len(sink):  # all rows are padding
+        return
     step = max(1, MOST // (m * (len(slot) + len(sink)) * R))
     for i in range(0, len(low), step):
         these = slice(i, min(i + step, len(low)))

@@ -1,6 +1,7 @@
 """What the laws' small float64 problems do not reach: low precision, long runs, pieces, odd layouts."""
 
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import sparsekit as sk
 from sparsekit import Blocks, Plan, Problem, SlidingWindow, Tokens, attend, dispatch, oracle
+from sparsekit.problem import PAD
 
 FAST = [b for b in dispatch.BACKENDS if b != "reference" and "cpu" in dispatch.AUTO and b in dispatch.AUTO["cpu"]]
 # as they come: in a row, [B, L, H, D] transposed as transformers passes them, and head dims far apart
@@ -81,6 +83,21 @@ def test_work_cut_into_pieces_gives_the_same(backend, data):
                 if hasattr(module, name):
                     patch.setattr(module, name, size)
         same(attend(p, plan, backend=backend), oracle(p, plan))
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("sinks", [0, 5])
+def test_a_window_is_wide_or_narrow_alike(backend, sinks, monkeypatch):
+    """Whole sequences, padded ones and padding alone."""
+    module = importlib.import_module(f"{dispatch.BACKENDS[backend]}.sliding_window")
+    p = Problem.of(*(randn(i, 3, h, 300, 16) for i, h in enumerate((4, 2, 2))))
+    pos = p.q_pos.masked_fill(torch.arange(300) >= torch.tensor([300, 170, 0])[:, None, None], PAD)
+    chosen = some(1, 300, 0.3, 4, B=3)
+    plan = Plan(chosen, chosen, fill=SlidingWindow(150, sinks=sinks))
+    for problem in (p, replace(p, q_pos=pos, k_pos=pos, full=False)):
+        for wide in (1, 1000):
+            monkeypatch.setattr(module, "WIDE", wide, raising=False)
+            same(attend(problem, plan, backend=backend), oracle(problem, plan))
 
 
 @pytest.mark.parametrize("backend", FAST)
