@@ -44,7 +44,7 @@ def sliding_window(problem: Problem, plan: Plan) -> Output:
             for rows, done in runs(
                 p.q[b, mine], p.k[b, group], p.v[b, group], p.scale, spans[b, x * heads // n], needed, m
             ):
-                out.o[b, mine, rows], out.lse[b, mine, rows] = done.o, done.lse
+                out.o[b, mine, rows], out.lse[b, mine, rows] = done.o[0], done.lse[0]
     out.o.masked_fill_(~asked[..., None], 0.0)
     out.lse.masked_fill_(~asked, float("-inf"))
     return out
@@ -53,7 +53,7 @@ def sliding_window(problem: Problem, plan: Plan) -> Output:
 def _narrow(
     q: Tensor, k: Tensor, v: Tensor, scale: float, spans: Tensor, needed: Tensor, m: int
 ) -> Iterator[tuple[slice, Output]]:
-    """Rows of q [R, Q, D] and what they get of k, v [K, D]: as many runs of m rows at a time as MOST allows."""
+    """Rows of q [R, Q, D] and what they get of k, v [K, D], a batch of one: as many runs of m rows as MOST allows."""
     (R, Q, _), K = q.shape, len(k)
     low, high, sinks, start = pad(spans, (0, -Q % m)).unflatten(1, (-1, m))  # [I, m]
     begin = low.masked_fill(high <= low, K).amin(-1)  # [I]
@@ -77,7 +77,7 @@ def _narrow(
         ragged = (0, 0, 0, (these.stop - i) * m - (rows.stop - rows.start))
         queries = pad(q[:, rows], ragged).unflatten(1, (-1, m)).transpose(0, 1)  # [i, R, m, D]
         done = masked(queries, k[index][:, None], v[index][:, None], scale, visible[:, None])
-        o, lse = (y.transpose(0, 1).flatten(1, 2)[:, : rows.stop - rows.start] for y in (done.o, done.lse))
+        o, lse = (y.transpose(0, 1).flatten(1, 2)[None, :, : rows.stop - rows.start] for y in (done.o, done.lse))
         yield rows, Output(o, lse)
 
 
@@ -95,7 +95,7 @@ def _wide(
         if far := int(sinks.max()):
             seen = _far(torch.arange(far, device=q.device), *(y[:, None] for y in (low, high, sinks, start)))
             done = done.merge(masked(q[None, :, rows], keys[:, :, :far], values[:, :, :far], scale, seen[None, None]))
-        yield rows, Output(done.o[0], done.lse[0])
+        yield rows, done
 
 
 def _far(slot: Tensor, low: Tensor, high: Tensor, sinks: Tensor, start: Tensor) -> Tensor:
