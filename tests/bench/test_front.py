@@ -1,9 +1,11 @@
-"""What the front's processes write: every figure is of the run that measured it."""
+"""What the front's processes write: every figure is of the run that measured it. What claims rest on."""
 
 import time
 
+from bench.front.report import CONFIRMATION, LEFT_OUT, RECORDS, claimed, read_lines
 from bench.front.run import ask
-from sparsekit.testbed import read_text
+from sparsekit.testbed import CLAIMED, TASKS, read_text
+from sparsekit.testbed.front import front
 from sparsekit.testbed.records import Records
 
 LOSSES = "loss", "after"
@@ -23,3 +25,17 @@ def test_what_is_added_to_old_records_is_of_its_own_run(tmp_path):
     commits = {line["run"]: line["commit"] for line in lines if line["kind"] == "run"}
     assert {commits[line["run"]] for line in lines if line["kind"] in LOSSES} == {"b" * 40}
     assert {commits[line["run"]] for line in lines if line["kind"] == "answers"} == {"a" * 40}
+
+
+def test_claims_rest_on_tasks_that_dense_attention_does():
+    for path in (RECORDS, CONFIRMATION):
+        dense = [row for row in front(claimed(read_lines(path))) if row.dense]
+        assert {row.length for row in dense} >= {32768, 131072}
+        for row in dense:
+            assert row.tasks.keys() == set(CLAIMED) and all(part.value >= 0.95 for part in row.tasks.values())
+
+
+def test_every_task_that_no_claim_rests_on_was_asked_and_is_not_found():
+    rows = front(read_lines(LEFT_OUT))
+    for task in TASKS.keys() - set(CLAIMED):
+        assert any(row.tasks[task].value < 0.95 for row in rows)

@@ -35,8 +35,8 @@ TASKS: dict[str, Callable[[bytes, int, int], Sample]] = {
 TRAINED: tuple[str, ...] = ("single_key", "multi_key", "multi_value", "variable_tracking")
 
 # What a claim may rest on: at least 95% of the answers found by the embedded model under dense attention, at 32K and
-# 128K on an H200 (bench/records/front). It finds key_value, number_string and copy_span at 4K but .4, .8 and .4 of them
-# at 128K, and next to none in the word tasks and question_answering, which are here for other models.
+# 128K (bench/records/front). Of the others it finds key_value, number_string and copy_span at 4K but less than half at
+# 128K, and next to none in the word tasks and question_answering (docs/front.md), which are here for other models.
 CLAIMED: tuple[str, ...] = (*TRAINED, "multi_query", "conversation")
 
 __all__ = [
