@@ -437,6 +437,19 @@ def qkv(B, H, G, Q, K, D, Dv, dtype):
     return [randn(i, B, *shape, dtype=torch.float32).to("cuda", dtype) for i, shape in enumerate(shapes)]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("Q,K,causal", [(300, 300, True), (300, 300, False), (130, 300, True), (1, 300, True)])
+@pytest.mark.parametrize("D,Dv", [(64, 64), (128, 128), (36, 20)])
+def test_torchs_kernels_are_no_worse_than_plain_torch(Q, K, causal, D, Dv):
+    """Those that answer without FlashAttention-4, whether it is here or not."""
+    p = Problem.of(*qkv(2, 8, 2, Q, K, D, Dv, torch.bfloat16), causal)
+    out = third_or_second(p, torch.cuda.get_device_capability()[0])
+    truth, plain = oracle(p), attend(p, Plan(), backend="reference")
+    assert out.o.shape == truth.o.shape and out.lse.shape == truth.lse.shape
+    no_worse(out.o, plain.o, truth.o, p.q.dtype)
+    no_worse(out.lse, plain.lse, truth.lse, torch.float32)
+
+
 def lists(seed, p, h, size, chance):
     """Random lists, every fifth of them empty."""
     B, (m, n) = p.q.shape[0], size
