@@ -87,7 +87,9 @@ Seeds from {seed:,} on, on another text, the source of hypothesis, pytest, rich 
 UNCLAIMED = """## Tasks left out
 
 What the embedded model finds under dense attention in the tasks that no claim rests on, with 95% intervals, {n} prompts
-a task and length, by `sparsekit eval` on an {gpu} (commit {commit}). They are for other models.
+a task and length, by `sparsekit eval`: it was not trained for them. They are for other models.
+"""
+KEPT = """Of those that it finds in part, what pipelines find of the same prompts. No claim rests on this.
 """
 BESIDE = """## Kept queries and their neighbours
 
@@ -377,13 +379,22 @@ def beside(lines: Iterable[Record]) -> str:
 
 
 def left_out(lines: Sequence[Record]) -> str:
-    """The table of what dense attention finds of the tasks that no claim rests on."""
-    rows, (run,) = ordered(front(lines)), runs(lines)
-    table = [f"| task | {' | '.join(thousands(row.length) for row in rows)} |", "|---|" + "---:|" * len(rows)]
-    for task in rows[0].tasks:
-        table.append(f"| {task.replace('_', ' ')} | {' | '.join(percent(row.tasks[task]) for row in rows)} |")
-    head = UNCLAIMED.format(n=rows[0].tasks[task].n, gpu=run["gpu"], commit=run["commit"][:7])
-    return head + "\n" + "\n".join(table) + "\n"
+    """The tables of what dense attention finds of the tasks that no claim rests on, and pipelines of some of them."""
+    rows = front(lines)
+    dense, tasks = [row for row in rows if row.dense], next(row.tasks for row in rows if not row.dense)
+    table = [f"| task | {' | '.join(thousands(row.length) for row in dense)} |", "|---|" + "---:|" * len(dense)]
+    for task in dense[0].tasks:
+        table.append(f"| {task.replace('_', ' ')} | {' | '.join(percent(row.tasks[task]) for row in dense)} |")
+    head = ["pipeline", "bytes", *(task.replace("_", " ") for task in tasks), "from dense"]
+    beside = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    for row in rows:
+        if row.length in {other.length for other in rows if not other.dense}:
+            shares = (f"{100 * row.tasks[task].value:.1f}%" for task in tasks)
+            name, difference = escaped(row.pipeline), figures(row)["difference"]
+            beside.append(f"| `{name}` | {thousands(row.length)} | {' | '.join(shares)} | {difference} |")
+    n = min(part.n for row in dense for part in row.tasks.values())
+    parts = UNCLAIMED.format(n=n), machines(lines), "\n".join(table) + "\n", KEPT, "\n".join(beside) + "\n"
+    return "\n".join(parts)
 
 
 def losses(lines: Iterable[Record]) -> str:

@@ -36,6 +36,6 @@ def test_claims_rest_on_tasks_that_dense_attention_does():
 
 
 def test_every_task_that_no_claim_rests_on_was_asked_and_is_not_found():
-    rows = front(read_lines(LEFT_OUT))
+    rows = [row for row in front(read_lines(LEFT_OUT)) if row.dense]
     for task in TASKS.keys() - set(CLAIMED):
         assert any(row.tasks[task].value < 0.95 for row in rows)

@@ -161,7 +161,10 @@ def test_dense_calls_of_known_shapes(D, Dv, Q, K, causal):
 def test_a_pipeline_of_known_sizes_is_captured_in_a_graph(backend, spec):
     pipeline = Pipeline([*Pipeline.from_spec(spec).named_form(), sk.Attend(backend, break_even=0)])
     x = [torch.randn(1, h, 2048, 128, device="cuda", dtype=torch.bfloat16) for h in (8, 2, 2)]
-    pipeline(*x)  # compiles
+    try:
+        pipeline(*x)  # compiles
+    except NoBackendError as reason:
+        pytest.skip(str(reason))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = pipeline(*x)
