@@ -18,6 +18,7 @@ import math
 import os
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ def main() -> None:
         "dropped_files": corpus.dropped,
         "tokens_a_step": args.tokens,
         "main": args.main,
+        "tasks": args.tasks,
         "shape": asdict(shape),
         "parameters": sum(weight.numel() for weight in net.weights.values()),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else platform.processor(),
@@ -113,7 +115,7 @@ def main() -> None:
         seed = args.seed + 100 * history["calls"] + len(history["stages"])
         steps = train(net, muon, adam, corpus.text, stage, end, args, seed, taken, log)
         taken += steps
-        right = check(net, held_out, stage.length, args.tokens)
+        right = check(net, held_out, stage.length, args.tokens, args.tasks)
         log(f"stage {stage.length}: {steps} steps; right {right}")
         history["stages"].append({**asdict(stage), "steps": steps, "right": right})
         save(net, history, args.out)
@@ -133,7 +135,7 @@ def train(
     log: "Log",
 ) -> int:
     shorter = [n for n in (2**i for i in range(10, 17)) if n < stage.length]
-    batches = Batches(text, args.tokens, stage.length, shorter, args.main, seed)
+    batches = Batches(text, args.tokens, stage.length, shorter, args.main, args.tasks, seed)
     loader = DataLoader(batches, batch_size=None, num_workers=args.workers, pin_memory=net.device == "cuda")
     start = last = time.monotonic()
     steps = 0
@@ -168,11 +170,11 @@ def train(
     return steps
 
 
-def check(net: Network, text: bytes, length: int, tokens: int) -> dict[str, float]:
-    """The share of digits right by task, each predicted from the right bytes before it: a first look only."""
+def check(net: Network, text: bytes, length: int, tokens: int, tasks: Sequence[str]) -> dict[str, float]:
+    """The share of scored bytes right by task, each predicted from the right bytes before it: a first look only."""
     right = {}
     rows = max(1, tokens // length)
-    for name in TRAINED:
+    for name in tasks:
         hits = total = 0
         for batch in range(max(1, 4 // rows)):
             samples = [TASKS[name](text, length - 256, 10**6 + batch * rows + row) for row in range(min(rows, 32))]
@@ -248,6 +250,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=3600, help="seconds the whole program may take")
     parser.add_argument("--reserve", type=float, default=20, help="seconds of them kept for check and save")
     parser.add_argument("--packages", default=",".join(LICENCES), help="whose source to train on")
+    parser.add_argument("--tasks", default=",".join(TRAINED), help="to train for")
     parser.add_argument("--tokens", type=int, default=131072, help="bytes a step")
     parser.add_argument("--main", type=float, default=0.6, help="share of steps at the stage's own length")
     parser.add_argument("--warmup", type=int, default=50, help="steps over which the learning rate rises")
@@ -258,6 +261,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.packages = args.packages.split(",")
+    args.tasks = args.tasks.split(",")
     stages = [tuple(float(x) for x in stage.split(":")) for stage in args.stages.split(",")]
     args.stages = [Stage(int(length), *rest) for length, *rest in stages]
     return args

@@ -83,12 +83,12 @@ def keys(rng: Random, *, evaluation: bool = True, lookalikes: float = 0.0) -> It
             yield key
 
 
-def words(rng: Random) -> Iterator[str]:
-    """Different pronounceable words of WORD_LETTERS letters, of the side kept for evaluation: 125,000 at most."""
+def words(rng: Random, *, evaluation: bool = True) -> Iterator[str]:
+    """Different pronounceable words of WORD_LETTERS letters, of one side of the split: one million on both."""
     seen: set[str] = set()
     while True:
         word = "".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(WORD_LETTERS // 2))
-        if word not in seen and held_out(word):
+        if word not in seen and held_out(word) == evaluation:
             seen.add(word)
             yield word
 

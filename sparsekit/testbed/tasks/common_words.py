@@ -8,10 +8,11 @@ Source: RULER (arXiv:2404.06654), common words extraction. Differs from it: the 
 made up.
 """
 
+from collections.abc import Iterator
 from itertools import islice
 from random import Random
 
-from ..sample import WORD_LETTERS, Sample, check_length, compose, fact, words
+from ..sample import WORD_LETTERS, Fact, Sample, check_length, compose, fact, words
 
 COMMON = 10
 OFTEN = 30
@@ -20,16 +21,13 @@ PART = 7 / 8  # of the prompt; the rest is text around the list
 QUESTION = f"# The {COMMON} most common words of the list, in alphabetical order:\n1."
 
 
-def common_words(text: bytes, length: int, seed: int) -> Sample:
-    check_length(length)
-    rng = Random(seed)
-    size = int(length * PART)
+def draw(rng: Random, spoken: Iterator[str], size: int) -> Fact:
+    """A list of about `size` bytes, at least 500, so that the ten come up twice."""
     n = size // (len(f"{size}. ") + WORD_LETTERS + 1)
     often = min(OFTEN, n // (2 * COMMON))
     seldom = max(1, often // 10)
-    names = words(rng)
-    common = list(islice(names, COMMON))
-    listed = common * often + list(islice(names, (n - COMMON * often) // seldom)) * seldom
+    common = list(islice(spoken, COMMON))
+    listed = common * often + list(islice(spoken, (n - COMMON * often) // seldom)) * seldom
     rng.shuffle(listed)
     items = [f"{i}. {word}" for i, word in enumerate(listed, 1)]
     rows = [" ".join(items[at : at + ROW]) for at in range(0, len(items), ROW)]
@@ -37,4 +35,10 @@ def common_words(text: bytes, length: int, seed: int) -> Sample:
     answer = [(" ", False), (first, True)]
     for i, word in enumerate(rest, 2):
         answer += [(f"\n{i}. ", False), (word, True)]
-    return compose("common_words", text, length, rng, fact(["\n".join(rows)], QUESTION, answer))
+    return fact(["\n".join(rows)], QUESTION, answer)
+
+
+def common_words(text: bytes, length: int, seed: int) -> Sample:
+    check_length(length)
+    rng = Random(seed)
+    return compose("common_words", text, length, rng, draw(rng, words(rng), int(length * PART)))

@@ -7,10 +7,11 @@ Source: the copying and induction probes of in-context learning (Olsson et al., 
 once and far away.
 """
 
+from collections.abc import Iterator
 from itertools import islice
 from random import Random
 
-from ..sample import Sample, check_length, compose, fact, words
+from ..sample import Fact, Sample, check_length, compose, fact, words
 
 WORDS = 16
 GIVEN = 2
@@ -24,11 +25,16 @@ PHRASINGS = (
 )
 
 
+def draw(rng: Random, spoken: Iterator[str], phrasing: int, n: int = WORDS) -> Fact:
+    """A line of `n` words, in the wording PHRASINGS[phrasing % len(PHRASINGS)]."""
+    before, after = PHRASINGS[phrasing % len(PHRASINGS)]
+    span = list(islice(spoken, n))
+    answer = [piece for word in span[GIVEN:] for piece in ((" ", False), (word, True))]
+    return fact([before + " ".join(span) + after], before + " ".join(span[:GIVEN]), answer)
+
+
 def copy_span(text: bytes, length: int, seed: int) -> Sample:
     check_length(length)
     rng = Random(seed)
-    before, after = rng.choice(PHRASINGS)
-    span = list(islice(words(rng), WORDS))
-    answer = [piece for word in span[GIVEN:] for piece in ((" ", False), (word, True))]
-    asked = fact([before + " ".join(span) + after], before + " ".join(span[:GIVEN]), answer)
-    return compose("copy_span", text, length, rng, asked)
+    phrasing = rng.randrange(len(PHRASINGS))
+    return compose("copy_span", text, length, rng, draw(rng, words(rng), phrasing))

@@ -6,11 +6,12 @@ of dots, which does not count. The answer lists the three, a numbered line each;
 Source: RULER (arXiv:2404.06654), frequent words extraction.
 """
 
+from collections.abc import Iterator
 from itertools import islice
 from math import pi
 from random import Random
 
-from ..sample import WORD_LETTERS, Sample, check_length, compose, fact, words
+from ..sample import WORD_LETTERS, Fact, Sample, check_length, compose, fact, words
 
 FREQUENT = 3
 NOISE = "." * WORD_LETTERS
@@ -19,12 +20,11 @@ PART = 7 / 8  # of the prompt; the rest is text around the words
 QUESTION = f"# The {FREQUENT} most frequent words, dots aside, the most frequent first:\n1."
 
 
-def frequent_words(text: bytes, length: int, seed: int) -> Sample:
-    check_length(length)
-    rng = Random(seed)
-    n = int(length * PART) // (WORD_LETTERS + 1)
+def draw(rng: Random, spoken: Iterator[str], size: int) -> Fact:
+    """A text of words of about `size` bytes, at least 500, so that the three tell apart."""
+    n = size // (WORD_LETTERS + 1)
     counts = by_rank(n)
-    ranked = [NOISE, *islice(words(rng), len(counts) - 1)]
+    ranked = [NOISE, *islice(spoken, len(counts) - 1)]
     listed = [word for word, count in zip(ranked, counts, strict=True) for _ in range(count)]
     rng.shuffle(listed)
     rows = [" ".join(listed[at : at + ROW]) for at in range(0, n, ROW)]
@@ -32,7 +32,13 @@ def frequent_words(text: bytes, length: int, seed: int) -> Sample:
     answer = [(" ", False), (first, True)]
     for i, word in enumerate(rest, 2):
         answer += [(f"\n{i}. ", False), (word, True)]
-    return compose("frequent_words", text, length, rng, fact(["\n".join(rows)], QUESTION, answer))
+    return fact(["\n".join(rows)], QUESTION, answer)
+
+
+def frequent_words(text: bytes, length: int, seed: int) -> Sample:
+    check_length(length)
+    rng = Random(seed)
+    return compose("frequent_words", text, length, rng, draw(rng, words(rng), int(length * PART)))
 
 
 def by_rank(n: int) -> list[int]:

@@ -7,9 +7,10 @@ Source: InfiniteBench (arXiv:2402.13718), Retrieve.KV. Differs from it: its keys
 these are shorter, so that each length holds more pairs, and keys have no digits, so that none looks like a value.
 """
 
+from collections.abc import Iterator
 from random import Random
 
-from ..sample import Sample, check_length, compose, fact, keys
+from ..sample import Fact, Sample, check_length, compose, fact, keys
 
 GROUPS = 3
 GROUP = 5
@@ -17,16 +18,19 @@ LINE = len('    "": "",\n') + 2 * (GROUPS * (GROUP + 1) - 1)
 PART = 7 / 8  # of the prompt; the rest is text around the object
 
 
+def draw(rng: Random, names: Iterator[str], pairs: int, asked: int = 1) -> list[Fact]:
+    """An object of `pairs` keys, and a question for each of `asked` of them; the first has the object's lines."""
+    drawn = [("-".join(next(names) for _ in range(GROUPS)), hexadecimal(rng)) for _ in range(pairs)]
+    lines = ",\n".join(f'    "{key}": "{number}"' for key, number in drawn)
+    block: list[list[str]] = [[f"{{\n{lines}\n}}"], *[[]] * (asked - 1)]
+    questions = [(f'    "{key}": "', number) for key, number in rng.sample(drawn, asked)]
+    return [fact(at, start, [(number, True)]) for at, (start, number) in zip(block, questions, strict=True)]
+
+
 def key_value(text: bytes, length: int, seed: int) -> Sample:
     check_length(length)
     rng = Random(seed)
-    names = keys(rng)
-    pairs = [
-        ("-".join(next(names) for _ in range(GROUPS)), hexadecimal(rng)) for _ in range(int(length * PART) // LINE)
-    ]
-    lines = ",\n".join(f'    "{key}": "{number}"' for key, number in pairs)
-    key, number = rng.choice(pairs)
-    asked = fact([f"{{\n{lines}\n}}"], f'    "{key}": "', [(number, True)])
+    (asked,) = draw(rng, keys(rng), int(length * PART) // LINE)
     return compose("key_value", text, length, rng, asked)
 
 

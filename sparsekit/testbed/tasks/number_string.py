@@ -8,7 +8,7 @@ after whose five digits the embedded model has learned that the line ends: it so
 
 from random import Random
 
-from ..sample import Sample, check_length, compose, fact
+from ..sample import Fact, Sample, check_length, compose, fact
 
 DIGITS = 10
 LONGEST = 3  # run
@@ -21,12 +21,17 @@ PHRASINGS = (
 )
 
 
+def draw(rng: Random, phrasing: int) -> Fact:
+    """A number in the wording PHRASINGS[phrasing]."""
+    before, after = PHRASINGS[phrasing]
+    digits = in_runs(rng)
+    return fact([before + digits + after], before, [(digits, True)])
+
+
 def number_string(text: bytes, length: int, seed: int) -> Sample:
     check_length(length)
     rng = Random(seed)
-    before, after = rng.choice(PHRASINGS)
-    digits = in_runs(rng)
-    return compose("number_string", text, length, rng, fact([before + digits + after], before, [(digits, True)]))
+    return compose("number_string", text, length, rng, draw(rng, rng.randrange(len(PHRASINGS))))
 
 
 def in_runs(rng: Random) -> str:

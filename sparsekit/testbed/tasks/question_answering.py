@@ -8,10 +8,11 @@ Source: RULER (arXiv:2404.06654), question answering, single-hop as its SQuAD an
 it: facts are made up from the seed, so that no model knows them, and are hidden in the text instead of whole articles.
 """
 
+from collections.abc import Iterator
 from itertools import islice
 from random import Random
 
-from ..sample import Sample, check_length, compose, fact, words
+from ..sample import Fact, Sample, check_length, compose, fact, words
 
 TRADES = ("baker", "carpenter", "glazier", "mason", "potter", "saddler", "tailor", "weaver")
 PHRASINGS = (
@@ -25,11 +26,9 @@ TOWN = ("In which town did {name} live?", "{name}'s town:")
 TEACHER = ("In which year was the teacher of {name} born?", "the year of birth of {name}'s teacher:")
 
 
-def question_answering(text: bytes, length: int, seed: int) -> Sample:
-    check_length(length)
-    rng = Random(seed)
-    people = max(4, min(64, length // 1024))
-    drawn = [word.capitalize() for word in islice(words(rng), 2 * people)]
+def draw(rng: Random, spoken: Iterator[str], people: int, asked: int = 1) -> list[Fact]:
+    """`asked` questions about `people`, at least 4; the first has everybody's lines."""
+    drawn = [word.capitalize() for word in islice(spoken, 2 * people)]
     names, towns = drawn[:people], drawn[people:]
     years = rng.sample(range(1400, 1900), people)
     teachers = [(i + 1) % people for i in range(people)]
@@ -39,16 +38,21 @@ def question_answering(text: bytes, length: int, seed: int) -> Sample:
         )
         for i in range(people)
     ]
-    asked = rng.randrange(people)
-    (question, start), answer = rng.choice(
-        [(YEAR, str(years[asked])), (TOWN, towns[asked]), (TEACHER, str(years[teachers[asked]]))]
-    )
-    question, start = (part.format(name=names[asked]) for part in (question, start))
+    about: list[tuple[str, str]] = []
+    for _ in range(asked):
+        i = rng.randrange(people)
+        (question, start), answer = rng.choice(
+            [(YEAR, str(years[i])), (TOWN, towns[i]), (TEACHER, str(years[teachers[i]]))]
+        )
+        about.append((f"# Question: {question}\n# Answer: {start}".format(name=names[i]), answer))
     rng.shuffle(lines)
-    return compose(
-        "question_answering",
-        text,
-        length,
-        rng,
-        fact(lines, f"# Question: {question}\n# Answer: {start}", [(" ", False), (answer, True)]),
-    )
+    return [
+        fact([] if i else lines, question, [(" ", False), (answer, True)]) for i, (question, answer) in enumerate(about)
+    ]
+
+
+def question_answering(text: bytes, length: int, seed: int) -> Sample:
+    check_length(length)
+    rng = Random(seed)
+    (asked,) = draw(rng, words(rng), max(4, min(64, length // 1024)))
+    return compose("question_answering", text, length, rng, asked)
