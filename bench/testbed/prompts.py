@@ -58,29 +58,30 @@ FACTS: dict[str, tuple[Draw, ...]] = {
     "copy_span": (_span,) * 2,
 }
 BLOCKS = "key_value", "key_value", "common_words", "frequent_words"  # at most one in a prompt
+NEEDLES = "single_key", "multi_key", "multi_value", "variable_tracking"
+ALL = tuple(dict.fromkeys((*NEEDLES, *FACTS, *BLOCKS, "question_answering")))
 
 
 def training_prompt(text: bytes, length: int, rng: Random, tasks: Collection[str]) -> tuple[bytes, bytes]:
     """A prompt of `length` bytes with its answers, and a byte for each byte: 1 where it is an answer's."""
     names, spoken = keys(rng, evaluation=False, lookalikes=LOOKALIKES), words(rng, evaluation=False)
     draws = [draw for task, shares in FACTS.items() if task in tasks for draw in shares]
-    room = length
     facts: list[Fact] = []
+    left = length
     for group in _groups(length, rng, names, spoken, tasks):
-        if _size(group) < room - length // 16:
+        if _size(group) < left - length // 16:
             facts += group
-            room -= _size(group)
-    least = len(facts)
-    wanted = least + 1 + int(min(MOST, length // 128) * rng.random() ** 2)
+            left -= _size(group)
+    least = left // 2  # bytes of text
+    wanted = len(facts) + 1 + int(min(MOST, length // 128) * rng.random() ** 2)
     one_wording = rng.random() < 0.5
     draw, phrasing = rng.choice(draws), rng.randrange(60)
-    left = room
     while len(facts) < wanted:
         if not one_wording:
             draw, phrasing = rng.choice(draws), rng.randrange(60)
         new = draw(rng, names, spoken, phrasing)
         left -= _size([new])
-        if facts and left < room // 2:
+        if facts and left < least:
             break
         facts.append(new)
     order = rng.sample(facts, len(facts))

@@ -3,7 +3,11 @@ r"""Trains the embedded model on one GPU. The released weights were made on an H
     python -m bench.testbed.train --out run1 --limit 580 \
         --stages 2048:140:2e-3:2e-3,8192:120:2e-3:1.5e-3,32768:130:1.5e-3:1.2e-3,131072:120:1e-3:1e-3
     python -m bench.testbed.train --out run2 --resume run1 --limit 580 --stages 131072:235:1e-3:0
-    python -m bench.testbed.evaluate run2
+    python -m bench.testbed.train --out run3 --resume run2 --limit 555 --reserve 25 --main 0.7 --tasks all \
+        --stages 4096:50:1e-3:1e-3,32768:120:1e-3:1e-3,131072:900:1e-3:0
+    python -m bench.testbed.evaluate run3
+
+The first two for the tasks of NEEDLES, the third from their weights as bf16 keeps them, for all tasks.
 
 A stage is `length:seconds:lr:lr at its end`; every step holds the same number of bytes, most steps prompts of the
 stage's length, the others shorter ones. Loss: the mean cross-entropy of all bytes and that of the answers'
@@ -30,8 +34,8 @@ from torch.utils.data import DataLoader
 
 from bench.testbed.corpus import LICENCES, collect
 from bench.testbed.network import BACKENDS, Network, Shape
-from bench.testbed.prompts import Batches
-from sparsekit.testbed import TASKS, TRAINED, read_text
+from bench.testbed.prompts import ALL, NEEDLES, Batches
+from sparsekit.testbed import TASKS, read_text
 
 STARTED = time.monotonic()
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -87,8 +91,9 @@ def main() -> None:
     history: dict[str, Any] = {"stages": [], "calls": 0}
     if args.resume:
         high = load_file(args.resume / "model.safetensors")
-        low = load_file(args.resume / "residual.safetensors")
-        net.load({name: high[name].float() + low[name].float() for name in high})
+        rest = args.resume / "residual.safetensors"  # which the package does not hold
+        low = load_file(rest) if rest.exists() else {}
+        net.load({name: high[name].float() + low.get(name, torch.zeros(())).float() for name in high})
         history = json.loads((args.resume / "training.json").read_text())
     history["calls"] += 1
     history |= {
@@ -96,7 +101,6 @@ def main() -> None:
         "dropped_files": corpus.dropped,
         "tokens_a_step": args.tokens,
         "main": args.main,
-        "tasks": args.tasks,
         "shape": asdict(shape),
         "parameters": sum(weight.numel() for weight in net.weights.values()),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else platform.processor(),
@@ -113,11 +117,15 @@ def main() -> None:
             log(f"no time left for the stage at {stage.length}")
             break
         seed = args.seed + 100 * history["calls"] + len(history["stages"])
+        start = time.monotonic()
         steps = train(net, muon, adam, corpus.text, stage, end, args, seed, taken, log)
         taken += steps
+        seconds = round(time.monotonic() - start)
         right = check(net, held_out, stage.length, args.tokens, args.tasks)
         log(f"stage {stage.length}: {steps} steps; right {right}")
-        history["stages"].append({**asdict(stage), "steps": steps, "right": right})
+        history["stages"].append(
+            {**asdict(stage), "seconds": seconds, "tasks": args.tasks, "steps": steps, "right": right}
+        )
         save(net, history, args.out)
     log("done")
 
@@ -250,7 +258,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=3600, help="seconds the whole program may take")
     parser.add_argument("--reserve", type=float, default=20, help="seconds of them kept for check and save")
     parser.add_argument("--packages", default=",".join(LICENCES), help="whose source to train on")
-    parser.add_argument("--tasks", default=",".join(TRAINED), help="to train for")
+    parser.add_argument("--tasks", default=",".join(NEEDLES), help="to train for; all: every one that has a draw")
     parser.add_argument("--tokens", type=int, default=131072, help="bytes a step")
     parser.add_argument("--main", type=float, default=0.6, help="share of steps at the stage's own length")
     parser.add_argument("--warmup", type=int, default=50, help="steps over which the learning rate rises")
@@ -261,7 +269,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.packages = args.packages.split(",")
-    args.tasks = args.tasks.split(",")
+    args.tasks = list(ALL) if args.tasks == "all" else args.tasks.split(",")
     stages = [tuple(float(x) for x in stage.split(":")) for stage in args.stages.split(",")]
     args.stages = [Stage(int(length), *rest) for length, *rest in stages]
     return args

@@ -222,8 +222,8 @@ def _yardsticks(model: Any) -> dict[str, Contender]:
 def _check_same(lines: Sequence[Record], header: Record, whats: Mapping[str, str]) -> None:
     """Raises ValueError if the lines cannot stand beside those of a run."""
     for line in lines:
-        for name in ("model", "text", "dtype") if line["kind"] == "run" else ():
-            if line[name] != header[name]:
+        for name in ("model", "weights", "text", "dtype") if line["kind"] == "run" else ():
+            if line.get(name, header[name]) != header[name]:  # older records do not name the weights
                 raise ValueError(
                     f"out: got records of {name} {line[name]!r}, and this run has {header[name]!r}; allowed are those "
                     f"of the same {name}: pass another file"

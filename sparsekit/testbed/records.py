@@ -1,5 +1,6 @@
 """Results in a file: one a line, appended and never changed. Lines of one run share its id."""
 
+import hashlib
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 PACKAGES = ("sparsekit", "triton", "flash-attn-4", "nvidia-cutlass-dsl", "transformers")
+SOME = 64  # numbers of each parameter that tell weights apart
 Record = dict[str, Any]
 
 
@@ -46,13 +48,25 @@ class Records:
 
 
 def provenance(model: Any, name: str, text: str, commit: str | None = None) -> Record:
-    """Where a run came from: model, chip, dtype, versions, commit, date, and an id of its own.
+    """Where a run came from: model and its weights, chip, dtype, versions, commit, date, and an id of its own.
 
     `text` says which text facts are hidden in. `commit` is what `git describe --always --dirty --abbrev=40 --exclude
     '*'` says of the code; it ends in -dirty if the tree was not clean. None if nobody said.
     """
-    what = {"kind": "run", "model": name, "text": text, "dtype": str(model.dtype).removeprefix("torch.")}
+    what = {"kind": "run", "model": name, "weights": fingerprint(model), "text": text}
+    what["dtype"] = str(model.dtype).removeprefix("torch.")
     return what | origin(model.device, commit)
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """Tells weights apart that have the same name: a hash of some of each parameter, the same in any dtype."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        digest.update(name.encode())
+        if not weight.is_meta:  # one that is not in memory
+            some = weight.detach().flatten()[:: max(1, weight.numel() // SOME)][:SOME]
+            digest.update(some.to("cpu", torch.bfloat16).float().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def origin(device: torch.device, commit: str | None) -> Record:
