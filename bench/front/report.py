@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from textwrap import fill
 from typing import Annotated
 
 import typer
@@ -45,12 +46,11 @@ not find 95% of under dense attention are left out, and stand further down. Thes
 `conversation` asks 16 questions one after another at the end of the prompt: most stand before the last tokens, by
 which the stages choose.
 
-What is common to the recipes was first read off 30 of these prompts and kept because it holds on the tuning seeds. The
-tau of `fast` was set with these tables and those of the tuning seeds in view: both say the same of it. The windows of
-`lossless` and `balanced`, and the dense last queries of `lossless`, were chosen by the text after the tuning seeds'
-prompts. Other seeds on another text were asked at the end. Both tables stand further down. At 32K dense attention takes
-2 ms a layer, and little is faster: without `break_even=0` pipelines run dense there. At 64K, the shortest of these
-lengths at which they do not, the recipes were asked beside the papers' settings, when they had been chosen.
+The recipes were chosen on the model's first weights, which knew the first four tasks and what is made of them; the
+tables of that time stand further down. Then its training was extended to `key_value`, `number_string` and `copy_span`,
+and all that follows up to `Tuning` is of the weights of now: nothing was chosen by it. At 32K dense attention takes 2
+ms a layer, and little is faster: without `break_even=0` pipelines run dense there. Recipes, FlexPrefill and the papers'
+settings were asked {n} prompts, others as few as {least}.
 
 `text after` is what a prefill does to text that nobody asks for: bits per byte of the {after} bytes that follow a
 prompt of plain text, read densely over the cache that the prefill left, less those after a dense prefill, paired,
@@ -64,8 +64,8 @@ tasks; attention of all layers on one {gpu}, over the fastest dense attention of
 """
 NOTE = """
 Intervals of 95%; text after: the loss, per byte, of plain text that follows a prompt, less that after a dense prefill.
-[docs/front.md](docs/front.md) has every setting of the papers' methods beside them, 32K and 64K, other seeds and
-another text; `make results` writes it from the records.
+[docs/front.md](docs/front.md) has every setting of the papers' methods beside them, 32K, other seeds and another
+text; `make results` writes it from the records.
 """
 LOSS = """## Loss on plain text
 
@@ -75,27 +75,28 @@ reads there; the answers above do not depend on it, and what it does to the text
 """
 AGAIN = """## Tuning
 
-What the recipes are held to: other prompts on the same text, seeds from {seed:,} on; dense was asked {n} prompts with
-{answers} answers at a length, others some or all of them. Of wide windows mostly the text after was wanted: those
-with an interval from 80.6, 89.3 or 92.6% on were asked 16, 32 or 48 single keys alone.
+What the recipes were chosen by, on the first weights: other prompts on the same text, seeds from {seed:,} on; dense was
+asked {n} prompts with {answers} answers at a length, others some or all of them. Of wide windows mostly the text after
+was wanted: those with an interval from 80.6, 89.3 or 92.6% on were asked 16, 32 or 48 single keys alone.
 """
 CONFIRMED = """## Confirmation
 
-Seeds from {seed:,} on, on another text, the source of hypothesis, pytest, rich and pygments; {n} prompts with
-{answers} answers a pipeline and length. A recipe was asked once at a length, when it had been chosen.{missing}
+On the first weights: seeds from {seed:,} on, on another text, the source of hypothesis, pytest, rich and pygments; {n}
+prompts with {answers} answers a pipeline and length. A recipe was asked once at a length, when it had been
+chosen.{missing}
 """
 UNCLAIMED = """## Tasks left out
 
 What the embedded model finds under dense attention in the tasks that no claim rests on, with 95% intervals, {n} prompts
-a task and length, by `sparsekit eval`: it was not trained for them. They are for other models.
+a task and length. It was trained for them, too, and learned them in part: the longer the prompt, the less it finds.
 """
 KEPT = """Of those that it finds in part, what pipelines find of the same prompts. No claim rests on this.
 """
 BESIDE = """## Kept queries and their neighbours
 
-A kept query that sees kept keys alone stands far from most of them. With a window `for all` queries it sees its nearest
-keys as well, merged by log-sum-exp. Text after the tuning prompts, each pipeline with that less the same without, on
-the same texts; negative is better.
+On the first weights. A kept query that sees kept keys alone stands far from most of them. With a window `for all`
+queries it sees its nearest keys as well, merged by log-sum-exp. Text after the tuning prompts, each pipeline with that
+less the same without, on the same texts; negative is better.
 """
 ELSEWHERE = """## Times again: {gpu}, commit {commit}
 
@@ -104,7 +105,8 @@ does between kernels weighs in the fast ones, and differs from machine to machin
 """
 TRIED = """## Leads
 
-What was tried to do better than the papers, at 32K bytes on an NVIDIA H200 (commit c1bb622, seeds from 1,000,000 on).
+What was tried to do better than the papers, at 32K bytes on an NVIDIA H200 (commit c1bb622, seeds from 1,000,000 on),
+on the first weights.
 Plain is TokenCoverage on all layers with a sliding window of 128 for dropped queries. Work is the part of dense
 attention's pairs that is computed. `found` are the testbed's own tasks, `questions` 24 questions answered inside the
 prompt, `text` the bits per byte of the 512 bytes after a piece of text. Differences are paired, from the plain method
@@ -178,8 +180,10 @@ def bits(estimate: Estimate | None) -> str:
 def page(lines: Sequence[Record], rows: Sequence[Row]) -> str:
     """Markdown."""
     dense = [line["bits"] for line in lines if line["kind"] == "after" and at_price(line, DENSE)]
-    names = ", ".join(f"`{name}`" for name in CLAIMED)
-    head = HEAD.format(claimed=names, after=AFTER, windows=len(dense), bits=fmean(dense), at=thousands(AT))
+    names = fill(", ".join(f"`{name}`" for name in CLAIMED), 120)
+    asked = [row.right.n for row in rows if row.right]
+    of = dict(after=AFTER, windows=len(dense), bits=fmean(dense), at=thousands(AT))
+    head = HEAD.format(claimed=names, n=max(asked), least=min(asked), **of)
     after = text_after(lines)
     parts = [
         head,
@@ -288,7 +292,7 @@ def headline(rows: Sequence[Row], after: Mapping[tuple[str, int], Estimate]) -> 
         task = f"{worst[0].replace('_', ' ')} {100 * worst[1].value:.0f}%"
         lines.append(
             f"| {shown} | {cells['right']} | {task} | {'' if row.dense else bits(after[row.pipeline, AT])} | "
-            f"{cells['attention ms']} ms | {cells['speed-up']} | {cells['density']} |"
+            f"{cells['attention ms'] + ' ms' if row.attention_ms else 'not timed'} | {cells['speed-up']} | {cells['density']} |"
         )
     intro = HEADLINE.format(
         gpu=dense.gpu, n=dense.right.n, tasks=len(dense.tasks), over="FlashAttention-4", ms=dense.attention_ms.p50
@@ -308,14 +312,18 @@ def found(rows: Sequence[Row], name: str, length: int) -> Row:
 
 def price(row: Row, dense: Row, after: Estimate) -> str:
     """What a recipe's docstring says of it; `after` is of the loss of text that follows a prompt."""
-    assert row.right and dense.right and row.attention_ms and dense.attention_ms
+    assert row.right and dense.right and dense.attention_ms
+    timed = "attention was not timed on these weights"
+    if row.attention_ms:
+        timed = (
+            f"attention {row.attention_ms.p50:.1f} ms over all layers, {row.speed_up:.1f} x faster than dense "
+            f"({row.over}, {dense.attention_ms.p50:.1f} ms)"
+        )
     worst = min(row.tasks.items(), key=lambda pair: pair[1].value)
     return (
         f"Price: {percent(row.right)} of the answers (dense {percent(dense.right)}, n = {row.right.n} prompts), worst "
         f"task {worst[0]} {100 * worst[1].value:.1f}% (dense {100 * dense.tasks[worst[0]].value:.1f}%); text that "
-        f"follows {bits(after)} bits per byte; attention "
-        f"{row.attention_ms.p50:.1f} ms over all layers, {row.speed_up:.1f} x faster than dense ({row.over}, "
-        f"{dense.attention_ms.p50:.1f} ms)."
+        f"follows {bits(after)} bits per byte; {timed}."
     )
 
 
@@ -381,7 +389,8 @@ def beside(lines: Iterable[Record]) -> str:
 def left_out(lines: Sequence[Record]) -> str:
     """The tables of what dense attention finds of the tasks that no claim rests on, and pipelines of some of them."""
     rows = front(lines)
-    dense, tasks = [row for row in rows if row.dense], next(row.tasks for row in rows if not row.dense)
+    dense = [row for row in rows if row.dense]
+    tasks = next((row.tasks for row in rows if not row.dense), {})
     table = [f"| task | {' | '.join(thousands(row.length) for row in dense)} |", "|---|" + "---:|" * len(dense)]
     for task in dense[0].tasks:
         table.append(f"| {task.replace('_', ' ')} | {' | '.join(percent(row.tasks[task]) for row in dense)} |")
@@ -393,7 +402,9 @@ def left_out(lines: Sequence[Record]) -> str:
             name, difference = escaped(row.pipeline), figures(row)["difference"]
             beside.append(f"| `{name}` | {thousands(row.length)} | {' | '.join(shares)} | {difference} |")
     n = min(part.n for row in dense for part in row.tasks.values())
-    parts = UNCLAIMED.format(n=n), machines(lines), "\n".join(table) + "\n", KEPT, "\n".join(beside) + "\n"
+    parts = [UNCLAIMED.format(n=n), machines(lines), "\n".join(table) + "\n"]
+    if tasks:
+        parts += [KEPT, "\n".join(beside) + "\n"]
     return "\n".join(parts)
 
 

@@ -231,8 +231,8 @@ assistant.
 
 ## Bytes right
 Greedy answers to one question at the end of the prompt, dense attention, {prompts} prompts a task and length. Text:
-{text}. No file of it was in the training text, and no key or word of these prompts was in training
-(they are split by hash). Counted are the bytes of the values asked for. {where}.
+{text}. No file of it was in the training text, and no key or
+word of these prompts was in training (they are split by hash). Counted are the bytes of the values asked for. {where}.
 
 {digits}
 

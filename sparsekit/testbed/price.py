@@ -55,8 +55,9 @@ def prices(
 ) -> tuple[dict[str, Price], dict[str, str]]:
     """The prices of contenders that take turns on the same prompts, token ids [1, n] each; and who failed, and why.
 
-    Each contender reads each prompt once untimed first: it is looked at, and warm. Of each prompt's timed passes
-    another contender begins. `on_step(name)` is called after each pass.
+    Each contender reads each prompt once untimed first and is looked at, then the first once more as it is timed: what
+    nobody watches may run by other kernels, which are to be compiled as well. Of each prompt's timed passes another
+    contender begins. `on_step(name)` is called after each pass that is looked at or timed.
     """
     kept: dict[str, dict[str, float]] = {}
     density: dict[str, dict[str, float]] = {}
@@ -65,6 +66,8 @@ def prices(
     for name, contender in contenders.items():
         try:
             kept[name], density[name], ran_dense[name] = _looked_at(model, contender, prompts, lambda: on_step(name))  # noqa: B023
+            with contender(None):
+                first_token(model, prompts[0])
         except Exception as error:  # one that breaks must not cost the others a long run
             failed[name] = said(error)
     order = [name for name in contenders if name not in failed]

@@ -2,6 +2,7 @@
 
 import json
 import time
+from copy import deepcopy
 
 import matplotlib.image
 import pytest
@@ -19,7 +20,7 @@ from sparsekit.testbed import TextTokenizer, read_text
 from sparsekit.testbed.comparison import Prompts, compare
 from sparsekit.testbed.front import front, pareto, ranked
 from sparsekit.testbed.page import write_page
-from sparsekit.testbed.records import Records
+from sparsekit.testbed.records import Records, fingerprint
 
 TEXT = read_text()
 LAYERS = 4
@@ -126,7 +127,8 @@ def test_each_pass_runs_the_pipeline_and_a_time_is_that_of_its_attention(model):
 
     prompts = Prompts(TEXT, ("single_key",), (1024,), each=1)
     lines = run(model, None, {"slow": Pipeline([slow], break_even=10**6)}, prompts, timed=2)
-    assert calls == [1024] * LAYERS * (2 * 2 + 1), "looked at and timed on each prompt, and asked, however short"
+    passes = 2 * 2 + 1 + 1  # looked at and timed on each prompt, warmed as it is timed, and asked
+    assert calls == [1024] * LAYERS * passes, "however short"
     price = {line["pipeline"]: line for line in lines if line["kind"] == "price"}
     for name, one in price.items():
         for which in ("attention_ms", "first_token_ms"):
@@ -330,3 +332,22 @@ def test_the_picture_grows_a_panel_for_those_near_the_best(tmp_path):
     assert spread.shape[1] > 1.3 * close.shape[1] and close[..., :3].std() > 0.05
     with pytest.raises(ValueError, match="rows: got none with answers and a speed-up"):
         draw_front(front(lines_of("a", dense=1.0)), tmp_path / "none.png")
+
+
+def test_records_tell_weights_apart(model):
+    same, other = deepcopy(model).to(torch.bfloat16), deepcopy(model)
+    assert fingerprint(same.to(torch.float32)) == fingerprint(same)
+    with torch.no_grad():
+        next(other.parameters()).mul_(2)
+    assert fingerprint(other) != fingerprint(model) == fingerprint(deepcopy(model))
+    lines = run(model, None, {}, Prompts(TEXT, ("single_key",), (1024,), each=1), timed=0)
+    assert lines[0]["weights"] == fingerprint(model)
+
+
+def test_records_of_other_weights_are_refused(model, whole):
+    other, before = deepcopy(model), whole.read_bytes()
+    with torch.no_grad():
+        next(other.parameters()).mul_(2)
+    with pytest.raises(ValueError, match="out: got records of weights"):
+        run(other, whole)
+    assert whole.read_bytes() == before

@@ -2,8 +2,8 @@
 
 The runs make it hard to copy: the digits before do not say how many more of the same come. All ten are scored.
 
-Source: InfiniteBench (arXiv:2402.13718), Retrieve.Number. The wordings are chosen to be unlike those of single_key,
-after whose five digits the embedded model has learned that the line ends: it sometimes ends others early, too.
+Source: InfiniteBench (arXiv:2402.13718), Retrieve.Number. The wordings are unlike those of single_key, whose numbers
+have five digits.
 """
 
 from random import Random
