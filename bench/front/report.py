@@ -290,9 +290,10 @@ def headline(rows: Sequence[Row], after: Mapping[tuple[str, int], Estimate]) -> 
         row = found(rows, name, AT)
         cells, worst = figures(row), min(row.tasks.items(), key=lambda pair: pair[1].value)
         task = f"{worst[0].replace('_', ' ')} {100 * worst[1].value:.0f}%"
+        timed = f"{cells['attention ms']} ms" if row.attention_ms else "not timed"
         lines.append(
             f"| {shown} | {cells['right']} | {task} | {'' if row.dense else bits(after[row.pipeline, AT])} | "
-            f"{cells['attention ms'] + ' ms' if row.attention_ms else 'not timed'} | {cells['speed-up']} | {cells['density']} |"
+            f"{timed} | {cells['speed-up']} | {cells['density']} |"
         )
     intro = HEADLINE.format(
         gpu=dense.gpu, n=dense.right.n, tasks=len(dense.tasks), over="FlashAttention-4", ms=dense.attention_ms.p50
