@@ -1,7 +1,8 @@
 """Asks the embedded model under every pipeline: python -m bench.front.run --device cuda --lengths 32K,128K
 
-One process alone takes the times first. Then several ask, each its share of the prompts, because the GPU idles while
-the host prepares a short call. What the output has already is not asked again, so a run that was cut off goes on.
+One process alone takes the times first. Then several ask, each its share of the prompts, on the GPUs that are there:
+one would idle while the host prepares a short call. What the output has already is not asked again, so a run that was
+cut off goes on.
 """
 
 import time
@@ -72,11 +73,13 @@ def main(
             compare(model, chosen(words), prompts, records, name=NAME, timed=timed, commit=commit)
         del model
     context = get_context("spawn")
-    asked = dict(device=device, words=words, tasks=named, sizes=sizes, text=text, commit=commit, deadline=deadline)
+    where = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if device == "cuda" else [device]
+    asked = dict(words=words, tasks=named, sizes=sizes, text=text, commit=commit, deadline=deadline)
     running = []
-    for share, part in zip(shares, parts, strict=True):
+    for number, (share, part) in enumerate(zip(shares, parts, strict=True)):
         part.write_bytes(out.read_bytes() if out.exists() else b"")
-        running.append(context.Process(target=ask, args=(list(share), part), kwargs=asked))
+        how = asked | {"device": where[number % len(where)]}
+        running.append(context.Process(target=ask, args=(list(share), part), kwargs=how))
         running[-1].start()
     for process, part in zip(running, parts, strict=True):
         process.join()
@@ -98,6 +101,8 @@ def ask(
     **how: Any,
 ) -> None:
     """One process: its seeds, one after another, so that a deadline cuts off prompts and not pipelines."""
+    if how["device"].startswith("cuda"):
+        torch.cuda.set_device(how["device"])  # Triton launches on the current one
     model, records, ways = load(how["device"]), Records(part), chosen(words)
 
     header = provenance(model, NAME, Prompts(text, tasks, sizes, 1, share[0]).identity, how["commit"])
@@ -155,7 +160,7 @@ def source(packages: Iterable[str]) -> bytes:
 
 
 def load(device: str) -> Any:
-    return load_model(torch.bfloat16 if device == "cuda" else torch.float32, device)
+    return load_model(torch.float32 if device == "cpu" else torch.bfloat16, device)
 
 
 def chosen(words: list[str]) -> dict[str, Any]:
