@@ -60,6 +60,14 @@ def test_key_value_is_json_that_holds_the_answer(length, seed):
     assert len(set(held.values())) == len(held) and len(json.dumps(held, indent=4)) > 0.8 * length
 
 
+def test_key_value_asks_for_keys_all_over_the_object():
+    places = []
+    for seed in range(20):
+        _, body, question, _ = drawn("key_value", 4096, seed)
+        places.append(body.index(question) / len(body))
+    assert min(places) < 0.25 and max(places) > 0.75 and len(set(places)) > 15
+
+
 @settings(max_examples=30)
 @given(LENGTHS, SEEDS)
 def test_number_string_is_the_only_one_and_comes_in_runs(length, seed):
