@@ -23,6 +23,7 @@ Written by `python bench/report.py` from `bench/records/`; change nothing here. 
 80th percentile; speed-ups are over the fastest dense attention of the same run, and beside it over FlashAttention-2
 through torch, which published speed-ups are over. An error is |answer - truth| / |truth| on sampled rows against
 float64, beside that of plain torch in the same precision. `authors` is the authors' own code on the same tensors.
+`model` inputs are those of a layer of the embedded model, with its first weights.
 Where the time of a call goes, kernel by kernel, and how much of it is the host's, stands beside the records
 ([H200](../bench/records/nvidia-h200-kernels.txt), and of short inputs that run dense
 [H100](../bench/records/nvidia-h100-80gb-hbm3-kernels.txt)), as does what

@@ -25,8 +25,8 @@ def paper(layers: Iterable[int]) -> dict[int | str, Pipeline | str]:
     and the defaults of its code.
 
     Price: 66.9% [58.8, 74.0] of the answers (dense 100.0% [97.4, 100.0], n = 144 prompts), worst task multi_value
-    59.4% (dense 100.0%); text that follows +0.0216 [+0.0090, +0.0371] bits per byte; attention was not timed on
-    these weights.
+    59.4% (dense 100.0%); text that follows +0.0216 [+0.0090, +0.0371] bits per byte; attention was not timed warm
+    on these weights.
     """
     return {layer: Pipeline([TokenCoverage(tau=0.005)]) for layer in layers} | {"default": "dense"}
 

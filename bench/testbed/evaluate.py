@@ -250,7 +250,8 @@ The tasks, most in several wordings (code and prose), keys of 5 random letters, 
 - **copy_span**: a line of 16 made-up words, seen once; its first two are given.
 
 Trained for as well, and learned in part: lists of words, of which the most common or the most frequent are asked for,
-and questions about made-up people in other words than the text's. No claim rests on these:
+and questions about made-up people in other words than the text's. No claim rests on these. Each byte is judged after
+the right bytes before it; values with every byte right are fewer, and docs/front.md counts them:
 
 {partly}
 
@@ -268,8 +269,8 @@ files were left out because more than a fifth of their lines also occur in the P
 Recipe: `python -m bench.testbed.train`, stages one after another, {seconds} s in all on one {gpu} (torch {torch},
 {attention} attention). {tokens} bytes a step; {main}% of the steps of a stage at its length, the others shorter.
 Every prompt holds up to 256 facts and asks for all of them at its end: needles are the first four tasks above, all are
-the others too. Loss: mean cross-entropy of all
-bytes plus that of the answers' bytes. Muon for the matrices, Adam for embeddings and norms.
+the others too. Loss: mean cross-entropy of all bytes plus that of the answers' bytes. Muon for the matrices, Adam for
+embeddings and norms.
 
 {stages}
 """

@@ -1,8 +1,8 @@
-"""Training prompts: text with many facts of all tasks in it, and the questions for all of them at the end.
+"""Training prompts: text with many facts in it, and the questions for all of them at the end.
 
 The first question of a prompt is the evaluation's own setting; those after it are supervision for the price of
-a few bytes. Keys come from the training side of the split, and some differ from another in one letter only, so
-that a key has to be matched whole.
+a few bytes. Keys and words come from the training side of the split, and some keys differ from another in one letter
+only, so that a key has to be matched whole.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence

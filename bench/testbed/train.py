@@ -7,7 +7,8 @@ r"""Trains the embedded model on one GPU. The released weights were made on an H
         --stages 4096:50:1e-3:1e-3,32768:120:1e-3:1e-3,131072:900:1e-3:0
     python -m bench.testbed.evaluate run3
 
-The first two for the tasks of NEEDLES, the third from their weights as bf16 keeps them, for all tasks.
+The first two for the tasks of NEEDLES; the third for all tasks, from the second's weights as bf16 keeps them: without
+its residual.safetensors.
 
 A stage is `length:seconds:lr:lr at its end`; every step holds the same number of bytes, most steps prompts of the
 stage's length, the others shorter ones. Loss: the mean cross-entropy of all bytes and that of the answers'
