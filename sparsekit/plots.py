@@ -1,8 +1,9 @@
 """Pictures of plans, of layer profiles and of schedules: as PNG, or what the suffix of the path says, written whole."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,12 +107,15 @@ def draw_schedule(schedule: "Schedule", path: Path | str) -> Path:
     return _saved(figure, path)
 
 
-def draw_front(rows: "Sequence[Row]", path: Path | str, *, title: str = "") -> Path:
+def draw_front(
+    rows: "Sequence[Row]", path: Path | str, *, title: str = "", marked: Mapping[str, str] = MappingProxyType({})
+) -> Path:
     """Accuracy over speed-up of the rows of one length, the front as a step line: at this speed-up, so good at best.
 
-    Points on the front have the numbers of `ranked(rows)`, colours are first stages, bars 95% intervals. Where some
-    points are far below the best, a second panel shows those near it. Returns `path`, written whole. Raises
-    ImportError without matplotlib, ValueError if no row has both figures.
+    Points on the front have the numbers of `ranked(rows)`, colours are first stages, bars 95% intervals. `marked` are
+    pipelines that get a ring and a letter, each with the text that says what it is. Where some points are far below the
+    best, a second panel shows those near it. Returns `path`, written whole. Raises ImportError without matplotlib,
+    ValueError if no row has both figures.
     """
     from .testbed.front import ranked
 
@@ -121,9 +125,10 @@ def draw_front(rows: "Sequence[Row]", path: Path | str, *, title: str = "") -> P
     best, steps = max(map(_percent, placed)), ranked(placed)
     near = [row for row in placed if _percent(row) > best - NEAR]
     panels = {"all": placed} | ({f"within {NEAR:g} points of the best": near} if 1 < len(near) < len(placed) else {})
-    texts = [
-        f"{number}  {row.pipeline}: {row.speed_up:.2f}x, {_percent(row):.1f}%" for number, row in enumerate(steps, 1)
-    ]
+    rings = [row for row in placed if row.pipeline in marked]
+    listed = [(str(number), row.pipeline, row) for number, row in enumerate(steps, 1)]
+    listed += [(chr(ord("a") + at), marked[row.pipeline], row) for at, row in enumerate(rings)]
+    texts = [f"{sign}  {called}: {row.speed_up:.2f}x, {_percent(row):.1f}%" for sign, called, row in listed]
     names = [fill(text, 75 * len(panels)) for text in texts]
     figure = _figure(7 * len(panels), 5.2 + 0.19 * sum(name.count("\n") + 1 for name in names))
     from matplotlib.lines import Line2D
@@ -141,11 +146,15 @@ def draw_front(rows: "Sequence[Row]", path: Path | str, *, title: str = "") -> P
             axes.errorbar(row.speed_up, _percent(row), bars, **how)
         line = [row for row in steps if row in shown]
         axes.step([row.speed_up for row in line], [*map(_percent, line)], where="pre", color="#888888", zorder=2)
-        for row in line:
-            number = steps.index(row) + 1
-            side = 6 if number % 2 else -14  # neighbours may be the same point but for a hair
-            where: dict[str, Any] = dict(xytext=(6, side), textcoords="offset points", fontweight="bold", zorder=5)
-            axes.annotate(str(number), (row.speed_up, _percent(row)), **where)
+        for at, (sign, _, row) in enumerate(listed):
+            if row not in shown:
+                continue
+            ringed = at >= len(steps)
+            if ringed:
+                axes.plot(row.speed_up, _percent(row), "o", ms=11, mfc="none", mec="#222222", zorder=5)
+            side = -14 if at % 2 else 6  # neighbours may be the same point but for a hair
+            where: dict[str, Any] = dict(xytext=(-14 if ringed else 6, side), textcoords="offset points", zorder=5)
+            axes.annotate(sign, (row.speed_up, _percent(row)), fontweight="bold", **where)
         axes.set_axisbelow(True)
         axes.grid(color="#eeeeee")
         axes.set_xscale("log", base=2)
@@ -155,7 +164,7 @@ def draw_front(rows: "Sequence[Row]", path: Path | str, *, title: str = "") -> P
         axes.set_title(name if len(panels) > 1 else "")
     handles = [Line2D([], [], marker="s" if f == "dense" else "o", ls="", color=c, label=f) for f, c in colours.items()]
     figure.axes[0].legend(handles=handles, loc="best", fontsize="small")
-    dots = [Line2D([], [], marker="s" if row.dense else "o", ls="", color=colours[row.family]) for row in steps]
+    dots = [Line2D([], [], marker="s" if row.dense else "o", ls="", color=colours[row.family]) for _, _, row in listed]
     figure.legend(dots, names, loc="outside lower center", fontsize="small", frameon=False)
     figure.suptitle(title)
     return _saved(figure, path)

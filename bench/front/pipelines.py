@@ -3,7 +3,11 @@
 from sparsekit.schedules import Layers
 
 LOW = "1-2", "4-5"  # the half of the embedded model's layers with least inter-layer drift, as profile_layers says
-PAPERS = ("tokens .005, zeros, low", "FlexPrefill .95", "tokens .005 | FlexPrefill .95, zeros, low")  # their settings
+PAPERS = {  # their settings
+    "tokens .005, zeros, low": "Token Sparse Attention as published",
+    "FlexPrefill .95": "FlexPrefill as published",
+    "tokens .005 | FlexPrefill .95, zeros, low": "both stacked as published",
+}
 TAUS = (0.005, 0.02, 0.1, 0.2, 0.5)
 GAMMAS = (0.8, 0.9, 0.95, 0.99, 0.995)
 WINDOW = "decompress(fill=sliding_window(128))"

@@ -47,11 +47,10 @@ not find 95% of under dense attention are left out, and stand further down. Thes
 which the stages choose.
 
 The recipes were chosen on the model's first weights, which knew the first four tasks and what is made of them. Then its
-training was extended to the others. No recipe was changed since. Tables of the first weights say so; all others are of
-the weights of now. At 32K dense attention takes 2 ms a layer, and little is faster: without `break_even=0` pipelines
-run dense there. Recipes, FlexPrefill and the papers' settings were asked {n} prompts, others as few as {least}. The
-times of both lengths were taken at once, on two GPUs of one host. Those of `tokens .005, zeros, low` held a compilation
-and are left out.
+training was extended to the others, and no recipe was changed since. Tables of the first weights say so; all others are
+of the weights of now. Every pipeline was asked {n} prompts with {answers} answers at each length. Times were taken one
+pipeline after another, with nothing else on the host. At 32K dense attention takes 2 ms a layer, and little is much
+faster: without `break_even=0` pipelines run dense there.
 
 `text after` is what a prefill does to text that nobody asks for: bits per byte of the {after} bytes that follow a
 prompt of plain text, read densely over the cache that the prefill left, less those after a dense prefill, paired,
@@ -64,9 +63,10 @@ tasks; attention of all layers on one {gpu}, over the fastest dense attention of
 
 """
 NOTE = """
-Intervals of 95%; text after: the loss, per byte, of plain text that follows a prompt, less that after a dense prefill.
-[docs/front.md](docs/front.md) has every setting of the papers' methods beside them, 32K, other seeds and another
-text; `make results` writes it from the records.
+Intervals of 95%. Elsewhere: answers right at other seeds, in another text. Text after: the loss, per byte, of plain
+text that follows a prompt, less that after a dense prefill.
+[docs/front.md](docs/front.md) has every setting of the papers' methods beside them, at 32K and 64K, too; `make results`
+writes it from the records.
 """
 LOSS = """## Loss on plain text
 
@@ -82,9 +82,8 @@ was wanted: those with an interval from 80.6, 89.3 or 92.6% on were asked 16, 32
 """
 CONFIRMED = """## Confirmation
 
-On the first weights: seeds from {seed:,} on, on another text, the source of hypothesis, pytest, rich and pygments; {n}
-prompts with {answers} answers a pipeline and length. A recipe was asked once at a length, when it had been
-chosen.{missing}
+Seeds from {seed:,} on, on another text, the source of hypothesis, pytest, rich and pygments; {n} prompts with {answers}
+answers a pipeline and length, asked once.{missing}
 """
 UNCLAIMED = """## Tasks left out
 
@@ -98,11 +97,6 @@ BESIDE = """## Kept queries and their neighbours
 On the first weights. A kept query that sees kept keys alone stands far from most of them. With a window `for all`
 queries it sees its nearest keys as well, merged by log-sum-exp. Text after the tuning prompts, each pipeline with that
 less the same without, on the same texts; negative is better.
-"""
-ELSEWHERE = """## Times again: {gpu}, commit {commit}
-
-An earlier measurement of these pipelines' times, each over the fastest dense attention of its own run. What the host
-does between kernels weighs in the fast ones, and differs from machine to machine.
 """
 TRIED = """## Leads
 
@@ -124,13 +118,16 @@ def main(
     lines = read_lines(RECORDS)
     rows, after = ordered(front(claimed(lines))), text_after(lines)
     readme = ROOT / "README.md"
-    texts = {docs / "front.md": page(lines, rows), Path(inspect.getfile(recipes)): priced(rows, after)}
-    shown = headline(rows, after)
+    others = front(claimed(read_lines(CONFIRMATION)))
+    texts = {docs / "front.md": page(lines, rows), Path(inspect.getfile(recipes)): priced(rows, after, others)}
+    shown = headline(rows, after, others)
     texts[readme] = MARKED.sub(lambda found: f"{found[1]}\n{shown}{found[2]}", readme.read_text())
     if not check:
         for length in lengths(rows):
             mine = [row for row in rows if row.length == length]
-            draw_front(mine, docs / picture(length), title=f"embedded model, {thousands(length)} bytes, {mine[0].gpu}")
+            title = f"embedded model, {thousands(length)} bytes, {mine[0].gpu}"
+            named = {found(mine, name, length).pipeline: name for name in recipes.PIPELINES}
+            draw_front(mine, docs / picture(length), title=title, marked=PAPERS | named)
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
     if check and stale:
         typer.echo(f"{', '.join(path.name for path in stale)}: not what the records say; run -m bench.front.report")
@@ -182,9 +179,11 @@ def page(lines: Sequence[Record], rows: Sequence[Row]) -> str:
     """Markdown."""
     dense = [line["bits"] for line in lines if line["kind"] == "after" and at_price(line, DENSE)]
     names = fill(", ".join(f"`{name}`" for name in CLAIMED), 120)
-    asked = [row.right.n for row in rows if row.right]
+    asked = sorted({row.right.n for row in rows if row.right})
+    n = " to ".join(map(str, asked[:1] + asked[1:][-1:]))
+    answers = sum(line["answers"] for line in claimed(lines) if line["kind"] == "answers" and at_price(line, DENSE))
     of = dict(after=AFTER, windows=len(dense), bits=fmean(dense), at=thousands(AT))
-    head = HEAD.format(claimed=names, n=max(asked), least=min(asked), **of)
+    head = HEAD.format(claimed=names, n=n, answers=answers, **of)
     after = text_after(lines)
     parts = [
         head,
@@ -196,11 +195,11 @@ def page(lines: Sequence[Record], rows: Sequence[Row]) -> str:
         "## Recipes\n",
         summary(rows, after),
     ]
+    published = ", ".join(f"`{name}`" for name in PAPERS)
     for length in lengths(rows):
         mine = [row for row in rows if row.length == length]
         parts += [f"## {thousands(length)} bytes\n", f"![Answers right over speed-up]({picture(length)})\n"]
-        parts += [f"The papers' settings: {', '.join(f'`{name}`' for name in PAPERS)}.\n", markdown(mine)]
-    parts += elsewhere(lines)
+        parts += [f"Ringed are the recipes and the papers' settings: {published}.\n", markdown(mine)]
     specs = {row.pipeline: row.what for row in rows if not row.dense}
     parts += ["## Specs\n", *(f"- `{name}`: `{what}`" for name, what in specs.items()), ""]
     tuning = read_lines(TUNING)
@@ -256,45 +255,24 @@ def summary(rows: Sequence[Row], after: Mapping[tuple[str, int], Estimate]) -> s
     return "\n".join(lines) + "\n"
 
 
-def elsewhere(lines: Sequence[Record]) -> list[str]:
-    """For each GPU and commit that has times besides those of the rows: a table of them."""
-    places: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for line in lines:
-        if line["kind"] == "run" and line["run"] not in current(lines):
-            places[line["gpu"], line["commit"][:7]].add(line["run"])
-    parts = []
-    for (gpu, commit), known in places.items():
-        theirs = ordered(front(x for x in lines if x["kind"] in ("run", "price") and x["run"] in known))
-        if not theirs:
-            continue
-        sizes = lengths(theirs)
-        at = {(row.pipeline, row.length): figures(row) for row in theirs}
-        head = ["pipeline", *(f"{thousands(size)}: {what}" for size in sizes for what in ("ms", "speed-up"))]
-        table = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
-        for name in dict.fromkeys(row.pipeline for row in theirs):
-            cells = [at.get((name, size), {}).get(what, "") for size in sizes for what in ("attention ms", "speed-up")]
-            table.append(f"| `{escaped(name)}` | {' | '.join(cells)} |")
-        parts += [ELSEWHERE.format(gpu=gpu, commit=commit), "\n".join(table) + "\n"]
-    return parts
-
-
-def headline(rows: Sequence[Row], after: Mapping[tuple[str, int], Estimate]) -> str:
-    """Of the README: the recipes at the length of their prices."""
+def headline(rows: Sequence[Row], after: Mapping[tuple[str, int], Estimate], others: Sequence[Row]) -> str:
+    """Of the README: the recipes at the length of their prices; `others` are of other seeds and another text."""
     dense = found(rows, DENSE, AT)
     assert dense.right and dense.attention_ms
     names = {"dense": DENSE, "Token Sparse Attention, as published": "paper"}
     names |= {f"FlexPrefill, gamma {gamma}": f"FlexPrefill {gamma}" for gamma in (".95", ".99", ".995")}
     names |= {f"`{name}`": name for name in recipes.PIPELINES}
-    head = ["", "answers right", "worst task", "text after, bits", "attention", "speed-up", "density"]
+    head = ["", "answers right", "worst task", "elsewhere", "text after, bits", "attention", "speed-up", "density"]
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     for shown, name in names.items():
         row = found(rows, name, AT)
         cells, worst = figures(row), min(row.tasks.items(), key=lambda pair: pair[1].value)
         task = f"{worst[0].replace('_', ' ')} {100 * worst[1].value:.0f}%"
-        timed = f"{cells['attention ms']} ms" if row.attention_ms else "not timed"
+        once, text = confirmed(row, others), "" if row.dense else bits(after[row.pipeline, AT])
+        elsewhere = percent(once.right) if once and once.right else ""
         lines.append(
-            f"| {shown} | {cells['right']} | {task} | {'' if row.dense else bits(after[row.pipeline, AT])} | "
-            f"{timed} | {cells['speed-up']} | {cells['density']} |"
+            f"| {shown} | {cells['right']} | {task} | {elsewhere} | {text} | "
+            f"{cells['attention ms']} ms | {cells['speed-up']} | {cells['density']} |"
         )
     intro = HEADLINE.format(
         gpu=dense.gpu, n=dense.right.n, tasks=len(dense.tasks), over="FlashAttention-4", ms=dense.attention_ms.p50
@@ -312,29 +290,38 @@ def found(rows: Sequence[Row], name: str, length: int) -> Row:
     return next(row for row in mine if row.what == recipes.PIPELINES[name]().to_spec())
 
 
-def price(row: Row, dense: Row, after: Estimate) -> str:
-    """What a recipe's docstring says of it; `after` is of the loss of text that follows a prompt."""
-    assert row.right and dense.right and dense.attention_ms
-    timed = "attention was not timed warm on these weights"
-    if row.attention_ms:
-        timed = (
-            f"attention {row.attention_ms.p50:.1f} ms over all layers, {row.speed_up:.1f} x faster than dense "
-            f"({row.over}, {dense.attention_ms.p50:.1f} ms)"
-        )
+def confirmed(row: Row, others: Iterable[Row]) -> Row | None:
+    """The same pipeline at the same length among those of other seeds and another text."""
+    name = DENSE if row.dense else row.pipeline
+    return next((other for other in others if (other.pipeline, other.length) == (name, row.length)), None)
+
+
+def price(row: Row, dense: Row, after: Estimate, once: Row | None) -> str:
+    """What a recipe's docstring says of it; `after` is of the loss of text that follows a prompt.
+
+    `once` is of other seeds and another text.
+    """
+    assert row.right and dense.right and row.attention_ms and dense.attention_ms
     worst = min(row.tasks.items(), key=lambda pair: pair[1].value)
+    again = ""
+    if once and once.right:
+        task, least = min(once.tasks.items(), key=lambda pair: pair[1].value)
+        again = f" Other seeds, another text: {percent(once.right)}, worst task {task} {100 * least.value:.1f}%."
     return (
         f"Price: {percent(row.right)} of the answers (dense {percent(dense.right)}, n = {row.right.n} prompts), worst "
         f"task {worst[0]} {100 * worst[1].value:.1f}% (dense {100 * dense.tasks[worst[0]].value:.1f}%); text that "
-        f"follows {bits(after)} bits per byte; {timed}."
+        f"follows {bits(after)} bits per byte; attention "
+        f"{row.attention_ms.p50:.1f} ms over all layers, {row.speed_up:.1f} x faster than dense ({row.over}, "
+        f"{dense.attention_ms.p50:.1f} ms).{again}"
     )
 
 
-def priced(rows: Sequence[Row], after: Mapping[tuple[str, int], Estimate]) -> str:
-    """The source of sparsekit/recipes.py with the prices that the rows say."""
+def priced(rows: Sequence[Row], after: Mapping[tuple[str, int], Estimate], others: Sequence[Row]) -> str:
+    """The source of sparsekit/recipes.py with the prices that the rows say, and their confirmation by `others`."""
     text, dense = Path(inspect.getfile(recipes)).read_text(), found(rows, DENSE, AT)
     for name in ("paper", *recipes.PIPELINES):
         row = found(rows, name, AT)
-        words = price(row, dense, after[row.pipeline, AT]).split(" ")
+        words = price(row, dense, after[row.pipeline, AT], confirmed(row, others)).split(" ")
         wrapped, line = [], "   "
         for word in words:
             if len(line) + len(word) + 1 > 116:

@@ -4,13 +4,11 @@ import time
 
 from bench.front.report import CONFIRMATION, LEFT_OUT, RECORDS, claimed, read_lines
 from bench.front.run import ask
-from bench.testbed.prompts import NEEDLES
 from sparsekit.testbed import CLAIMED, TASKS, read_text
 from sparsekit.testbed.front import front
 from sparsekit.testbed.records import Records
 
 LOSSES = "loss", "after"
-FIRST = {*NEEDLES, "multi_query", "conversation"}  # what claims rested on with the model's first weights
 
 
 def test_what_is_added_to_old_records_is_of_its_own_run(tmp_path):
@@ -34,8 +32,7 @@ def test_claims_rest_on_tasks_that_dense_attention_does():
         dense = [row for row in front(claimed(read_lines(path))) if row.dense]
         assert {row.length for row in dense} >= {32768, 131072}
         for row in dense:
-            claimed_then = FIRST if path == CONFIRMATION else set(CLAIMED)
-            assert row.tasks.keys() == claimed_then and all(part.value >= 0.95 for part in row.tasks.values())
+            assert row.tasks.keys() == set(CLAIMED) and all(part.value >= 0.95 for part in row.tasks.values())
 
 
 def test_every_task_that_no_claim_rests_on_was_asked_and_is_not_found():

@@ -351,3 +351,18 @@ def test_records_of_other_weights_are_refused(model, whole):
     with pytest.raises(ValueError, match="out: got records of weights"):
         run(other, whole)
     assert whole.read_bytes() == before
+
+
+def test_a_marked_pipeline_has_a_ring_and_is_named(tmp_path):
+    lines = lines_of("a", dense=4.0, p=1.0, q=2.0)
+    for name, right in (("dense", 1), ("p", 1), ("q", 0.5)):
+        lines += asked(name, *[right] * 8)
+    rows = front(lines)
+    plain, other, marked = (
+        matplotlib.image.imread(draw_front(rows, tmp_path / f"{i}.png", marked=marks))
+        for i, marks in enumerate(({}, {"not there": "of no row"}, {"q": "as published"}))
+    )
+    assert (plain == other).all()
+    assert marked.shape[0] > plain.shape[0], "one more line below"
+    dark = lambda picture: (picture[..., :3].max(-1) < 0.3).sum()  # noqa: E731
+    assert dark(marked) > dark(plain) + 100, "a ring, a letter and a name"
