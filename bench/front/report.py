@@ -36,6 +36,7 @@ AT = 131072  # bytes, of the prices of recipes
 DENSE = "dense"
 PAPER = "tokens .005, zeros, low"
 FOR_ALL = " for all"  # in the names of pipelines whose kept queries see their window too
+PLACES = {name: at for at, name in enumerate(PIPELINES)}  # in tables; dense comes first
 LOSSES = "loss", "after"  # kinds of records that are no answers
 HEAD = """# Accuracy against speed
 
@@ -83,7 +84,8 @@ was wanted: those with an interval from 80.6, 89.3 or 92.6% on were asked 16, 32
 CONFIRMED = """## Confirmation
 
 Seeds from {seed:,} on, on another text, the source of hypothesis, pytest, rich and pygments; {n} prompts with {answers}
-answers a pipeline and length, asked once.{missing}
+answers a pipeline and length, asked once. A task with one answer a prompt has {each} of them: one that is missed makes
+{missed:.1f}%.{missing}
 """
 UNCLAIMED = """## Tasks left out
 
@@ -149,8 +151,7 @@ def claimed(lines: Iterable[Record]) -> list[Record]:
 
 def ordered(rows: Iterable[Row]) -> list[Row]:
     """By length, dense first, then as the pipelines are listed."""
-    place = {name: at for at, name in enumerate(PIPELINES)}
-    return sorted(rows, key=lambda row: (row.length, place.get(row.pipeline, -1)))
+    return sorted(rows, key=lambda row: (row.length, PLACES.get(row.pipeline, -1)))
 
 
 def text_after(lines: Iterable[Record]) -> dict[tuple[str, int], Estimate]:
@@ -353,7 +354,8 @@ def again(text: str, lines: Sequence[Record], priced: Sequence[Row]) -> str:
     recipe = {pipeline: mark.strip(" ()") for pipeline, mark in named.items()}
     unasked = [f"`{name}`" for pipeline, name in recipe.items() if pipeline not in known]
     missing = f" Not asked these yet: {', '.join(unasked)}." if unasked else ""
-    head = text.format(seed=seed, n=len(asked), answers=answers, missing=missing)
+    each = len(asked) // len({line["task"] for line in asked})
+    head = text.format(seed=seed, n=len(asked), answers=answers, missing=missing, each=each, missed=100 - 100 / each)
     return f"{head}\n{machines(lines)}\n" + "\n".join(table) + "\n"
 
 
@@ -407,8 +409,8 @@ def losses(lines: Iterable[Record]) -> str:
     ends = list(by[DENSE])
     head = ["pipeline", *(f"to {thousands(end)}" for end in ends)]
     table = [f"| {' | '.join(head)} |", "|---|" + "---:|" * len(ends)]
-    for name, found_ in by.items():
-        table.append(f"| `{escaped(name)}` | {' | '.join(f'{fmean(found_[end]):.3f}' for end in ends)} |")
+    for name in sorted(by, key=lambda name: PLACES.get(name, -1)):
+        table.append(f"| `{escaped(name)}` | {' | '.join(f'{fmean(by[name][end]):.3f}' for end in ends)} |")
     return LOSS.format(n=len(by[DENSE][ends[0]])) + "\n" + "\n".join(table) + "\n"
 
 
