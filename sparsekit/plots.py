@@ -149,7 +149,7 @@ def draw_front(
         for at, (sign, _, row) in enumerate(listed):
             if row not in shown:
                 continue
-            ringed = at >= len(steps)
+            ringed = sign.isalpha()
             if ringed:
                 axes.plot(row.speed_up, _percent(row), "o", ms=11, mfc="none", mec="#222222", zorder=5)
             side = -14 if at % 2 else 6  # neighbours may be the same point but for a hair

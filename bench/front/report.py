@@ -34,7 +34,7 @@ RECORDS, TUNING, CONFIRMATION, LEFT_OUT, LEADS = (
 )
 AT = 131072  # bytes, of the prices of recipes
 DENSE = "dense"
-PAPER = "tokens .005, zeros, low"
+PAPER = next(iter(PAPERS))  # what the recipe `paper` is
 FOR_ALL = " for all"  # in the names of pipelines whose kept queries see their window too
 PLACES = {name: at for at, name in enumerate(PIPELINES)}  # in tables; dense comes first
 LOSSES = "loss", "after"  # kinds of records that are no answers
@@ -49,9 +49,9 @@ which the stages choose.
 
 The recipes were chosen on the model's first weights, which knew the first four tasks and what is made of them. Then its
 training was extended to the others, and no recipe was changed since. Tables of the first weights say so; all others are
-of the weights of now. Every pipeline was asked {n} prompts with {answers} answers at each length. Times were taken one
-pipeline after another, with nothing else on the host. At 32K dense attention takes 2 ms a layer, and little is much
-faster: without `break_even=0` pipelines run dense there.
+of the weights of now. Every pipeline was asked {n} prompts or more with {answers} answers at each length. Times were
+taken with nothing else running. At 32K dense attention takes 2 ms a layer, and little is much faster: without
+`break_even=0` pipelines run dense there.
 
 `text after` is what a prefill does to text that nobody asks for: bits per byte of the {after} bytes that follow a
 prompt of plain text, read densely over the cache that the prefill left, less those after a dense prefill, paired,
@@ -85,7 +85,7 @@ CONFIRMED = """## Confirmation
 
 Seeds from {seed:,} on, on another text, the source of hypothesis, pytest, rich and pygments; {n} prompts with {answers}
 answers a pipeline and length, asked once. A task with one answer a prompt has {each} of them: one that is missed makes
-{missed:.1f}%.{missing}
+{missed:.1f}%.
 """
 UNCLAIMED = """## Tasks left out
 
@@ -144,9 +144,22 @@ def read_lines(path: Path) -> list[Record]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def without_losses(lines: Iterable[Record]) -> list[Record]:
+    return [line for line in lines if line["kind"] not in LOSSES]
+
+
 def claimed(lines: Iterable[Record]) -> list[Record]:
     """Without the tasks that no claim rests on, and without losses."""
-    return [line for line in lines if line["kind"] not in LOSSES and line.get("task", CLAIMED[0]) in CLAIMED]
+    return [line for line in without_losses(lines) if line.get("task", CLAIMED[0]) in CLAIMED]
+
+
+def answers(lines: Iterable[Record]) -> dict[tuple[str, int], int]:
+    """By pipeline and length: how many answers were asked for."""
+    found: dict[tuple[str, int], int] = defaultdict(int)
+    for line in lines:
+        if line["kind"] == "answers":
+            found[line["pipeline"], line["length"]] += line["answers"]
+    return found
 
 
 def ordered(rows: Iterable[Row]) -> list[Row]:
@@ -180,11 +193,9 @@ def page(lines: Sequence[Record], rows: Sequence[Row]) -> str:
     """Markdown."""
     dense = [line["bits"] for line in lines if line["kind"] == "after" and at_price(line, DENSE)]
     names = fill(", ".join(f"`{name}`" for name in CLAIMED), 120)
-    asked = sorted({row.right.n for row in rows if row.right})
-    n = " to ".join(map(str, asked[:1] + asked[1:][-1:]))
-    answers = sum(line["answers"] for line in claimed(lines) if line["kind"] == "answers" and at_price(line, DENSE))
+    n = min(row.right.n for row in rows if row.right)
     of = dict(after=AFTER, windows=len(dense), bits=fmean(dense), at=thousands(AT))
-    head = HEAD.format(claimed=names, n=n, answers=answers, **of)
+    head = HEAD.format(claimed=names, n=n, answers=min(answers(claimed(lines)).values()), **of)
     after = text_after(lines)
     parts = [
         head,
@@ -304,16 +315,16 @@ def price(row: Row, dense: Row, after: Estimate, once: Row | None) -> str:
     """
     assert row.right and dense.right and row.attention_ms and dense.attention_ms
     worst = min(row.tasks.items(), key=lambda pair: pair[1].value)
-    again = ""
+    elsewhere = ""
     if once and once.right:
         task, least = min(once.tasks.items(), key=lambda pair: pair[1].value)
-        again = f" Other seeds, another text: {percent(once.right)}, worst task {task} {100 * least.value:.1f}%."
+        elsewhere = f" Other seeds, another text: {percent(once.right)}, worst task {task} {100 * least.value:.1f}%."
     return (
         f"Price: {percent(row.right)} of the answers (dense {percent(dense.right)}, n = {row.right.n} prompts), worst "
         f"task {worst[0]} {100 * worst[1].value:.1f}% (dense {100 * dense.tasks[worst[0]].value:.1f}%); text that "
         f"follows {bits(after)} bits per byte; attention "
         f"{row.attention_ms.p50:.1f} ms over all layers, {row.speed_up:.1f} x faster than dense ({row.over}, "
-        f"{dense.attention_ms.p50:.1f} ms).{again}"
+        f"{dense.attention_ms.p50:.1f} ms).{elsewhere}"
     )
 
 
@@ -340,7 +351,6 @@ def again(text: str, lines: Sequence[Record], priced: Sequence[Row]) -> str:
     """The table of the pipelines that were asked other prompts; `priced` names the recipes among them."""
     asked = [line for line in lines if line["kind"] == "answers" and at_price(line, DENSE)]
     named = {found(priced, name, AT).pipeline: f" ({name})" for name in recipes.PIPELINES}
-    seed, answers = min(line["seed"] for line in asked), sum(line["answers"] for line in asked)
     after = text_after(lines)
     table = ["| pipeline | bytes | answers right | from dense | worst task | text after, bits |", "|---|" + "---:|" * 5]
     for row in ordered(front(claimed(lines))):
@@ -350,12 +360,14 @@ def again(text: str, lines: Sequence[Record], priced: Sequence[Row]) -> str:
             f"{cells['difference']} | {task.replace('_', ' ')} {100 * worst.value:.1f}% | "
             f"{'' if row.dense else bits(after[row.pipeline, row.length])} |"
         )
-    known = {line["pipeline"] for line in lines if line["kind"] == "answers"}
-    recipe = {pipeline: mark.strip(" ()") for pipeline, mark in named.items()}
-    unasked = [f"`{name}`" for pipeline, name in recipe.items() if pipeline not in known]
-    missing = f" Not asked these yet: {', '.join(unasked)}." if unasked else ""
     each = len(asked) // len({line["task"] for line in asked})
-    head = text.format(seed=seed, n=len(asked), answers=answers, missing=missing, each=each, missed=100 - 100 / each)
+    head = text.format(
+        seed=min(line["seed"] for line in asked),
+        n=len(asked),
+        answers=answers(asked)[DENSE, AT],
+        each=each,
+        missed=100 - 100 / each,
+    )
     return f"{head}\n{machines(lines)}\n" + "\n".join(table) + "\n"
 
 
@@ -379,6 +391,7 @@ def beside(lines: Iterable[Record]) -> str:
 
 def left_out(lines: Sequence[Record]) -> str:
     """The tables of what dense attention finds of the tasks that no claim rests on, and pipelines of some of them."""
+    lines = without_losses(lines)
     rows = front(lines)
     dense = [row for row in rows if row.dense]
     tasks = next((row.tasks for row in rows if not row.dense), {})

@@ -2,7 +2,12 @@
 
 One process alone takes the times first. Then several ask, each its share of the prompts, on the GPUs that are there:
 one would idle while the host prepares a short call. What the output has already is not asked again, so a run that was
-cut off goes on.
+cut off goes on. What is in bench/records/front/ of the model's weights of now, of the pipelines in the tables of
+docs/front.md (`--only`), each with --device cuda --processes 16 --each 16:
+
+    evaluation    --lengths 32K,64K,128K
+    confirmation  --lengths 32K,128K --timed 0 --seed 4000000 --packages hypothesis,pytest,rich,pygments
+    left_out      --lengths 4K,32K,128K --timed 0 --tasks common_words,frequent_words,question_answering
 """
 
 import time

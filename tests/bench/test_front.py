@@ -2,8 +2,9 @@
 
 import time
 
-from bench.front.report import CONFIRMATION, LEFT_OUT, RECORDS, claimed, read_lines
+from bench.front.report import CONFIRMATION, LEFT_OUT, RECORDS, answers, claimed, read_lines
 from bench.front.run import ask
+from sparsekit import recipes
 from sparsekit.testbed import CLAIMED, TASKS, read_text
 from sparsekit.testbed.front import front
 from sparsekit.testbed.records import Records
@@ -33,6 +34,15 @@ def test_claims_rest_on_tasks_that_dense_attention_does():
         assert {row.length for row in dense} >= {32768, 131072}
         for row in dense:
             assert row.tasks.keys() == set(CLAIMED) and all(part.value >= 0.95 for part in row.tasks.values())
+
+
+def test_every_point_has_400_answers_and_every_recipe_is_confirmed():
+    assert min(answers(claimed(read_lines(RECORDS))).values()) >= 400
+    lines = claimed(read_lines(CONFIRMATION))
+    asked = answers(lines)
+    enough = {(row.what, row.length) for row in front(lines) if asked[row.pipeline, row.length] >= 400}
+    specs = [recipe().to_spec() for recipe in recipes.PIPELINES.values()]
+    assert enough >= {(spec, length) for spec in specs for length in (32768, 131072)}
 
 
 def test_every_task_that_no_claim_rests_on_was_asked_and_is_not_found():
