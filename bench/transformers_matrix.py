@@ -173,7 +173,7 @@ def generate_left_padded(model: PreTrainedModel) -> Tensor:
 
 
 def generate_in_chunks(model: PreTrainedModel) -> Tensor:
-    return _generate(model, prefill_chunk_size=16)
+    return _generate(model, prefill_chunk_size=40)
 
 
 def generate_static(model: PreTrainedModel) -> Tensor:

@@ -1,29 +1,41 @@
 """The attention function: a layer's call as the Problems that its pipeline runs, or dense."""
 
-import sys
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.utils.generic import TransformersKwargs
 
 from ...dispatch import AUTO, NoBackendError, why_not
 from ...pipeline import Attend, Pipeline
 from ...plan import Plan
 from ...problem import Output, Problem
 from ...timing import now_ms
-from .masks import Carrier, Question, Sequences, added, packed_by
-from .schedule import beside
+from .interface import NAME, decides_by_name, eager_forward, gives, stock
+from .masks import Carrier, Question, Rows, Sequences, added, is_traced, mask, packed_by
+from .schedule import FILE, beside
+
+DECODE = 32  # new tokens over a cache up to which a call is decode, such as the verification of a draft, and runs dense
+MARK = "_sparsekit"  # the attribute of an attention module that holds its Layer: a copy of the module has it too
+
+# the arguments that an attention function of transformers gets beside the tensors, and that are understood here
+UNDERSTOOD = {"sliding_window", "s_aux", "softcap", "position_bias", *TransformersKwargs.__annotations__}
 
 
 @dataclass(frozen=True)
 class LayerCall:
-    """What one layer's attention did in one prefill call; of packed sequences, with one of them."""
+    """What one layer's attention did in one prefill call, with rows of the batch that are alike.
+
+    Of packed sequences, with one of them.
+    """
 
     layer: int
     problem: Problem  # padding taken out
@@ -37,18 +49,37 @@ Watch = Callable[[LayerCall], None]
 
 @dataclass(frozen=True)
 class Layer:
-    """What an attention module does in a prefill."""
+    """What an attention module does in a prefill. A copy of the module does the same, but nobody watches it."""
 
     pipeline: Pipeline | None = None  # None: dense
     watch: Watch | None = None
-    eager: bool = False  # dense runs through the model's eager attention, because it has no SDPA
     heads_group: "dist.ProcessGroup | None" = None  # the ranks that hold the layer's other heads
     dense: dict[int, str] = field(default_factory=dict)  # by layer, why it ran dense in spite of its pipeline; shared
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Layer":
+        return Layer(self.pipeline, None, self.heads_group, copy.deepcopy(self.dense, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self.pipeline and self.pipeline.named_form(), self.dense)
+
+
+def _unpickled(steps: list[Any] | None, dense: dict[int, str]) -> Layer:
+    register()  # another process may not know the name yet
+    return Layer(None if steps is None else Pipeline(steps), dense=dense)
+
+
+def register() -> None:
+    """Make `attn_implementation="sparsekit"` known to transformers; `sparsify` calls it.
+
+    A model that has it by name alone is dense, and says so, unless it was loaded from a folder with a sparsekit.json.
+    The language model inside one of several parts is dense even then: its config does not know the folder, and
+    `sparsify` does.
+    """
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, mask)
+
 
 DENSE = Pipeline([Attend(backend="flash")])  # of dense layers on a GPU: as fast as anything there
-
-LAYERS: WeakKeyDictionary[nn.Module, Layer] = WeakKeyDictionary()  # attention modules of sparsified models
 
 
 @dataclass(frozen=True)
@@ -72,8 +103,18 @@ class _Call:
     def packed(self) -> Sequences | None:
         """The packed sequences that the caller names."""
         said = self.kwargs.get("cu_seq_lens_q"), self.kwargs.get("seq_idx")
-        make = lambda: packed_by(self.query.shape[2], *said)  # noqa: E731
+        if said == (None, None):
+            return None
+        question = self.mask.question if isinstance(self.mask, Carrier) else None
+        keys = question.keys if isinstance(question, Question) else self.key.shape[2]
+        make = lambda: packed_by(self.query.shape[0], self.query.shape[2], keys, *said)  # noqa: E731
         return self.mask.once("packed", make) if isinstance(self.mask, Carrier) else make()
+
+    def is_decode(self) -> bool:
+        """Whether these are a few new tokens over a cache."""
+        question = self.mask.question if isinstance(self.mask, Carrier) else None
+        new = self.query.shape[2]  # a traced one is compared with no number unasked
+        return isinstance(question, Question) and question.keys > new and new <= DECODE
 
 
 def attention(
@@ -89,29 +130,53 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """query [B, H, Q, D], key [B, G, K, D], value [B, G, K, Dv] -> [B, Q, H, Dv]; local heads, never the config's.
 
-    Raises ValueError for a sparse layer in training, or with inputs that need gradients.
+    Raises ValueError for a sparse layer in training, and for an argument that the layer's own SDPA would not get.
     """
     call = _Call(module, query, key, value, attention_mask, dropout, scaling, is_causal, kwargs)
-    return _dense(call, layer_of(module).eager) if query.shape[2] == 1 else _prefill(call, layer_of(module))
+    if query.shape[2] == 1:
+        return _dense(call)
+    return _traced(call) if is_traced(query) else _prefill(call)
 
 
 def layer_of(module: nn.Module) -> Layer:
-    """What `sparsify` chose for a module; without it, what the file beside its model says."""
-    if module not in LAYERS:
-        config, number = getattr(module, "config", None), getattr(module, "layer_idx", None)
-        told = (layer.dense for other, layer in LAYERS.items() if getattr(other, "config", None) is config)
-        pipeline = beside(config, number) if isinstance(number, int) else None  # an encoder's layers have no number
-        LAYERS[module] = Layer(pipeline, dense=next(told, {}))
-    return LAYERS[module]
+    """Return what `sparsify` chose for a module; without it, what the file beside its model says."""
+    if MARK not in module.__dict__:
+        module.__dict__[MARK] = _by_name(module)
+    return module.__dict__[MARK]
+
+
+def _by_name(module: nn.Module) -> Layer:
+    """What a module does whose model has the implementation by its name alone."""
+    config, number = getattr(module, "config", None), getattr(module, "layer_idx", None)
+    if decides_by_name(module):
+        raise ValueError(
+            f'attn_implementation: got "{NAME}" for {type(module).__name__}, which prepares other arguments for an '
+            "implementation of that name than for its own; allowed is its own: load the model without "
+            "attn_implementation"
+        )
+    if not isinstance(number, int) or not getattr(module, "is_causal", True):  # a layer of an encoder
+        return Layer()
+    folder = getattr(config, "name_or_path", "") or ""
+    if not (folder and (Path(folder) / FILE).is_file()):
+        warnings.warn(
+            f'sparsekit: {type(module).__name__} has attn_implementation="{NAME}" by its name alone and runs dense: '
+            f"there is no {FILE} in {folder!r}, seen from the current folder. Call "
+            "sparsify(model, pipeline), or load the model from a folder with that file, by its absolute path",
+            stacklevel=2,
+        )
+    return Layer(beside(config, number))
 
 
 def index(module: nn.Module) -> int:
-    """The number of an attention module's layer."""
+    """Return the number of an attention module's layer."""
     return int(module.layer_idx)  # type: ignore[arg-type]
 
 
 @torch.compiler.disable(reason="sparsekit: a sparse prefill is no single graph; compile without fullgraph=True")
-def _prefill(call: _Call, layer: Layer) -> tuple[Tensor, Tensor | None]:
+def _prefill(call: _Call) -> tuple[Tensor, Tensor | None]:
+    if call.is_decode():
+        return _dense(call)
+    layer = layer_of(call.module)
     pipeline = layer.pipeline or (DENSE if call.query.is_cuda and not _learns(call) else None)
     if pipeline is not None:
         reason = _why_dense(call, pipeline, layer)
@@ -123,11 +188,12 @@ def _prefill(call: _Call, layer: Layer) -> tuple[Tensor, Tensor | None]:
                 reason = str(refusal)
         if layer.pipeline is not None:
             _say(call.module, layer, reason)
+    _require_same_arguments(call)
     started = now_ms(call.query.device) if layer.watch else 0.0
-    answer = _dense(call, layer.eager)
+    answer = _dense(call)
     if layer.watch and isinstance(call.mask, Carrier) and isinstance(call.mask.question, Question):
         ms = now_ms(call.query.device) - started
-        problems = [problem for _, problem in _problems(call, call.mask.question, layer)]
+        problems = [problem for *_, problem in _problems(call, call.mask.question, Pipeline(), layer.heads_group)]
         if len(problems) == 1:
             layer.watch(LayerCall(index(call.module), problems[0], Plan(), None, ms))
     return answer
@@ -139,6 +205,8 @@ def _why_dense(call: _Call, pipeline: Pipeline, layer: Layer) -> str | None:
     for name in ("softcap", "position_bias"):
         if call.kwargs.get(name) is not None:
             return f"its scores have a {name}, which no sparse kernel has"
+    if unknown := _unknown(call):
+        return f"it is given {', '.join(map(repr, unknown))}, which sparsekit does not understand"
     if call.kwargs.get("output_attentions"):
         return "output_attentions=True asks for attention weights, and a sparse layer has none"
     if not (call.is_causal if call.is_causal is not None else getattr(call.module, "is_causal", True)):
@@ -150,8 +218,7 @@ def _why_dense(call: _Call, pipeline: Pipeline, layer: Layer) -> str | None:
         return question
     if (call.query.shape[2], call.key.shape[2]) != (mask.asked["q_length"], mask.asked["kv_length"]):
         return "its keys are not those that its mask speaks of"
-    sequences = call.packed() or question.sequences
-    if sequences and question.padding != Plan():
+    if not is_traced(call.query) and (call.packed() or question.sequences) and question.padded:
         return "its packed sequences are padded"
     tokens = [type(s).__name__ for s in pipeline.stages if getattr(s, "chooses", None) != "blocks"]
     heads = getattr(config, "num_attention_heads", call.query.shape[1])
@@ -161,6 +228,29 @@ def _why_dense(call: _Call, pipeline: Pipeline, layer: Layer) -> str | None:
             "others: load the model with a tp_plan, then sparsify it"
         )
     return None
+
+
+def _unknown(call: _Call) -> list[str]:
+    """The arguments that are not understood here: tensors, and what the layer's own code names.
+
+    What else a caller gives the model comes along, and no implementation reads it.
+    """
+    return [
+        name
+        for name, value in call.kwargs.items()
+        if name not in UNDERSTOOD and value is not None and (isinstance(value, Tensor) or gives(call.module, name))
+    ]
+
+
+def _require_same_arguments(call: _Call) -> None:
+    """Raise ValueError if the layer's own code gives a tensor that SDPA drops: by SDPA's name it might do otherwise."""
+    for name in _unknown(call):
+        dropped = not _is_eager(call) and gives(call.module, name)
+        if dropped and isinstance(call.kwargs[name], Tensor):
+            raise ValueError(
+                f"model: {type(call.module).__name__} gives its attention {name!r}, which neither sparsekit nor SDPA "
+                'understands; allowed is the model\'s own attention: restore() it, or leave the layer out of "layers"'
+            )
 
 
 def _learns(call: _Call) -> bool:
@@ -180,63 +270,173 @@ def _require_inference(call: _Call) -> None:
 def _say(module: nn.Module, layer: Layer, reason: str) -> None:
     """Warn once of a reason, naming the first layer that has it."""
     if reason not in layer.dense.values():
-        warnings.warn(
-            f"sparsekit: layer {index(module)} ({type(module).__name__}) runs dense: {reason}. Said once for all such "
-            "layers: sparsify(...).dense lists them",
-            stacklevel=2,
-        )
+        warn_dense(module, reason)
     layer.dense[index(module)] = reason
 
 
-def _problems(call: _Call, question: Question, layer: Layer) -> Iterator[tuple[Plan, Problem]]:
-    """The problems of a call, row by row and along its tokens, each with what has taken its padding out."""
+def warn_dense(module: nn.Module, reason: str) -> None:
+    """Warn that a layer runs dense."""
+    warnings.warn(
+        f"sparsekit: layer {index(module)} ({type(module).__name__}) runs dense: {reason}. Said once for all such "
+        "layers: sparsify(...).dense lists them",
+        stacklevel=3,
+    )
+
+
+def _problems(
+    call: _Call, question: Question, pipeline: Pipeline, heads_group: Any
+) -> Iterator[tuple[Tensor | None, Plan, Problem]]:
+    """The problems of a call, each with the rows that it is of (None: all) and what has taken their padding out.
+
+    Those of packed sequences come row by row and along its tokens.
+    """
     q, k, v = call.filled(question)
-
-    def problem(q: Tensor, k: Tensor, v: Tensor) -> Problem:
-        p = Problem.of(q, k, v, scale=call.scaling, window=question.window)
-        if question.first:
-            p = replace(p, q_pos=p.q_pos + question.first, k_pos=p.k_pos + question.first)
-        return replace(p, heads_group=layer.heads_group)
-
     sequences = call.packed() or question.sequences
-    if sequences is None:
-        yield question.padding, question.padding.compress(problem(q, k, v))
+    if sequences is not None:
+        yield from _apart(q, k, v, question, sequences, call.scaling, heads_group)
         return
+    least = _least(pipeline)
+    make = lambda: question.rows(q.shape[2], least)  # noqa: E731
+    for rows in call.mask.once(("rows", least), make) if isinstance(call.mask, Carrier) else make():
+        yield rows.index, rows.padding, _problem(q, k, v, question, rows, call.scaling, heads_group)
+
+
+def _least(pipeline: Pipeline) -> int:
+    """The number of keys from which on the stages run, if one is set."""
+    limit = pipeline.attend.break_even
+    return limit if isinstance(limit, int) else 0
+
+
+def _apart(
+    q: Tensor, k: Tensor, v: Tensor, question: Question, sequences: Sequences, scale: float | None, heads_group: Any
+) -> Iterator[tuple[None, Plan, Problem]]:
+    """The problems of packed sequences."""
+    whole = Rows(None, Plan(), None, question.window)
     for b, bounds in enumerate(sequences):
         for i, j in zip(bounds, bounds[1:], strict=False):
-            yield Plan(), problem(*(x[b : b + 1, :, i:j] for x in (q, k, v)))
+            one, keys, values = (x[b : b + 1, :, i:j] for x in (q, k, v))
+            yield None, Plan(), _problem(one, keys, values, question, whole, scale, heads_group)
+
+
+def _problem(
+    q: Tensor, k: Tensor, v: Tensor, question: Question, rows: Rows, scale: float | None, heads_group: Any
+) -> Problem:
+    """What is asked of some rows, without their padding. Positions are those of each row's own sequence."""
+    if rows.index is not None:
+        q, k, v = (x.index_select(0, rows.index) for x in (q, k, v))
+    p = Problem.of(q, k, v, scale=scale, window=rows.window)
+    if rows.place is not None:
+        p = replace(p, q_pos=rows.place[..., -q.shape[2] :], k_pos=rows.place, gapless=False)
+    elif question.first:
+        p = replace(p, q_pos=p.q_pos + question.first, k_pos=p.k_pos + question.first)
+    return rows.padding.compress(replace(p, heads_group=heads_group))
 
 
 def _sparse(call: _Call, pipeline: Pipeline, layer: Layer) -> Tensor:
     """[B, Q, H, Dv]; padding queries get zeros."""
     assert isinstance(call.mask, Carrier) and isinstance(call.mask.question, Question)
-    if not layer.watch and (o := _at_once(call, call.mask.question, pipeline)) is not None:
+    question = call.mask.question
+    if not layer.watch and (o := _at_once(call, question, pipeline)) is not None:
         return o
-    outputs = []
-    for padding, problem in _problems(call, call.mask.question, layer):
+    outputs, indices = [], []
+    for rows, padding, problem in _problems(call, question, pipeline, layer.heads_group):
         started = now_ms(call.query.device) if layer.watch else 0.0
         if call.query.is_cuda and pipeline.attend.backend == "auto" and (reason := no_gpu_kernel(problem)):
             raise NoBackendError(reason)
         plan, output = pipeline.run(problem)
         if layer.watch:
             layer.watch(LayerCall(index(call.module), problem, plan, output, now_ms(call.query.device) - started))
-        outputs.append(_with_sinks(padding.decompress(output), call.kwargs.get("s_aux")))
-    whole = outputs[0]
-    if len(outputs) > 1:
-        whole = torch.cat([o[0].transpose(0, 1) for o in outputs]).unflatten(0, call.query.shape[::2][:2])
-        return whole
-    return whole.transpose(1, 2).contiguous()
+        outputs.append(padding.decompress(output))
+        indices.append(rows)
+    whole = _together(outputs, indices, call.query.shape[0])
+    return _with_sinks(whole, call.kwargs.get("s_aux")).transpose(1, 2).contiguous()
+
+
+def _together(outputs: list[Output], indices: list[Tensor | None], batch: int) -> Output:
+    """The output of all rows: of some rows each, or, where no rows are named, of packed sequences in their order."""
+    if len(outputs) == 1:
+        return outputs[0]
+    named = [rows for rows in indices if rows is not None]
+    if named:
+        place = torch.cat(named).argsort()
+        return Output(torch.cat([x.o for x in outputs])[place], torch.cat([x.lse for x in outputs])[place])
+    o, lse = (torch.cat([x[0] for x in part], 1) for part in zip(*((x.o, x.lse) for x in outputs), strict=True))
+    return Output(o.unflatten(1, (batch, -1)).transpose(0, 1), lse.unflatten(1, (batch, -1)).transpose(0, 1))
 
 
 def _at_once(call: _Call, question: Question, pipeline: Pipeline) -> Tensor | None:
     """[B, Q, H, Dv] where the shapes alone say dense, and one kernel is all there is to it; else None."""
     whole = question.window is None or question.window >= question.keys
-    plain = question.padding == Plan() and whole and call.kwargs.get("s_aux") is None
+    plain = whole and call.kwargs.get("s_aux") is None and not question.padded
     if not plain or (call.packed() or question.sequences) is not None:
         return None
     q, k, v = call.filled(question)
     kernel = pipeline.dense_kernel(q, k, v, scale=call.scaling)
     return None if kernel is None else kernel(q, k, v).transpose(1, 2).contiguous()
+
+
+# --- in a model that is traced ----------------------------------------------------------------------------------------
+
+
+def _traced(call: _Call) -> tuple[Tensor, Tensor | None]:
+    """A prefill of tensors without values, as one operator that will look at them when they are there."""
+    layer = layer_of(call.module)
+    if layer.pipeline is None or call.is_decode():
+        return _dense(call)
+    reason = _why_dense(call, layer.pipeline, layer)
+    if reason is None and layer.heads_group is not None:
+        reason = "an operator cannot hold the ranks of tensor parallelism"
+    if reason is None:
+        _require_inference(call)
+        try:
+            spec = layer.pipeline.to_spec()
+        except ValueError as refusal:
+            reason = str(refusal)
+    if reason is not None:
+        _say(call.module, layer, reason)
+        return _dense(call)
+    assert isinstance(call.mask, Carrier) and isinstance(call.mask.question, Question)
+    asked = call.mask.question
+    call.packed()  # refused by itself
+    inputs = *call.filled(asked), asked.real, asked.ids, spec, call.scaling, asked.window, asked.first
+    o, lse = prefill(*inputs)
+    return _with_sinks(Output(o, lse), call.kwargs.get("s_aux")).transpose(1, 2).contiguous(), None
+
+
+@torch.library.custom_op("sparsekit::prefill", mutates_args=())
+def prefill(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    real: Tensor | None,
+    ids: Tensor | None,
+    spec: str,
+    scale: float | None,
+    window: int | None,
+    first: int,
+) -> tuple[Tensor, Tensor]:
+    """Compute causal attention of q [B, H, Q, D] over k [B, G, K, D], v [B, G, K, Dv] by the pipeline of a spec.
+
+    `real` [B, first + K] is false where a slot of the sequence is padding; `first` is the slot of the first key, and
+    `window` the keys a query sees, itself included. `ids` [B, K] numbers packed sequences, without padding. Returns the
+    output [B, H, Q, Dv], zero for padding, and the log-sum-exp [B, H, Q], float32 or wider.
+    """
+    pipeline, question = Pipeline.from_spec(spec), Question(k.shape[2], first, window, real, ids)
+    sequences = question.sequences
+    if sequences is None or all(len(bounds) == 2 for bounds in sequences):
+        groups = question.rows(q.shape[2], _least(pipeline))
+        problems = [(r.index, r.padding, _problem(q, k, v, question, r, scale, None)) for r in groups]
+    else:
+        problems = list(_apart(q, k, v, question, sequences, scale, None))
+    outputs = [padding.decompress(pipeline.run(problem)[1]) for _, padding, problem in problems]
+    whole = _together(outputs, [rows for rows, *_ in problems], q.shape[0])
+    return whole.o.contiguous(), whole.lse.contiguous()
+
+
+@prefill.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=wide)
 
 
 def no_gpu_kernel(problem: Problem) -> str | None:
@@ -258,18 +458,26 @@ def _with_sinks(out: Output, sinks: Tensor | None) -> Tensor:
     return (out.o * share[..., None]).to(out.o.dtype)
 
 
-def _dense(call: _Call, eager: bool) -> tuple[Tensor, Tensor | None]:
+def _is_eager(call: _Call) -> bool:
+    """Whether dense runs through the model's eager attention."""
+    asked = ("softcap", "s_aux")
+    if call.kwargs.get("output_attentions", False) or any(call.kwargs.get(name) is not None for name in asked):
+        return True
+    return stock(getattr(call.module, "config", None)) == "eager"
+
+
+def _dense(call: _Call) -> tuple[Tensor, Tensor | None]:
     """By the model's own attention, under the mask that it would have got."""
-    kwargs, mask = call.kwargs, call.mask
-    how = dict(dropout=call.dropout, scaling=call.scaling, **kwargs)
+    mask = call.mask
+    how = dict(dropout=call.dropout, scaling=call.scaling, **call.kwargs)
     inputs = call.module, call.query, call.key, call.value
-    weights = kwargs.get("output_attentions", False)
-    if eager or weights or kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+    eager = eager_forward(call.module) if _is_eager(call) else None
+    if eager is not None:
         if isinstance(mask, Carrier):
             mask = mask.for_eager(call.packed(), call.query.dtype)
         elif mask is not None and mask.dtype == torch.bool:
             mask = added(mask, call.query.dtype)
-        return sys.modules[type(call.module).__module__].eager_attention_forward(*inputs, mask, **how)
+        return eager(*inputs, mask, **how)
     if isinstance(mask, Carrier):
         mask = mask.for_sdpa(call.packed())
     return sdpa_attention_forward(*inputs, mask, is_causal=call.is_causal, **how)

@@ -13,12 +13,19 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from transformers import masking_utils
-from transformers.masking_utils import causal_mask_function, sdpa_mask, sliding_window_causal_mask_function
+from transformers.masking_utils import (
+    causal_mask_function,
+    eager_mask,
+    sdpa_mask,
+    sliding_window_causal_mask_function,
+)
 
 from ...plan import Plan, Tokens
+from .interface import stock
 
 
 def _any_value() -> None:
@@ -33,38 +40,122 @@ class Question:
     """Causal attention whose queries are the last of the filled keys."""
 
     keys: int  # filled slots of the key buffer; a static cache is longer
-    first: int  # position of the first of them: not 0 where a cache has dropped what no window reaches
+    first: int  # slot of the sequence that the first of them is: not 0 where a cache has dropped what no window reaches
     window: int | None  # keys a query sees, itself included; None: all
-    padding: Plan  # takes padding tokens out; Plan() if there are none
-    sequences: Sequences | None  # of packed ones; None: each row is one
+    real: Bool[Tensor, "B first_and_keys"] | None  # false where a slot of the sequence is padding; None: none is
+    ids: Int[Tensor, "B keys"] | None = None  # of packed sequences, the number of each token's; None: each row is one
+
+    @cached_property
+    def sequences(self) -> Sequences | None:
+        """Where packed sequences begin. Waits for the device, once a forward pass."""
+        return None if self.ids is None else beginnings(self.ids)
+
+    @cached_property
+    def padded(self) -> bool:
+        """Whether some slot is padding. Waits for the device, once a forward pass."""
+        return self.real is not None and not bool(self.real.all())
+
+    def rows(self, queries: int, least: int) -> tuple["Rows", ...]:
+        """Return the rows of the batch in groups that are alike, so that each is treated as it would be alone.
+
+        Rows whose window covers all their keys have no window, and the others have it. Rows of at least `least` keys
+        and shorter ones are apart, because the length decides whether a pipeline's stages run.
+        """
+        if not self.padded:
+            return (Rows(None, Plan(), None, self.window),)
+        assert self.real is not None
+        slot = torch.arange(self.real.shape[1], device=self.real.device)
+        begin = torch.where(self.real, slot, len(slot)).amin(-1)
+        end = torch.where(self.real, slot + 1, 0).amax(-1)
+        held = self.real[:, self.first :].sum(-1)
+        kinds: dict[tuple[bool, bool], list[int]] = {}
+        empty = []
+        for b, (start, stop, n) in enumerate(torch.stack([begin, end, held], -1).tolist()):
+            if n:
+                covered = self.window is not None and stop - max(start, self.first) <= self.window
+                kinds.setdefault((covered, n >= least), []).append(b)
+            else:
+                empty.append(b)
+        next(iter(kinds.values()), []).extend(empty)  # nothing is computed of them, wherever they are
+        if not kinds:
+            kinds[False, False] = empty
+        return tuple(self._group(sorted(group), covered, begin, queries) for (covered, _), group in kinds.items())
+
+    def _group(self, members: list[int], covered: bool, begin: Tensor, queries: int) -> "Rows":
+        assert self.real is not None
+        every = len(members) == self.real.shape[0]
+        index = None if every else torch.tensor(members, device=self.real.device)
+        real, begin = (x if index is None else x[index] for x in (self.real, begin))
+        window = None if covered else self.window
+        slot = torch.arange(real.shape[1], device=real.device).expand(real.shape)
+        place = real.cumsum(-1) - 1 if window is None else slot - begin[:, None]
+        held = real[:, self.first :]
+        kept = Tokens.of(held[:, None])
+        padding = Plan(kept if queries == self.keys else Tokens.of(held[:, None, -queries:]), kept)
+        return Rows(index, padding, place[:, None, self.first :].int(), window)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a batch."""
+
+    index: Int[Tensor, " rows"] | None  # which ones; None: all
+    padding: Plan  # takes their padding tokens out; Plan() if there are none
+    place: Int[Tensor, "rows 1 keys"] | None  # of each key in its own sequence, int32; None: its slot
+    window: int | None  # keys a query sees, itself included; None: all
 
 
 class Carrier(Tensor):
-    """Stands for a mask, as a tensor of one element a row [B, 1, 1, 1]: transformers hands such a thing on unchanged.
+    """Stands for a mask and has its shape [B, 1, Q, K] and dtype, but no memory: transformers hands it on unchanged.
 
-    Moved to a device it stands for the mask there. Whatever else a model does with it is done with the mask itself, in
-    SDPA's form.
+    Moved to a device it stands for the mask there, cut to its last rows for the mask of the last queries. Whatever else
+    a model does with it is done with the mask itself, in the form that the model's own implementation gets: true where
+    a query sees a key for SDPA, numbers that are added to scores for eager attention.
     """
 
     asked: dict[str, Any]  # the arguments of the mask function
     source: "Carrier | None"  # where the mask can be made, if this one was moved
     found: dict[Any, Any]  # what was made of it, once a forward pass and not once a layer
 
+    @staticmethod
+    def __new__(cls, asked: dict[str, Any], source: "Carrier | None" = None) -> "Carrier":
+        dtype = torch.bool if _form(asked) == "sdpa" else asked["dtype"]
+        shape = asked["batch_size"], 1, asked["q_length"], asked["kv_length"]
+        made = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=torch.device(asked["device"]))
+        made.asked, made.source, made.found = asked, source, {}
+        return made
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
             if func is Tensor.to and isinstance(args[0], Carrier):
-                moved = func(*args, **(kwargs or {}))
-                if moved.dtype == torch.bool:
-                    return args[0] if moved.device == args[0].device else _moved(args[0], moved.device)
+                dtype, device = _target(args[0], *args[1:], **(kwargs or {}))
+                if dtype == args[0].dtype:
+                    return args[0] if device == args[0].device else _moved(args[0], device)
+            if func is Tensor.__getitem__ and isinstance(args[0], Carrier):
+                if (last := _last_rows(args[1], args[0].shape[2])) is not None:
+                    return _cut(args[0], last)
+            if func is Tensor.contiguous:
+                return args[0]
             if func not in _HARMLESS:
                 args, kwargs = _whole(args), {name: _whole(x) for name, x in (kwargs or {}).items()}
             return func(*args, **(kwargs or {}))
 
-    def whole(self) -> Bool[Tensor, "B 1 Q K"]:
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        return func(*_whole(args), **{name: _whole(x) for name, x in (kwargs or {}).items()})
+
+    def whole(self) -> Tensor:
+        """The mask [B, 1, Q, K], in the form that the model expects."""
+        return self.seen() if self.dtype == torch.bool else self.for_eager(None, self.dtype)
+
+    def seen(self) -> Bool[Tensor, "B 1 Q K"]:
         """The mask, true where a query sees a key."""
         every = dict(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
-        made = self.once("whole", lambda: self._mask(every))
+        made = self.once("seen", lambda: self._mask(every))
         assert made is not None
         return made
 
@@ -76,7 +167,7 @@ class Carrier(Tensor):
 
     def for_eager(self, sequences: Sequences | None, dtype: torch.dtype) -> Tensor:
         """The mask that eager attention adds to its scores."""
-        return self.once(("eager", sequences), lambda: added(self._apart(sequences), dtype))
+        return self.once(("eager", sequences, dtype), lambda: added(self._apart(sequences), dtype))
 
     def once(self, name: Any, make: Callable[[], Any]) -> Any:
         """What `make` makes, the first time of a name."""
@@ -91,8 +182,7 @@ class Carrier(Tensor):
         return made if made is None else made.to(self.device)
 
     def _apart(self, sequences: Sequences | None) -> Bool[Tensor, "B 1 Q K"]:
-        whole = self.whole()
-        return whole if sequences is None else whole & _same_sequence(sequences, whole)
+        return self.seen() if sequences is None else self.seen() & _same_sequence(sequences, self.seen())
 
     @cached_property
     def question(self) -> Question | str:
@@ -100,8 +190,52 @@ class Carrier(Tensor):
         return understand(**self.asked)
 
 
-_HARMLESS = {getattr(Tensor, name).__get__ for name in ("shape", "ndim", "device", "dtype", "is_cuda", "requires_grad")}
-_HARMLESS |= {Tensor.size, Tensor.dim, Tensor.stride, Tensor.contiguous, Tensor.is_contiguous}
+_HARMLESS = {
+    getattr(Tensor, name).__get__ for name in ("shape", "ndim", "device", "dtype", "is_cuda", "requires_grad", "_base")
+}
+_HARMLESS |= {Tensor.size, Tensor.dim, Tensor.stride, Tensor.is_contiguous}
+
+
+def _form(asked: dict[str, Any]) -> str:
+    return stock(asked["config"]) if "config" in asked else "sdpa"
+
+
+def _target(carrier: Carrier, *args: Any, **kwargs: Any) -> tuple[torch.dtype, torch.device]:
+    """The dtype and device that a call of Tensor.to asks for."""
+    dtype, device = carrier.dtype, carrier.device
+    for x in (*args, *kwargs.values()):
+        if isinstance(x, torch.dtype):
+            dtype = x
+        elif isinstance(x, str | torch.device):
+            device = torch.empty(0, device=x).device  # "cuda" is one of several
+        elif isinstance(x, Tensor):
+            dtype, device = x.dtype, x.device
+    return dtype, device
+
+
+def _last_rows(index: Any, rows: int) -> int | None:
+    """How many of the last rows an index takes, if it takes these, whole, and nothing else: [:, :, -n:, :]."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if Ellipsis in [part for part in parts if part is Ellipsis]:
+        at = next(i for i, part in enumerate(parts) if part is Ellipsis)
+        parts = (*parts[:at], *[slice(None)] * (5 - len(parts)), *parts[at + 1 :])
+    parts = (*parts, *[slice(None)] * (4 - len(parts)))
+    if len(parts) != 4 or not all(isinstance(part, slice) for part in parts):
+        return None
+    if any(part != slice(None) for i, part in enumerate(parts) if i != 2):
+        return None
+    begin, end, step = parts[2].indices(rows)
+    return rows - begin if (end, step) == (rows, 1) and begin < rows else None
+
+
+def _cut(carrier: Carrier, rows: int) -> Carrier:
+    """The mask of the last queries."""
+    before = carrier.shape[2] - rows
+    if not before:
+        return carrier
+    source = carrier.source and _cut(carrier.source, rows)
+    offset = carrier.asked["q_offset"] + before
+    return _carrier(carrier.asked | dict(q_length=rows, q_offset=offset), source)
 
 
 def _whole(x: Any) -> Any:
@@ -117,33 +251,30 @@ def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def mask(**asked: Any) -> Tensor | None:
-    """Registered with transformers, whose `sdpa_mask` lists the arguments. A decode step gets SDPA's mask."""
+    """Registered with transformers, whose `sdpa_mask` lists the arguments. A decode step gets the model's own mask."""
+    if asked["q_length"] == 1:
+        return sdpa_mask(**asked) if _form(asked) == "sdpa" else eager_mask(**asked)
     asked = _DEFAULTS | asked
     if torch.is_tensor(offset := asked["q_offset"]):
         asked["q_offset"] = offset.clone()  # a static cache counts on in this very tensor before a layer attends
-    return sdpa_mask(**asked) if asked["q_length"] == 1 else _carrier(asked)
+    return _carrier(asked)
 
 
 @torch.compiler.disable(reason="sparsekit: a sparse prefill is no single graph; compile without fullgraph=True")
-def _carrier(asked: dict[str, Any]) -> Carrier:
-    empty = torch.empty(asked["batch_size"], 1, 1, 1, dtype=torch.bool, device=asked["device"])
-    carrier = empty.as_subclass(Carrier)
-    carrier.asked, carrier.source, carrier.found = asked, None, {}
-    return carrier
+def _carrier(asked: dict[str, Any], source: Carrier | None = None) -> Carrier:
+    return Carrier(asked, source)
 
 
 def _moved(carrier: Carrier, device: torch.device) -> Carrier:
     padding = carrier.asked["attention_mask"]
-    moved = _carrier(
-        carrier.asked | dict(device=device, attention_mask=None if padding is None else padding.to(device))
-    )
-    moved.source = carrier
-    return moved
+    on_device = dict(device=device, attention_mask=None if padding is None else padding.to(device))
+    return _carrier(carrier.asked | on_device, carrier)
 
 
 _DEFAULTS = {
     name: parameter.default
-    for name, parameter in inspect.signature(sdpa_mask).parameters.items()
+    for function in (eager_mask, sdpa_mask)
+    for name, parameter in inspect.signature(function).parameters.items()
     if parameter.default is not inspect.Parameter.empty
 }
 
@@ -157,58 +288,78 @@ def understand(
     attention_mask: Tensor | None,
     **_: Any,
 ) -> Question | str:
-    """The question as one about causal attention, or why it is none."""
-    sequences = None
+    """Return the question as one about causal attention, or why it is none."""
+    ids = None
     packed = _match(mask_function, _packed())
     if packed is not None:
         ids, mask_function = (next(x for x in packed if kind(x)) for kind in (torch.is_tensor, callable))
-        sequences = _beginnings(ids)
     if mask_function is causal_mask_function:
         window = None
     elif (found := _match(mask_function, sliding_window_causal_mask_function(_any_value))) is not None:  # type: ignore[arg-type]
         (window,) = found
     else:
         return "its mask is neither causal nor a causal sliding window"
+    if torch.is_tensor(q_offset) and is_traced(q_offset):
+        return "how full its cache is, is not known while it is traced"
     keys = int(q_offset) - kv_offset + q_length
     if not q_length <= keys <= kv_length:
         return "its queries are not the last of the keys that its cache has filled"
-    return Question(keys, kv_offset, window, _padding(attention_mask, q_length, kv_offset, keys), sequences)
+    return Question(keys, kv_offset, window, _real(attention_mask, kv_offset + keys), ids)
 
 
-def _padding(real: Tensor | None, queries: int, first: int, keys: int) -> Plan:
-    """The plan that keeps real tokens; `real` [B, n] tells them from position 0 on, and tokens beyond are padding."""
-    if real is None:
-        return Plan()
-    real = torch.nn.functional.pad(real, (0, max(0, first + keys - real.shape[1])))[:, first : first + keys].bool()
-    if real.all():
-        return Plan()
-    kept = Tokens.of(real[:, None])
-    return Plan(kept if queries == keys else Tokens.of(real[:, None, -queries:]), kept)
+def _real(attention_mask: Tensor | None, slots: int) -> Bool[Tensor, "B slots"] | None:
+    """What a mask [B, n] says of the first slots of each row; slots beyond it are padding."""
+    if attention_mask is None:
+        return None
+    return torch.nn.functional.pad(attention_mask, (0, max(0, slots - attention_mask.shape[1])))[:, :slots].bool()
 
 
-def packed_by(length: int, cu_seq_lens: Tensor | None, seq_idx: Tensor | None) -> Sequences | None:
-    """Where packed sequences begin, by what a caller says of them: bounds [N + 1] of a row, or a number a token [B, L].
+def is_traced(x: Tensor) -> bool:
+    """Return whether a tensor has a shape but no values: on the meta device, fake, or of a model being exported."""
+    return x.is_meta or isinstance(x, FakeTensor) or torch.compiler.is_exporting()
 
-    None if the caller says nothing. Raises ValueError if it is not about the `length` tokens of a call.
+
+def packed_by(
+    rows: int, queries: int, keys: int, cu_seq_lens: Tensor | None, seq_idx: Tensor | None
+) -> Sequences | None:
+    """Return where packed sequences begin, by what a caller says: bounds [N + 1] of a row, or a number a token [B, L].
+
+    None if the caller says nothing. Raises ValueError if it is not about the tokens of a call without a cache.
     """
+    for name, said in (("cu_seq_lens_q", cu_seq_lens), ("seq_idx", seq_idx)):
+        if said is not None and is_traced(said):
+            raise ValueError(
+                f"{name}: got it in a model that is traced, where its values are not known; allowed is None there: "
+                "trace the model without packed sequences"
+            )
+        if said is not None and queries != keys:
+            raise ValueError(
+                f"{name}: got it for {queries} tokens over a cache of {keys - queries}; allowed are packed sequences "
+                "without a cache: pass all their tokens in one call"
+            )
     if cu_seq_lens is not None:
         bounds = cu_seq_lens.tolist()
-        if bounds[0] != 0 or bounds[-1] > length or any(a > b for a, b in pairwise(bounds)):
+        if rows != 1:
             raise ValueError(
-                f"cu_seq_lens_q: got {bounds} for {length} tokens; allowed are ascending bounds from 0 to at most "
+                f"cu_seq_lens_q: got bounds for a batch of {rows} rows; allowed is one row that holds all packed "
+                "sequences: concatenate the rows"
+            )
+        if bounds[0] != 0 or bounds[-1] > queries or any(a > b for a, b in pairwise(bounds)):
+            raise ValueError(
+                f"cu_seq_lens_q: got {bounds} for {queries} tokens; allowed are ascending bounds from 0 to at most "
                 "that: pass those of this call"
             )
-        return (tuple(sorted({*bounds, length})),)
-    if seq_idx is not None and seq_idx.shape[-1] != length:
+        return (tuple(sorted({*bounds, queries})),)
+    if seq_idx is not None and seq_idx.shape[-1] != queries:
         raise ValueError(
-            f"seq_idx: got {seq_idx.shape[-1]} numbers for {length} tokens; allowed is one a token: pass those of this "
-            "call"
+            f"seq_idx: got {seq_idx.shape[-1]} numbers for {queries} tokens; allowed is one a token: pass those of "
+            "this call"
         )
-    return None if seq_idx is None else _beginnings(seq_idx)
+    return None if seq_idx is None else beginnings(seq_idx)
 
 
-def _beginnings(ids: Tensor) -> Sequences:
-    """[B, L] -> for each row where its runs of equal numbers begin, and L."""
+def beginnings(ids: Tensor) -> Sequences:
+    """Return for each row of [B, L] where its runs of equal numbers begin, and L."""
     changes = (ids.diff(dim=-1) != 0).tolist()
     return tuple((0, *(i for i, new in enumerate(row, 1) if new), ids.shape[1]) for row in changes)
 
