@@ -27,7 +27,7 @@ DECODE = 32  # new tokens over a cache up to which a call is decode, such as the
 MARK = "_sparsekit"  # the attribute of an attention module that holds its Layer: a copy of the module has it too
 
 # the arguments that an attention function of transformers gets beside the tensors, and that are understood here
-UNDERSTOOD = {"sliding_window", "s_aux", "softcap", "position_bias", *TransformersKwargs.__annotations__}
+UNDERSTOOD = {"sliding_window", "s_aux", "softcap", "position_bias", "seq_idx", *TransformersKwargs.__annotations__}
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _prefill(call: _Call) -> tuple[Tensor, Tensor | None]:
 
 def _why_dense(call: _Call, pipeline: Pipeline, layer: Layer) -> str | None:
     """In words, why a pipeline of the layer cannot run this call; None if it can."""
-    mask, config = call.mask, call.module.config
+    mask = call.mask
     for name in ("softcap", "position_bias"):
         if call.kwargs.get(name) is not None:
             return f"its scores have a {name}, which no sparse kernel has"
@@ -209,9 +209,9 @@ def _why_dense(call: _Call, pipeline: Pipeline, layer: Layer) -> str | None:
         return f"it is given {', '.join(map(repr, unknown))}, which sparsekit does not understand"
     if call.kwargs.get("output_attentions"):
         return "output_attentions=True asks for attention weights, and a sparse layer has none"
-    if not (call.is_causal if call.is_causal is not None else getattr(call.module, "is_causal", True)):
-        return "it is not causal"
     if not isinstance(mask, Carrier):
+        if not (call.is_causal if call.is_causal is not None else getattr(call.module, "is_causal", True)):
+            return "it is not causal"
         return "the model gave it no mask" if mask is None else "it has a mask of the caller's or the model's own"
     question = mask.question
     if isinstance(question, str):
@@ -221,8 +221,11 @@ def _why_dense(call: _Call, pipeline: Pipeline, layer: Layer) -> str | None:
     if not is_traced(call.query) and (call.packed() or question.sequences) and question.padded:
         return "its packed sequences are padded"
     tokens = [type(s).__name__ for s in pipeline.stages if getattr(s, "chooses", None) != "blocks"]
-    heads = getattr(config, "num_attention_heads", call.query.shape[1])
-    if tokens and layer.heads_group is None and call.query.shape[1] != heads:
+    alone = not (dist.is_available() and dist.is_initialized())
+    if alone or not tokens or layer.heads_group is not None:
+        return None
+    heads = getattr(call.module.config, "num_attention_heads", call.query.shape[1])
+    if call.query.shape[1] != heads:
         return (
             f"it holds {call.query.shape[1]} of {heads} heads, and {tokens[0]} needs to know which ranks hold the "
             "others: load the model with a tp_plan, then sparsify it"
@@ -231,22 +234,18 @@ def _why_dense(call: _Call, pipeline: Pipeline, layer: Layer) -> str | None:
 
 
 def _unknown(call: _Call) -> list[str]:
-    """The arguments that are not understood here: tensors, and what the layer's own code names.
+    """The arguments that the layer's own code gives and that are not understood here.
 
-    What else a caller gives the model comes along, and no implementation reads it.
+    What a caller gives the model comes along, images and all: no implementation reads it.
     """
-    return [
-        name
-        for name, value in call.kwargs.items()
-        if name not in UNDERSTOOD and value is not None and (isinstance(value, Tensor) or gives(call.module, name))
-    ]
+    given = (name for name, value in call.kwargs.items() if value is not None)
+    return [name for name in given if name not in UNDERSTOOD and gives(call.module, name)]
 
 
 def _require_same_arguments(call: _Call) -> None:
     """Raise ValueError if the layer's own code gives a tensor that SDPA drops: by SDPA's name it might do otherwise."""
-    for name in _unknown(call):
-        dropped = not _is_eager(call) and gives(call.module, name)
-        if dropped and isinstance(call.kwargs[name], Tensor):
+    for name in () if _is_eager(call) else _unknown(call):
+        if isinstance(call.kwargs[name], Tensor):
             raise ValueError(
                 f"model: {type(call.module).__name__} gives its attention {name!r}, which neither sparsekit nor SDPA "
                 'understands; allowed is the model\'s own attention: restore() it, or leave the layer out of "layers"'
@@ -478,6 +477,9 @@ def _dense(call: _Call) -> tuple[Tensor, Tensor | None]:
         elif mask is not None and mask.dtype == torch.bool:
             mask = added(mask, call.query.dtype)
         return eager(*inputs, mask, **how)
+    is_causal = call.is_causal
     if isinstance(mask, Carrier):
+        if isinstance(mask.question, Question):
+            is_causal = True  # None in place of the mask says no more; some layers look for a mask and then say False
         mask = mask.for_sdpa(call.packed())
-    return sdpa_attention_forward(*inputs, mask, is_causal=call.is_causal, **how)
+    return sdpa_attention_forward(*inputs, mask, is_causal=is_causal, **how)
