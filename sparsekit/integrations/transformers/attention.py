@@ -140,28 +140,30 @@ def attention(
 
 def layer_of(module: nn.Module) -> Layer:
     """Return what `sparsify` chose for a module; without it, what the file beside its model says."""
-    if MARK not in module.__dict__:
-        module.__dict__[MARK] = _by_name(module)
-    return module.__dict__[MARK]
+    if (layer := module.__dict__.get(MARK)) is not None:
+        return layer
+    number = getattr(module, "layer_idx", None)
+    if not isinstance(number, int) or not getattr(module, "is_causal", True):  # of an encoder, or across
+        return Layer()
+    module.__dict__[MARK] = layer = _by_name(module, number)
+    return layer
 
 
-def _by_name(module: nn.Module) -> Layer:
-    """What a module does whose model has the implementation by its name alone."""
-    config, number = getattr(module, "config", None), getattr(module, "layer_idx", None)
+def _by_name(module: nn.Module, number: int) -> Layer:
+    """What a layer does whose model has the implementation by its name alone."""
+    config = getattr(module, "config", None)
     if decides_by_name(module):
         raise ValueError(
             f'attn_implementation: got "{NAME}" for {type(module).__name__}, which prepares other arguments for an '
             "implementation of that name than for its own; allowed is its own: load the model without "
             "attn_implementation"
         )
-    if not isinstance(number, int) or not getattr(module, "is_causal", True):  # a layer of an encoder
-        return Layer()
     folder = getattr(config, "name_or_path", "") or ""
     if not (folder and (Path(folder) / FILE).is_file()):
         warnings.warn(
             f'sparsekit: {type(module).__name__} has attn_implementation="{NAME}" by its name alone and runs dense: '
-            f"there is no {FILE} in {folder!r}, seen from the current folder. Call "
-            "sparsify(model, pipeline), or load the model from a folder with that file, by its absolute path",
+            f"there is no {FILE} in {folder!r}, seen from the current folder. Call sparsify(model, pipeline), or load "
+            "the model from a folder with that file, by its absolute path",
             stacklevel=2,
         )
     return Layer(beside(config, number))
