@@ -76,9 +76,14 @@ def estimate(stages: Sequence[Any], problem: Problem) -> Estimate | None:
 def worth_it(stages: Sequence[Any], limit: str | int, problem: Problem) -> bool:
     """Whether to run the stages: from `limit` keys on; if that is "auto", by the estimate, where there is one."""
     if limit != "auto":
-        return problem.k.shape[2] >= int(limit)
+        return int(limit) <= 0 or _keys(problem) >= int(limit)
     found = estimate(stages, problem) if stages else None
     return found is None or found.worth
+
+
+def _keys(problem: Problem) -> int:
+    """How many keys the longest sequence has; waits for the device if there is padding."""
+    return problem.k.shape[2] if problem.full else int(problem.lengths()[1].max())
 
 
 def reason(stages: Sequence[Any], limit: str | int, problem: Problem) -> str | None:

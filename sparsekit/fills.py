@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from .parameters import check_choice, check_count
+from .parameters import check_amount, check_choice
 from .problem import PAD, Problem, to_heads
 
 
@@ -38,8 +38,8 @@ class SlidingWindow:
     queries: str = "dropped"  # which see it: "dropped" ones or "all"
 
     def __post_init__(self) -> None:
-        check_count("window", self.window, 1)
-        check_count("sinks", self.sinks, 0)
+        check_amount(self, "window", 1)
+        check_amount(self, "sinks", 0)
         check_choice("queries", self.queries, ("dropped", "all"))
         if self.queries == "all" and self.sinks:
             raise ValueError(

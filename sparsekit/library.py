@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from .fills import SlidingWindow
+from .inference import REFUSAL
+from .parameters import ALL
 from .plan import Blocks, Plan, Tokens
 
 if TYPE_CHECKING:
@@ -30,9 +32,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, spec: str, causal: bool, scale: f
 
 
 @attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, spec: str, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
-    wide = torch.promote_types(q.dtype, torch.float32)
-    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=wide)
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return shapes(q, v)
 
 
 @torch.library.custom_op("sparsekit::attention_by_plan", mutates_args=())
@@ -60,8 +61,37 @@ def attention_by_plan(
 
 @attention_by_plan.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return shapes(q, v)
+
+
+def shapes(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of attention, by shape and dtype alone."""
     wide = torch.promote_types(q.dtype, torch.float32)
     return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=wide)
+
+
+@torch.library.custom_op("sparsekit::no_gradients", mutates_args=())
+def no_gradients(like: Tensor) -> Tensor:
+    """Raise ValueError. A backward pass that is traced ahead holds it, and raises only when it runs."""
+    raise ValueError(REFUSAL)
+
+
+@no_gradients.register_fake
+def _(like: Tensor) -> Tensor:
+    return torch.empty_like(like)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.others = len(inputs) - 3
+
+
+def _backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+    return (*(no_gradients(x) for x in ctx.saved_tensors), *[None] * ctx.others)
+
+
+for _operator in (attention, attention_by_plan):
+    _operator.register_autograd(_backward, setup_context=_save)
 
 
 def parts(plan: Plan) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, list[int]]:
@@ -72,7 +102,7 @@ def parts(plan: Plan) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tens
     sizes += [*plan.blocks.size, plan.blocks.n] if plan.blocks else [0, 0, 0]
     fill = plan.fill
     sizes += [fill.window, fill.sinks, int(fill.queries == "all")] if isinstance(fill, SlidingWindow) else [0, 0, 0]
-    sizes += [plan.dense_last]
+    sizes += [min(plan.dense_last, ALL)]
     queries = plan.queries.idx if plan.queries else None
     keys = plan.keys.idx if plan.keys and plan.keys is not plan.queries else None
     counts, indices = (plan.blocks.counts, plan.blocks.indices) if plan.blocks else (None, None)

@@ -4,6 +4,9 @@ import math
 from numbers import Real
 from typing import Any
 
+ALL = 2**31 - 1  # a window or a number of tokens this large means all: positions are int32, and no sequence is longer
+LARGEST_SIZE = 2**16  # tokens of a block or a pool: memory grows with them; far beyond any that was ever of use
+
 
 def check_count(name: str, value: Any, least: int, odd: bool = False) -> None:
     """Raises ValueError unless `value` is a whole number of at least `least` (and odd, if asked)."""
@@ -11,6 +14,20 @@ def check_count(name: str, value: Any, least: int, odd: bool = False) -> None:
     if not whole or value < least or (odd and value % 2 == 0):
         kind = "odd whole number" if odd else "whole number"
         raise ValueError(f"{name}: got {value!r}; allowed is a {kind} of at least {least}: pass one")
+
+
+def check_amount(step: Any, name: str, least: int) -> None:
+    """Check a number of tokens in a dataclass that is being made, and write one that means all, from ALL on, as ALL."""
+    check_count(name, getattr(step, name), least)
+    if getattr(step, name) > ALL:
+        object.__setattr__(step, name, ALL)
+
+
+def check_size(name: str, value: Any, odd: bool = False) -> None:
+    """Raises ValueError unless `value` is a whole number from 1 to LARGEST_SIZE: memory of that size is asked for."""
+    check_count(name, value, 1, odd)
+    if value > LARGEST_SIZE:
+        raise ValueError(f"{name}: got {value!r}; allowed is at most {LARGEST_SIZE} tokens: pass a smaller one")
 
 
 def check_ratio(name: str, value: Any, low: str = "[", high: str = "]") -> None:

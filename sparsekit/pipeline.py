@@ -16,9 +16,10 @@ from torch import Tensor
 from . import dispatch, library
 from .break_even import worth_it
 from .fills import Fill, SlidingWindow, Zeros
-from .parameters import check_choice, check_count
+from .inference import inference_only, needs_gradients
+from .parameters import check_amount, check_choice
 from .plan import Plan
-from .problem import Output, Problem, to_heads
+from .problem import Output, Problem, is_abstract, to_heads
 
 if TYPE_CHECKING:
     from .report import Report
@@ -59,7 +60,7 @@ class Attend:
         check_choice("backend", self.backend, dispatch.ALLOWED)
         check_choice("check", self.check, (False, True))
         if self.break_even != "auto":
-            check_count("break_even", self.break_even, 0)
+            check_amount(self, "break_even", 0)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Decompress:
     def __post_init__(self) -> None:
         if not isinstance(self.fill, Zeros | SlidingWindow):
             raise ValueError(f"fill: got {self.fill!r}; allowed are Zeros() and SlidingWindow(window, sinks): pass one")
-        check_count("dense_last", self.dense_last, 0)
+        check_amount(self, "dense_last", 0)
 
 
 def attend(
@@ -92,8 +93,12 @@ def attend(
 
     `compress`, `backend` and `check` are those of `Compress` and `Attend`; `clock(name)` is entered around each step.
     Raises ValueError for a plan that is not one of the problem, and NoBackendError, with the reasons, if no backend
-    can.
+    can. The backward pass of what it returns raises ValueError.
     """
+    if needs_gradients(problem.q, problem.k, problem.v):
+        with torch.no_grad():
+            out = attend(problem, plan, compress=compress, backend=backend, check=check, clock=clock)
+        return inference_only(out, problem.q, problem.k, problem.v)
     return _attend(problem, plan or Plan(), [], compress, backend, check, clock)
 
 
@@ -102,6 +107,9 @@ def _attend(
 ) -> Output:
     """`short` holds the compressed problem if there is one already, and nothing afterwards: it is large."""
     device = problem.q.device.type
+    if is_abstract(problem.q):
+        plan.check(problem)
+        return Output(*library.shapes(problem.q, problem.v))
     plan.check(problem, contents=check)
 
     def run(op: str, *args: Any) -> Any:
@@ -215,11 +223,22 @@ class Pipeline:
         return write(self.named_form())
 
     def decide(self, problem: Problem, clock: Clock = nullcontext) -> Plan:
-        """The plan for a problem: every stage on what the ones before it left; dense below break-even."""
+        """The plan for a problem: every stage on what the ones before it left; dense below break-even.
+
+        Raises ValueError if its tensors have no data.
+        """
+        if needs_gradients(problem.q, problem.k, problem.v):
+            with torch.no_grad():
+                return self.decide(problem, clock)
         return self._decide(problem, clock)[0]
 
     def _decide(self, problem: Problem, clock: Clock) -> tuple[Plan, list[Problem]]:
         """The plan, and the compressed problem if a stage wanted to see it."""
+        if self.stages and is_abstract(problem.q):
+            raise ValueError(
+                f"q: got a tensor without data ({type(problem.q).__name__} on {problem.q.device}); a plan depends on "
+                "what the tensors hold: pass real ones, or call the pipeline, which answers with shapes"
+            )
         asked = self.asked(problem)
         if asked is None:
             return Plan(), []
@@ -272,11 +291,17 @@ class Pipeline:
         """Attention of q [B, H, Q, D] over k [B, G, K, D], v [B, G, K, Dv]; `plan` reuses an earlier decision.
 
         With fewer queries than keys the queries sit at the end. `scale` is 1/sqrt(D) if None. Called with a Problem
-        alone it is a Stage and returns the Plan. Raises ValueError for bad input, NoBackendError if nobody can.
+        alone it is a Stage and returns the Plan. Raises ValueError for bad input, NoBackendError if nobody can. The
+        backward pass of what it returns raises ValueError. Of tensors without data, on the meta device or fake, it
+        returns one of the answer's shape and dtype.
         """
         if isinstance(q, Problem):
             return self.decide(q)
         if plan is None and (dense := self.dense_kernel(q, k, v, causal, scale)):
+            if needs_gradients(q, k, v):
+                with torch.no_grad():
+                    o = dense(q, k, v)
+                return inference_only(o, q, k, v)
             return dense(q, k, v)
         return self.output(q, k, v, causal=causal, scale=scale, plan=plan).o
 
@@ -288,7 +313,7 @@ class Pipeline:
         A kernel of a short sequence is done before the host has checked, counted positions and asked each backend
         again; from the second call of a shape on that is known. Raises as a call does.
         """
-        if torch.compiler.is_compiling() or dispatch.is_timed():
+        if torch.compiler.is_compiling() or dispatch.is_timed() or is_abstract(q):
             return None
         try:
             kinds = q.dtype, k.dtype, v.dtype, q.device, k.device, v.device, type(scale)  # True is 1.0, and no scale
@@ -299,7 +324,9 @@ class Pipeline:
         except KeyError:
             problem, how = Problem.of(q, k, v, causal, scale), self.attend
         found = None
-        if not self.stages or not worth_it(self.stages, how.break_even, problem):
+        if scale is not None and not scale > 0:
+            pass  # a kernel is given q as it is, not the problem's, which takes the sign
+        elif not self.stages or not worth_it(self.stages, how.break_even, problem):
             found = dispatch.kernel("attend", q.device.type, problem, Plan(), backend=how.backend)
         if len(self._dense) >= SHAPES:
             self._dense.clear()
@@ -333,7 +360,16 @@ class Pipeline:
         return self.run(Problem.of(q, k, v, causal, scale), plan, clock)[1]
 
     def run(self, problem: Problem, plan: Plan | None = None, clock: Clock = nullcontext) -> tuple[Plan, Output]:
-        """Decide, unless a plan is given, and attend: the plan and its output, for any problem."""
+        """Decide, unless a plan is given, and attend: the plan and its output, for any problem.
+
+        Of tensors without data nothing is decided: the plan is dense, and the output has its shapes and dtypes.
+        """
+        if needs_gradients(problem.q, problem.k, problem.v):
+            with torch.no_grad():
+                plan, out = self.run(problem, plan, clock)
+            return plan, inference_only(out, problem.q, problem.k, problem.v)
+        if plan is None and is_abstract(problem.q):
+            plan = Plan()
         plan, short = self._decide(problem, clock) if plan is None else (plan, [])
         how = self.attend
         return plan, _attend(problem, plan, short, self.compress.mode, how.backend, how.check, clock)
@@ -342,7 +378,8 @@ class Pipeline:
         """What each stage keeps, what that costs in accuracy, and where the time goes; prints as a table."""
         from .report import explain
 
-        return explain(self, Problem.of(q, k, v, causal, scale))
+        with torch.no_grad():
+            return explain(self, Problem.of(q, k, v, causal, scale))
 
 
 _POLICIES = (Compress, Attend, Decompress)

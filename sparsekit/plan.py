@@ -4,15 +4,16 @@ A Plan is data. Its meaning is `pairs`: the set of (query, key) pairs it compute
 Every backend must compute exactly that set, however it gets there.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from .by_value import ByValue
 from .fills import Fill, SlidingWindow, Zeros
-from .parameters import check_count
+from .parameters import check_count, check_size
 from .problem import PAD, Output, Problem, one_head, to_heads
 
 
@@ -36,13 +37,13 @@ def ascending(
     return out.scatter(-1, slot, index)[..., :width].contiguous(), counts, full
 
 
-@dataclass(frozen=True)
-class Tokens:
+@dataclass(frozen=True, eq=False)
+class Tokens(ByValue):
     """A choice of tokens out of n: int32, ascending, no repeats, padded at the end with n."""
 
     idx: Int[Tensor, "B _h S"]
     n: int
-    full: bool = False  # known: no row is padded; False: the indices tell
+    full: bool = field(default=False, compare=False)  # known: no row is padded; False: the indices tell
 
     @classmethod
     def of(cls, kept: Bool[Tensor, "B _h n"]) -> "Tokens":
@@ -92,8 +93,8 @@ class Tokens:
         return Tokens(outer.gather(-1, to_heads(inner.idx, heads).long()), self.n, self.full and inner.full)
 
 
-@dataclass(frozen=True)
-class Blocks:
+@dataclass(frozen=True, eq=False)
+class Blocks(ByValue):
     """A choice of blocks in the grid of kept queries by kept keys: for each query block a list of key blocks.
 
     A tile of `size` (query, key) tokens; the last ones may be ragged. The lists ascend, without repeats, and are
@@ -165,9 +166,12 @@ class Blocks:
         return Blocks((indices < self.n).sum(-1, dtype=torch.int32), indices, self.size, self.n)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which pairs are computed. None means all; `Plan()` is dense. The order is fixed: tokens first, then blocks."""
+@dataclass(frozen=True, eq=False)
+class Plan(ByValue):
+    """Which pairs are computed. None means all; `Plan()` is dense. The order is fixed: tokens first, then blocks.
+
+    Two plans are equal if they hold the same lists; `plan == Plan()` never waits for a device.
+    """
 
     queries: Tokens | None = None
     keys: Tokens | None = None
@@ -258,9 +262,9 @@ class Plan:
 
     def last(self, problem: Problem) -> Bool[Tensor, "B _h Q"]:
         """The `dense_last` queries, padding not counted."""
-        end = problem.lengths()[0]
-        slot = torch.arange(problem.q.shape[2], device=problem.q.device).expand(problem.q_pos.shape)
-        return (slot >= end - self.dense_last) & (slot < end)
+        end, Q = problem.lengths()[0], problem.q.shape[2]
+        slot = torch.arange(Q, device=problem.q.device).expand(problem.q_pos.shape)
+        return (slot >= end - min(self.dense_last, Q)) & (slot < end)
 
     def then(self, inner: "Plan") -> "Plan":
         """The plan that does self, then inner on what self left. The last fill named holds for all dropped queries.
@@ -335,6 +339,8 @@ class Plan:
             )
         if b := self.blocks:
             Q, K = (t.idx.shape[-1] if t else n for t, n in ((self.queries, Q), (self.keys, K)))
+            for size in b.size:
+                check_size("plan.blocks.size", size)
             grid = -(-Q // b.size[0]), -(-K // b.size[1])
             if (b.indices.shape[2], b.n) != grid or b.counts.shape != b.indices.shape[:3]:
                 raise ValueError(

@@ -41,7 +41,7 @@ def draw_plan(problem: Problem, plan: Plan, path: Path | str, *, head: int = 0, 
     computed = plan.pairs(problem, rows)[0, 0]
     dropped = plan.dropped(problem)[0, 0, rows, None]
 
-    colours = [torch.tensor(to_rgb(colour)) for colour in KINDS.values()]
+    colours = [torch.tensor(to_rgb(colour), device="cpu") for colour in KINDS.values()]
     shares = [
         _pooled(mask.float()) for mask in (~visible, visible & ~computed, computed & ~dropped, computed & dropped)
     ]

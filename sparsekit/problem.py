@@ -9,7 +9,7 @@ Layout is [B, H, Q, D]. Lengths are in tokens, times in ms, ratios are the part 
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
@@ -17,10 +17,14 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
-from .parameters import check_count
+from .by_value import ByValue
+from .parameters import ALL, check_count
 
-PAD = 2**31 - 1  # position of a padding slot: sorts last, and no causal query can see it
+PAD = ALL  # position of a padding slot: sorts last, and no causal query can see it
+TINY = 2.0**-126  # least scale of what is computed in float32: a smaller one becomes 0 there, and 0 times -inf is NaN
+LARGEST = torch.finfo(torch.float32).max
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -34,13 +38,20 @@ def one_head(x: Tensor, h: int, heads: int) -> Tensor:
     return x[:, h * x.shape[1] // heads :][:, :1]
 
 
-@dataclass(frozen=True)
-class Problem:
+def is_abstract(x: Any) -> bool:
+    """Return whether a tensor has a shape and no data: on the meta device, or one of FakeTensorMode."""
+    return isinstance(x, Tensor) and (x.is_meta or isinstance(x, FakeTensor))
+
+
+@dataclass(frozen=True, eq=False)
+class Problem(ByValue):
     """What attention is asked. Build one with `Problem.of`, which checks; `Plan.compress` makes the shorter ones.
 
     `q_pos` and `k_pos` are positions in the original sequence, ascending along the last axis, `PAD` last.
     A query sees a key if neither is padding and, when causal, the key's position is not larger, and, where there is a
     window, less than `window` smaller, and at least `skip` smaller.
+    `scale` is above zero, as kernels want it: of a negative one the queries take the sign, and for 0 they become zeros.
+    Two problems are equal if their fields are; what is only known about positions does not count.
     """
 
     q: Float[Tensor, "B H Q D"]
@@ -50,12 +61,26 @@ class Problem:
     k_pos: Int[Tensor, "B _g K"]  # int32
     scale: float
     causal: bool = True
-    queries_last: bool = False  # known: the queries are the last keys, token for token; False: positions tell
-    full: bool = False  # known: no slot is padding; False: positions tell
-    gapless: bool = False  # known: the positions of queries and of keys count up by one; False: positions tell
+    queries_last: bool = field(
+        default=False, compare=False
+    )  # known: the queries are the last keys, token for token; False: positions tell
+    full: bool = field(default=False, compare=False)  # known: no slot is padding; False: positions tell
+    gapless: bool = field(
+        default=False, compare=False
+    )  # known: the positions of queries and of keys count up by one; False: positions tell
     window: int | None = None  # positions a query sees back from its own, itself included; None: all; only if causal
     skip: int = 0  # nearest positions a query does not see, its own the first of them; only if causal
     heads_group: "dist.ProcessGroup | None" = None  # tensor parallel: the ranks that hold the layer's other heads
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            q, scale = (-self.q, -self.scale) if self.scale < 0 else (self.q * 0, 1.0)
+            object.__setattr__(self, "q", q)
+            object.__setattr__(self, "scale", scale)
+        if self.scale < TINY and self.q.dtype != torch.float64:
+            object.__setattr__(self, "scale", TINY)
+        if self.window is not None and self.window >= ALL:
+            object.__setattr__(self, "window", None)
 
     @classmethod
     def of(
@@ -70,8 +95,8 @@ class Problem:
         """The dense problem. With fewer queries than keys (a prefill chunk, decode) they sit at the end.
 
         q is [B, H, Q, D], k [B, G, K, D], v [B, G, K, Dv], G divides H; one floating dtype, one device.
-        `scale` multiplies q k^T, 1/sqrt(D) if None. `window` is the number of keys each query sees, itself included,
-        at least 1; one that covers the keys is no window. Raises ValueError for anything else.
+        `scale` multiplies q k^T, of either sign or 0, 1/sqrt(D) if None. `window` is the number of keys each query
+        sees, itself included, at least 1; one that covers the keys is no window. Raises ValueError for anything else.
         """
         _check_tensors(q, k, v)
         Q, K = q.shape[2], k.shape[2]
@@ -82,9 +107,14 @@ class Problem:
             )
         if scale is None:
             scale = q.shape[3] ** -0.5
-        elif isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
+        elif isinstance(scale, bool) or not isinstance(scale, Real) or not _finite(scale):
             raise ValueError(
                 f"scale: got {scale!r}; allowed is a finite number, or None for 1/sqrt(head dim): pass one of those"
+            )
+        elif abs(scale) > LARGEST and q.dtype != torch.float64:
+            raise ValueError(
+                f"scale: got {scale!r}; scores of {q.dtype} are computed in float32, and allowed is at most its "
+                f"largest number, {LARGEST:.3g}: pass a smaller one, or cast to float64"
             )
         if window is not None:
             check_count("window", window, 1)
@@ -151,7 +181,7 @@ class Problem:
         A number is on the CPU: torch computes with it and tensors of any device, without a launch or a wait.
         """
         if self.full:
-            return torch.tensor(self.q.shape[2]), torch.tensor(self.k.shape[2])
+            return torch.tensor(self.q.shape[2], device="cpu"), torch.tensor(self.k.shape[2], device="cpu")
         return (self.q_pos != PAD).sum(-1, keepdim=True), (self.k_pos != PAD).sum(-1, keepdim=True)
 
     def before(self, n: int) -> "Problem":
@@ -191,9 +221,9 @@ class Problem:
             )
 
 
-@dataclass(frozen=True)
-class Output:
-    """What attention answers."""
+@dataclass(frozen=True, eq=False)
+class Output(ByValue):
+    """What attention answers. Two are equal if all entries are; NaN equals nothing."""
 
     o: Float[Tensor, "B H Q Dv"]  # zero where a query saw nothing
     lse: Float[Tensor, "B H Q"]  # natural-log sum of exp(scores); -inf where a query saw nothing
@@ -204,6 +234,13 @@ class Output:
         mine, theirs = ((x.lse - lse).exp().nan_to_num(0.0)[..., None] for x in (self, other))  # -inf - -inf
         o = self.o.to(lse.dtype) * mine + other.o.to(lse.dtype) * theirs
         return Output(o.to(self.o.dtype), lse)
+
+
+def _finite(x: Real) -> bool:
+    try:
+        return math.isfinite(x)
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -1,6 +1,8 @@
 """Attention over exactly the pairs of a plan, at full length; dropped queries get zero, lse -inf (no fill)."""
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from ..plan import Plan
 from ..problem import Output, Problem, to_heads
@@ -17,8 +19,14 @@ def attend(problem: Problem, plan: Plan) -> Output:
         m, n = plan.blocks.size
         tiles = to_heads(plan.blocks.mask(), H).repeat_interleave(m, 2).repeat_interleave(n, 3)
         seen = seen & tiles[:, :, : seen.shape[2], : seen.shape[3]]
-    wide = torch.promote_types(p.q.dtype, torch.float32)
-    scores = (p.q @ to_heads(p.k, H).mT).to(wide).mul(p.scale).masked_fill(~seen, float("-inf"))
+    return plan.decompress(over(p, seen))
+
+
+def over(p: Problem, seen: Bool[Tensor, "B H Q K"]) -> Output:
+    """Attention over the pairs of a mask, in float32 or wider; only the output is rounded, once."""
+    H, wide = p.q.shape[1], torch.promote_types(p.q.dtype, torch.float32)
+    q, k, v = p.q.to(wide), to_heads(p.k, H).to(wide), to_heads(p.v, H).to(wide)
+    scores = (q @ k.mT).mul(p.scale).masked_fill(~seen, float("-inf"))
     lse = scores.logsumexp(-1)
     weights = torch.where(seen, (scores - lse[..., None]).exp(), 0.0)
-    return plan.decompress(Output(weights.to(p.q.dtype) @ to_heads(p.v, H), lse))
+    return Output((weights @ v).to(p.q.dtype), lse)

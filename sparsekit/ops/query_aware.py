@@ -22,7 +22,8 @@ def query_aware(probe: Probe, means: Means, pooled: Pooled, blocks: Blocks, scal
 
     The Jensen-Shannon distance, natural log, in [0, sqrt(ln 2)]; a term of probability zero is zero.
     """
-    scores = (to_heads(means, probe.shape[1]) @ probe[..., None]).squeeze(3) * scale  # [B, H, J]
+    wide = torch.promote_types(probe.dtype, torch.float32)  # products of large entries overflow in float16
+    scores = (to_heads(means, probe.shape[1]).to(wide) @ probe[..., None].to(wide)).squeeze(3) * scale  # [B, H, J]
     outside = torch.arange(scores.shape[-1], device=scores.device) >= blocks
     both = torch.stack([scores.masked_fill(outside, -torch.inf).softmax(-1), pooled.to(scores.dtype)])
     middle = both.mean(0).clamp(min=torch.finfo(both.dtype).tiny)  # where both are zero: no matter, but not zero itself

@@ -49,9 +49,9 @@ def _scores(problem: Problem, window: int, diagonals: bool) -> Scores:
     row = real - min(window, Q) + torch.arange(min(window, Q), device=p.q.device)  # [B, H, W]
     valid, row = row >= 0, row.clamp(min=0)
     q = p.q.gather(2, row[..., None].expand(*row.shape, D))
+    wide = torch.promote_types(q.dtype, torch.float32)  # products of large entries overflow in float16
     # one matmul a group reads each key head once for all its query heads
-    scores = (q.reshape(B, G, -1, D) @ p.k.mT).view(B, H, -1, K)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).mul_(p.scale)
+    scores = (q.reshape(B, G, -1, D).to(wide) @ p.k.mT.to(wide)).view(B, H, -1, K).mul_(p.scale)
     seen = p.reach() if p.causal else (p.k_pos != PAD).sum(-1, keepdim=True).expand(B, -1, Q)
     seen = to_heads(seen, H).gather(-1, row) * valid  # [B, H, W], each row's keys are the first ones
     start = int(seen.min())  # before it nothing is hidden
@@ -69,9 +69,9 @@ def _scores(problem: Problem, window: int, diagonals: bool) -> Scores:
     if not diagonals:
         return columns[None]
     W = probability.shape[2]
-    wide = pad(probability, (W - 1, W - 1)).contiguous()
+    spread = pad(probability, (W - 1, W - 1)).contiguous()
     # entry (r, e) of the view is key e + r - (W - 1) of row r: its columns are the diagonals
-    sheared = wide.as_strided((B, H, W, K + W - 1), (*wide.stride()[:2], wide.stride(2) + 1, 1))
+    sheared = spread.as_strided((B, H, W, K + W - 1), (*spread.stride()[:2], spread.stride(2) + 1, 1))
     diagonal = sheared.sum(2) / count
     last = ((to_heads(p.k_pos, H) != PAD).sum(-1, keepdim=True) - W) + W - 1  # where row r meets its own key
     e = last - torch.arange(K, device=p.q.device)  # [B, H, K], a distance further back is a diagonal earlier

@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import pad
 
 from .. import dispatch
-from ..parameters import check_count, check_ratio
+from ..parameters import check_ratio, check_size
 from ..plan import Blocks, Plan
 from ..problem import PAD, Problem, to_heads
 
@@ -31,7 +31,7 @@ class BlockTopK:
 
     def __post_init__(self) -> None:
         check_ratio("keep", self.keep, low="(")
-        check_count("block_size", self.block_size, 1)
+        check_size("block_size", self.block_size)
 
     def __call__(self, problem: Problem) -> Plan:
         p, m, H = problem, self.block_size, problem.q.shape[1]

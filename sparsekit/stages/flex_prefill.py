@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import dispatch
-from ..parameters import check_count, check_ratio
+from ..parameters import check_amount, check_ratio, check_size
 from ..plan import Plan
 from ..problem import PAD, Problem, to_heads
 
@@ -46,10 +46,10 @@ class FlexPrefill:
     def __post_init__(self) -> None:
         check_ratio("gamma", self.gamma, low="(")
         check_ratio("tau", self.tau)
-        check_count("block_size", self.block_size, 1)
+        check_size("block_size", self.block_size)
         for name in ("min_budget", "max_budget"):
             if getattr(self, name) is not None:
-                check_count(name, getattr(self, name), 1)
+                check_amount(self, name, 1)
         if self.min_budget and self.max_budget and self.min_budget > self.max_budget:
             raise ValueError(
                 f"min_budget: got {self.min_budget}, more than max_budget {self.max_budget}; allowed is at most that: "
@@ -97,7 +97,7 @@ class FlexPrefill:
     def _before(self, p: Problem, n_q: Tensor) -> Tensor:
         """How many key blocks lie before all that the probe sees: [B, H, 1], or a number without a window."""
         if p.window is None:
-            return torch.tensor(0)
+            return torch.tensor(0, device="cpu")
         row = (n_q - self.block_size).clamp(min=0)
         start = to_heads(p.start(), p.q.shape[1])  # [B, H, Q], ascending
         return start.gather(-1, row.to(start.device).expand(*start.shape[:2], 1)) // self.block_size

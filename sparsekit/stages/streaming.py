@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from ..parameters import check_count
+from ..parameters import check_amount, check_size
 from ..plan import Blocks, Plan
 from ..problem import PAD, Problem
 
@@ -26,9 +26,9 @@ class Streaming:
     chooses: ClassVar[str] = "blocks"
 
     def __post_init__(self) -> None:
-        check_count("sinks", self.sinks, 0)
-        check_count("window", self.window, 1)
-        check_count("block_size", self.block_size, 1)
+        check_amount(self, "sinks", 0)
+        check_amount(self, "window", 1)
+        check_size("block_size", self.block_size)
 
     def __call__(self, problem: Problem) -> Plan:
         m = self.block_size
@@ -37,9 +37,9 @@ class Streaming:
         I, J = -(-problem.q.shape[2] // m), -(-problem.k.shape[2] // m)  # noqa: E741
         reach = problem.reach()  # [B, h, Q], the query's own key is the last it sees
         if not problem.causal:
-            real = (problem.k_pos != PAD).sum(-1, keepdim=True)
-            own = torch.arange(problem.q.shape[2], device=reach.device) + 1 + problem.k.shape[2] - problem.q.shape[2]
-            reach = own.clamp(min=1).minimum(real)  # [B, h, Q]
+            n_q, n_k = problem.lengths()  # the band ends where a row's own queries and keys do
+            own = torch.arange(problem.q.shape[2], device=reach.device) + 1 + (n_k - n_q)
+            reach = own.clamp(min=1).minimum(reach)  # [B, h, Q], 0 where the query is padding
         rows = torch.nn.functional.pad(reach, (0, I * m - reach.shape[2])).unflatten(2, (I, m))
         last = rows.amax(-1)[..., None]  # [B, h, I, 1]
         first = rows.masked_fill(rows == 0, PAD).amin(-1)[..., None] - self.window

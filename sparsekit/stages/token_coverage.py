@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
-from ..parameters import check_choice, check_count, check_ratio
+from ..parameters import check_amount, check_choice, check_ratio, check_size
 from ..plan import Plan, Tokens
 from ..problem import Problem, to_heads
 
@@ -41,9 +41,9 @@ class TokenCoverage:
 
     def __post_init__(self) -> None:
         check_ratio("tau", self.tau)
-        check_count("window", self.window, 1)
-        check_count("pool", self.pool, 1, odd=True)
-        check_count("min_tokens", self.min_tokens, 0)
+        check_amount(self, "window", 1)
+        check_size("pool", self.pool, odd=True)
+        check_amount(self, "min_tokens", 0)
         check_choice("per", self.per, ("head", "group", "layer"))
 
     def __call__(self, problem: Problem) -> Plan:

@@ -50,10 +50,11 @@ def bits_by_position(
     _check(edges, length)
     window = cut(text, length, Random(seed))
     losses = _losses(model, torch.tensor([tokenizer.encode(window)], device=model.device), how)
-    starts = torch.tensor([*tokenizer.starts(window), length]).clamp(max=length)  # a replaced byte makes it longer
+    starts = torch.tensor([*tokenizer.starts(window), length], device="cpu")
+    starts = starts.clamp(max=length)  # a replaced byte makes it longer
     sizes = (starts[1:] - starts[:-1])[1:].double()
     bits = losses.double().cpu() / math.log(2)
-    at = torch.bucketize(starts[1:-1], torch.tensor(edges[1:-1]), right=True)
+    at = torch.bucketize(starts[1:-1], torch.tensor(edges[1:-1], device="cpu"), right=True)
     inside = starts[1:-1] < edges[-1]
     found = []
     for i, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):

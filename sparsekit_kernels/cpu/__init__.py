@@ -18,11 +18,12 @@ _EFFICIENT = torch.ops.aten._scaled_dot_product_efficient_attention
 def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool = False, mask: Tensor | None = None) -> Output:
     """Attention of q [B, H, M, D] over k [B, G, N, D], v [B, G, N, Dv], each key head read where it lies.
 
-    `causal` compares indices; `mask` [B, 1, M, N] is added to the scores: 0, or -inf for a hidden pair.
+    `causal` compares indices; `mask` [B, 1, M, N], on a CPU, is added to the scores: 0, or -inf for a hidden pair.
     """
     (B, H, M, D), (G, Dv) = q.shape, (v.shape[1], v.shape[3])
-    if not (q.is_cpu or (q.is_cuda and mask is None and q.dtype != torch.float64)):
-        return _plain(q, k, v, scale, causal, mask)
+    if not (q.is_cpu or (q.is_cuda and q.dtype != torch.float64)):
+        visible = torch.ones(M, k.shape[2], dtype=torch.bool, device=q.device)
+        return _plain(q, k, v, scale, visible.tril() if causal else visible)
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))  # the kernels read head dims in a row
     width = max(D, Dv) if q.is_cpu else -(-max(D, Dv) // 8) * 8
     if width != D or width != Dv:  # they want one head dim, a multiple of 8 on a GPU; zeros change no score
@@ -40,9 +41,14 @@ def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool = False
 
 def masked(q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Tensor) -> Output:
     """Attention over the visible pairs [B, 1, M, N]; zero and -inf for a row that sees none."""
+    if not q.is_cpu:
+        return _plain(q, k, v, scale, visible)
     mask = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill_(~visible, float("-inf"))
     done, blind = fused(q, k, v, scale, mask=mask), ~visible.any(-1)
-    return Output(done.o.masked_fill(blind[..., None], 0.0), done.lse.masked_fill(blind, float("-inf")))
+    done = Output(done.o.masked_fill(blind[..., None], 0.0), done.lse.masked_fill(blind, float("-inf")))
+    if done.lse.isnan().any():  # NaN - inf is NaN: what is hidden must be replaced, not added to
+        return _plain(q, k, v, scale, visible)
+    return done
 
 
 def head_slices(p: Problem, x: int, h: int) -> tuple[slice, slice]:
@@ -52,13 +58,11 @@ def head_slices(p: Problem, x: int, h: int) -> tuple[slice, slice]:
     return slice(x * H // h, (x + 1) * H // h), slice(first, max((x + 1) * G // h, first + 1))
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, mask: Tensor | None) -> Output:
-    """Where there is no fused call."""
-    (B, H, M, D), (G, N) = q.shape, k.shape[1:3]
-    scores = (q.reshape(B, G, -1, D) @ k.mT).view(B, H, M, N).float().mul_(scale)
-    if mask is not None:
-        scores += mask
-    if causal:
-        scores.masked_fill_(torch.ones(M, N, dtype=torch.bool, device=q.device).triu(1), float("-inf"))
-    weights = scores.softmax(-1).to(v.dtype).view(B, G, -1, N)
-    return Output((weights @ v).view(B, H, M, -1), scores.logsumexp(-1))
+def _plain(q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Tensor) -> Output:
+    """Where there is no fused call: over the visible pairs, a mask that expands to [B, H, M, N]."""
+    (B, H, M, D), (G, N), wide = q.shape, k.shape[1:3], torch.promote_types(q.dtype, torch.float32)
+    scores = (q.reshape(B, G, -1, D).to(wide) @ k.mT.to(wide)).view(B, H, M, N).mul_(scale)
+    scores.masked_fill_(~visible, float("-inf"))
+    lse = scores.logsumexp(-1)
+    weights = torch.where(visible, (scores - lse[..., None]).exp(), 0.0).to(v.dtype).view(B, G, -1, N)
+    return Output((weights @ v).view(B, H, M, -1), lse)

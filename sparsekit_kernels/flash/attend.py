@@ -89,8 +89,6 @@ def refusal(problem: Problem, plan: Plan, major: int, missing: str | None) -> st
         return "it has no sliding window"
     if p.skip:
         return "it cannot skip the keys nearest to a query: take triton"
-    if p.scale <= 0:
-        return f"scale {p.scale} is not positive: take triton"
     if plan.blocks is None:
         return None
     if missing:

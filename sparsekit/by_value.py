@@ -1,0 +1,45 @@
+"""Equality of dataclasses that hold tensors: `==` of two tensors is a tensor, and has no truth of its own."""
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class ByValue:
+    """For a dataclass with eq=False: equal if all compared fields are, tensors by shape, dtype, device and entries.
+
+    What costs nothing is compared first: a device is waited for only where all else is equal, and never for a tensor
+    and itself. The hash goes by what costs nothing, so that equal objects have equal ones: tensors count by shape,
+    dtype and device.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(self) is not type(other):
+            return NotImplemented
+        pairs = [(getattr(self, f.name), getattr(other, f.name)) for f in fields(self) if f.compare]  # type: ignore[arg-type]
+        if any(type(a) is not type(b) and (_waits(a) or _waits(b)) for a, b in pairs):
+            return False
+        pairs = [(a, b) for a, b in pairs if a is not b]
+        return all(a == b for a, b in pairs if not _waits(a)) and all(_equal(a, b) for a, b in pairs if _waits(a))
+
+    def __hash__(self) -> int:
+        return hash((type(self), *(_key(getattr(self, f.name)) for f in fields(self) if f.compare)))  # type: ignore[arg-type]
+
+
+def _waits(x: Any) -> bool:
+    """Whether to compare it may wait for a device."""
+    return isinstance(x, Tensor | ByValue)
+
+
+def _key(x: Any) -> Any:
+    return (x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return _key(a) == _key(b) and torch.equal(a, b)
+    return bool(a == b)
