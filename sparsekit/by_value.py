@@ -1,10 +1,15 @@
 """Equality of dataclasses that hold tensors: `==` of two tensors is a tensor, and has no truth of its own."""
 
-from dataclasses import fields
+from dataclasses import field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def hint() -> Any:
+    """Return a field, False by default, for what is known about the others: it does not count in a comparison."""
+    return field(default=False, compare=False)
 
 
 class ByValue:

@@ -71,13 +71,16 @@ def shapes(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("sparsekit::no_gradients", mutates_args=())
-def no_gradients(like: Tensor) -> Tensor:
-    """Raise ValueError. A backward pass that is traced ahead holds it, and raises only when it runs."""
+def no_gradients(like: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    """Raise ValueError. A backward pass that is traced ahead holds it, and raises only when it runs.
+
+    It takes gradients, so that it is not among what a compiler computes in the forward pass.
+    """
     raise ValueError(REFUSAL)
 
 
 @no_gradients.register_fake
-def _(like: Tensor) -> Tensor:
+def _(like: Tensor, gradients: Sequence[Tensor]) -> Tensor:
     return torch.empty_like(like)
 
 
@@ -87,11 +90,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-    return (*(no_gradients(x) for x in ctx.saved_tensors), *[None] * ctx.others)
+    some = [x for x in gradients if x is not None]
+    return (*(no_gradients(x, some) for x in ctx.saved_tensors), *[None] * ctx.others)
 
 
-for _operator in (attention, attention_by_plan):
-    _operator.register_autograd(_backward, setup_context=_save)
+attention.register_autograd(_backward, setup_context=_save)
+attention_by_plan.register_autograd(_backward, setup_context=_save)
 
 
 def parts(plan: Plan) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, list[int]]:

@@ -4,14 +4,14 @@ A Plan is data. Its meaning is `pairs`: the set of (query, key) pairs it compute
 Every backend must compute exactly that set, however it gets there.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from .by_value import ByValue
+from .by_value import ByValue, hint
 from .fills import Fill, SlidingWindow, Zeros
 from .parameters import check_count, check_size
 from .problem import PAD, Output, Problem, one_head, to_heads
@@ -43,7 +43,7 @@ class Tokens(ByValue):
 
     idx: Int[Tensor, "B _h S"]
     n: int
-    full: bool = field(default=False, compare=False)  # known: no row is padded; False: the indices tell
+    full: bool = hint()  # known: no row is padded; False: the indices tell
 
     @classmethod
     def of(cls, kept: Bool[Tensor, "B _h n"]) -> "Tokens":

@@ -9,7 +9,7 @@ Layout is [B, H, Q, D]. Lengths are in tokens, times in ms, ratios are the part 
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from .by_value import ByValue
+from .by_value import ByValue, hint
 from .parameters import ALL, check_count
 
 PAD = ALL  # position of a padding slot: sorts last, and no causal query can see it
@@ -61,19 +61,15 @@ class Problem(ByValue):
     k_pos: Int[Tensor, "B _g K"]  # int32
     scale: float
     causal: bool = True
-    queries_last: bool = field(
-        default=False, compare=False
-    )  # known: the queries are the last keys, token for token; False: positions tell
-    full: bool = field(default=False, compare=False)  # known: no slot is padding; False: positions tell
-    gapless: bool = field(
-        default=False, compare=False
-    )  # known: the positions of queries and of keys count up by one; False: positions tell
+    queries_last: bool = hint()  # known: the queries are the last keys, token for token; False: positions tell
+    full: bool = hint()  # known: no slot is padding; False: positions tell
+    gapless: bool = hint()  # known: the positions of queries and of keys count up by one; False: positions tell
     window: int | None = None  # positions a query sees back from its own, itself included; None: all; only if causal
     skip: int = 0  # nearest positions a query does not see, its own the first of them; only if causal
     heads_group: "dist.ProcessGroup | None" = None  # tensor parallel: the ranks that hold the layer's other heads
 
     def __post_init__(self) -> None:
-        if not self.scale > 0:
+        if self.scale <= 0:
             q, scale = (-self.q, -self.scale) if self.scale < 0 else (self.q * 0, 1.0)
             object.__setattr__(self, "q", q)
             object.__setattr__(self, "scale", scale)

@@ -1,8 +1,10 @@
 """When two outputs are the same. Errors are relative to the truth, in float64; nothing here is tuned by hand."""
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
-from sparsekit import Output
+from sparsekit import Output, Plan, Problem
+from sparsekit.problem import to_heads
 
 
 def error(output: torch.Tensor, truth: torch.Tensor) -> float:
@@ -15,6 +17,21 @@ def same(a: Output, b: Output) -> None:
     """Equal up to float64 rounding."""
     torch.testing.assert_close(a.o.double(), b.o.double(), atol=1e-10, rtol=1e-10)
     torch.testing.assert_close(a.lse.double(), b.lse.double(), atol=1e-10, rtol=1e-10)
+
+
+def plain_torch(problem: Problem, plan: Plan | None = None, rows: torch.Tensor | None = None) -> Output:
+    """What torch alone gives in the problem's own dtype: no backend of sparsekit's has a part in it.
+
+    With `rows` [R], query indices, only of those. Rows that see no key are zero, lse -inf.
+    """
+    p, H = problem, problem.q.shape[1]
+    seen = (plan or Plan()).pairs(p, rows)
+    q = p.q if rows is None else p.q[:, :, rows]
+    k, v = to_heads(p.k, H), to_heads(p.v, H)
+    o = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=p.scale)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = (q @ k.mT).to(wide).mul(p.scale).masked_fill(~seen, float("-inf"))
+    return Output(o.masked_fill(~seen.any(-1, keepdim=True), 0.0), scores.logsumexp(-1))
 
 
 def no_worse(output: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, dtype: torch.dtype) -> None:

@@ -1,0 +1,100 @@
+"""A row alone equals the row in a batch: what stands beside a sequence, padding above all, changes nothing of it."""
+
+import pytest
+import torch
+from closeness import same
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from strategies import EXAMPLES, SEEDS, WINDOWS_FOR_ALL, named, randn
+
+import sparsekit as sk
+from sparsekit import Output, Pipeline, Problem, SlidingWindow, attend, oracle
+from sparsekit.break_even import worth_it
+from sparsekit.problem import PAD
+
+WITH_SINKS = st.builds(SlidingWindow, st.integers(1, 9), st.integers(0, 6))
+
+
+@st.composite
+def batches(draw, causal=None, most=20):
+    """Sequences with queries and keys of lengths of their own, noise in the slots behind them; and each alone."""
+    causal = draw(st.booleans()) if causal is None else causal
+    B, G = draw(st.integers(2, 3)), draw(st.sampled_from([1, 2]))
+    H = G * draw(st.sampled_from([1, 2]))
+    keys = draw(st.lists(st.integers(1, most), min_size=B, max_size=B))
+    square = draw(st.booleans())
+    queries = [n if square else draw(st.integers(1, n)) for n in keys]
+    Q, K = (max(lengths) + draw(st.integers(0, 2)) for lengths in (queries, keys))
+    K = max(Q, K)
+    q, k, v = (randn(draw(SEEDS), B, h, n, d) for h, n, d in ((H, Q, 4), (G, K, 4), (G, K, 3)))
+    n_q, n_k = (torch.tensor(lengths)[:, None, None] for lengths in (queries, keys))
+    q_pos, k_pos = (
+        torch.where(torch.arange(n) < real, torch.arange(n) + first, PAD).int()
+        for n, real, first in ((Q, n_q, n_k - n_q), (K, n_k, 0 * n_k))
+    )
+    alone = [
+        Problem.of(q[b : b + 1, :, :i], k[b : b + 1, :, :j], v[b : b + 1, :, :j], causal)
+        for b, (i, j) in enumerate(zip(queries, keys, strict=True))
+    ]
+    return Problem(q, k, v, q_pos, k_pos, alone[0].scale, causal), alone
+
+
+def agree(pipeline, batch, alone):
+    """Pairs and output of each row are those of the row alone, and of padding there is nothing."""
+    try:
+        plan, out = pipeline.run(batch)
+    except ValueError as refusal:
+        assert type(pipeline.stages[0]).__name__ in str(refusal)
+        assume(False)
+    pairs = plan.pairs(batch)
+    assert torch.equal(plan.work(batch), pairs.sum((-1, -2)))
+    same(out, oracle(batch, plan))
+    for b, one in enumerate(alone):
+        (i, j), (own, answer) = (one.q.shape[2], one.k.shape[2]), pipeline.run(one)
+        assert torch.equal(pairs[b : b + 1, :, :i, :j], own.pairs(one)), b
+        assert not pairs[b, :, i:].any() and not pairs[b, :, :, j:].any()
+        same(Output(out.o[b : b + 1, :, :i], out.lse[b : b + 1, :, :i]), answer)
+
+
+@pytest.mark.parametrize("stage", **named(EXAMPLES))
+@settings(max_examples=30)
+@given(data=st.data())
+def test_a_row_alone_is_the_row_in_a_batch(stage, data):
+    batch, alone = data.draw(batches())
+    fill = data.draw(st.one_of(WITH_SINKS, WINDOWS_FOR_ALL) if batch.causal else WITH_SINKS)
+    last = data.draw(st.sampled_from([0, 0, 1, 3, 50]))
+    agree(Pipeline([stage, sk.Decompress(fill, dense_last=last)]), batch, alone)
+
+
+@settings(max_examples=100)
+@given(data=st.data())
+def test_a_fill_goes_by_the_row(data):
+    """After a stage that drops much, and a chain."""
+    batch, alone = data.draw(batches())
+    fill = data.draw(st.one_of(WITH_SINKS, WINDOWS_FOR_ALL) if batch.causal else WITH_SINKS)
+    last = data.draw(st.sampled_from([0, 0, 1, 3]))
+    tokens = sk.TokenCoverage(tau=data.draw(st.sampled_from([0.3, 0.9])), window=1, pool=1, min_tokens=0)
+    blocks = [sk.Streaming(1, 2, 2)] if data.draw(st.booleans()) else []
+    agree(Pipeline([tokens, *blocks, sk.Decompress(fill, dense_last=last)]), batch, alone)
+
+
+@settings(max_examples=40)
+@given(data=st.data(), sinks=st.integers(0, 4), window=st.integers(1, 6), m=st.integers(1, 4))
+def test_a_streaming_band_goes_by_the_row(data, sinks, window, m):
+    agree(Pipeline([sk.Streaming(sinks, window, m)]), *data.draw(batches(causal=False)))
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_every_backend_leaves_the_padding_out(data):
+    batch, _ = data.draw(batches())
+    plan = Pipeline([sk.BlockTopK(0.5, 3)])(batch)
+    for backend in ("cpu", "reference"):
+        same(attend(batch, plan, backend=backend), oracle(batch, plan))
+
+
+@given(data=st.data(), limit=st.integers(0, 30))
+def test_break_even_goes_by_the_longest_sequence(data, limit):
+    batch, alone = data.draw(batches())
+    stages = [sk.Streaming()]
+    assert worth_it(stages, limit, batch) == any(worth_it(stages, limit, one) for one in alone)
