@@ -1,17 +1,19 @@
-"""The command line. Bad input is one line on stderr and exit code 2."""
+"""The command line. What goes wrong is one line on stderr and exit code 2; Ctrl-C is exit code 130."""
 
+import io
 import sys
+import warnings
 
 import typer
 
 from .commands.backends import backends
 from .commands.calibrate import calibrate
 from .commands.demo import demo
+from .commands.errors import report, warn
 from .commands.evaluate import evaluate
 from .commands.page import page
 from .commands.profile import profile
 from .commands.run import run
-from .dispatch import NoBackendError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(demo)
@@ -29,9 +31,14 @@ def _root() -> None:
 
 
 def main() -> None:
-    """The entry point: what a user can mend is one line, not a traceback."""
-    try:
-        app()
-    except (ValueError, ImportError, OSError, NoBackendError) as error:
-        print(f"sparsekit: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Run the command line: what goes wrong is one line, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an answer in letters that the terminal lacks is not lost
+            stream.reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings():
+        warnings.showwarning = warn
+        try:
+            app()
+        except Exception as error:  # whatever it is, a traceback does not help who typed the command
+            report(error)
+            sys.exit(2)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .extras import needs
 from .plan import Plan
 from .problem import Problem
 
@@ -181,12 +182,11 @@ def _wide(rows: "Sequence[Row]") -> bool:
 
 
 def _figure(width: float, height: float) -> Any:
-    """An empty figure, in inches, that needs no screen."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install sparsekit[plots]") from error
+    """Return an empty figure, in inches, that needs no screen."""
+    needs("matplotlib", "plots")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -16,6 +16,7 @@ import torch
 from rich.table import Column, Table
 from torch import Tensor, nn
 
+from .extras import needs
 from .parameters import check_ratio
 from .pipeline import Pipeline, attend
 from .plan import Plan
@@ -25,6 +26,7 @@ from .timing import now_ms
 
 FILE = "sparsekit.json"  # the name of a schedule beside its model
 DENSE = "dense"
+LOOK = 64  # tokens of a prompt that show which layers can be sparse
 EPS = 1e-6  # added to the norm of a token's hidden state: one of zeros has no relative change
 
 Layers: TypeAlias = dict[int | str, Pipeline | str]  # a layer, a range "4-7" or "default", to a pipeline or its spec
@@ -141,7 +143,7 @@ class Schedule:
         path = Path(path)
         path = path / FILE if path.is_dir() else path
         try:
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf-8"))
             layers, measured = found["pipeline"], found.get("measured", {})
             layers = {"default": layers} if isinstance(layers, str) else layers
             made = cls(
@@ -186,10 +188,12 @@ def profile_layers(
 
     `model` is a decoder model of transformers, or one with a head on it; `prompts` are token ids, [n] each, and
     `quantile` in [0, 1] is the part of the layers to sparsify. `on_step(done, total, name)` is called after each
-    layer of each prompt. Raises ValueError for text instead of ids, no prompts, or a model in training mode.
+    layer of each prompt. Raises ValueError for text instead of ids, no prompts, a model in training mode, or one none
+    of whose layers can be sparse.
     """
     check_ratio("quantile", quantile)
     given, layers = _ids(model, prompts), _decoder_layers(model)
+    _require_attention(model, given)
     changes = dict.fromkeys(layers, 0.0)
     tokens = sum(ids.numel() for ids in given)
     done = 0
@@ -237,15 +241,17 @@ def calibrate(
     against dense attention in float64, as in `explain`. `pipelines` run however short the prompts are
     (`break_even=0`); the schedule has them as they were given. Layers whose attention the integration leaves to the
     model stay dense. `prompts` are token ids, [n] each; `on_step(done, total, name)` is called after each candidate
-    in each layer. Raises ValueError for a pipeline that has no spec, text instead of ids, no prompts, or a model in
-    training mode.
+    in each layer. Raises ValueError for a pipeline that has no spec, text instead of ids, no prompts, a model in
+    training mode, or one none of whose layers can be sparse.
     """
-    from .integrations.transformers import LayerCall, sparsify  # transformers is an optional extra
+    needs("transformers", "hf")
+    from .integrations.transformers import LayerCall, sparsify
 
     check_ratio("target", target, low="(")
     made = {pipeline.to_spec(): Pipeline([pipeline], break_even=0) for pipeline in map(_parsed, pipelines)}
     made.pop(DENSE, None)
     given, layers = _ids(model, prompts), _decoder_layers(model)
+    _require_attention(model, given)
     place = {layer: i for i, layer in enumerate(layers)}
     found: dict[tuple[int, str], list[tuple[float, ...]]] = {}
     prompt, warm = 0, False
@@ -273,6 +279,8 @@ def calibrate(
         for prompt, ids in enumerate(given):  # noqa: B007  # watch reads it
             warm = False
             _prefill(model, ids)
+    if not found:
+        raise _without_attention(model)
     return choose([_over_prompts(*key, figures) for key, figures in found.items()], layers, target)
 
 
@@ -318,6 +326,26 @@ def _parsed(pipeline: Pipeline | str) -> Pipeline:
 @torch.no_grad()
 def _prefill(model: Any, ids: Tensor) -> None:
     model.base_model(ids, use_cache=False)  # without its head: nobody reads the logits
+
+
+def _require_attention(model: Any, prompts: Sequence[Tensor]) -> None:
+    """Raise ValueError for a model none of whose layers can be sparse, before anything is measured."""
+    needs("transformers", "hf")
+    from .integrations.transformers import sparsify
+
+    seen: list[int] = []
+    ids = max(prompts, key=Tensor.numel)[:, :LOOK]
+    with sparsify(model, DENSE, watch=lambda call: seen.append(call.layer)):
+        _prefill(model, ids)
+    if not seen:
+        raise _without_attention(model)
+
+
+def _without_attention(model: Any) -> ValueError:
+    return ValueError(
+        f"model: got {type(model).__name__}, none of whose layers showed an attention that can be sparse; allowed are "
+        "models whose layers call the attention interface of transformers, and prompts of two tokens or more: pass such"
+    )
 
 
 def _ids(model: Any, prompts: Iterable[Prompt]) -> list[Tensor]:

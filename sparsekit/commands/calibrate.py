@@ -8,6 +8,7 @@ from typer import Option
 
 from .loading import load, read_prompts
 from .options import Device, Model, Most, PromptFiles
+from .positions import check_lengths
 from .progress import progress
 
 
@@ -28,6 +29,7 @@ def calibrate(
     candidates, console = [Pipeline.from_spec(spec) for spec in pipeline], Console()
     loaded = load(model, device)
     prompts = read_prompts(prompt_file, loaded.tokenizer, most)
+    check_lengths(loaded.model, zip(prompt_file, prompts, strict=True))
     out.mkdir(parents=True, exist_ok=True)
     with progress() as on_step:
         found = schedules.calibrate(loaded.model, prompts, candidates, target=target, on_step=on_step)

@@ -6,6 +6,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, Option
 
+from ..extras import needs
 from .options import Device, Seed
 from .progress import progress
 
@@ -20,6 +21,7 @@ def demo(
     out: Annotated[Path, Option(help="Folder for plan.png and demo.json")] = Path("demo"),
 ) -> None:
     """Ask a long-context model about real text, dense beside sparse, and draw one head's plan."""
+    needs("transformers", "hf")
     from transformers.utils.logging import disable_progress_bar
 
     from ..demo import PIPELINES, run_demo

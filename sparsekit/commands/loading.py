@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from .. import testbed
+from ..extras import needs
 from ..parameters import check_count
+from ..testbed.text import as_utf8
 from .options import EMBEDDED
 
 
@@ -22,6 +24,7 @@ class Loaded:
 
 def load(name: str, device: str) -> Loaded:
     """The model `name`, a folder, a hub id or "embedded", on a device. Raises ValueError for what cannot be loaded."""
+    needs("transformers", "hf")
     from huggingface_hub.utils import logging as hub_logging
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -50,17 +53,21 @@ def load(name: str, device: str) -> Loaded:
 
 
 def read_prompts(files: Sequence[Path], tokenizer: testbed.Tokenizer, most: int | None = None) -> list[list[int]]:
-    """The tokens of each file, of which at most the first `most`. Raises ValueError for one that cannot be read."""
+    """Return the tokens of each file, at most the first `most`. Raises ValueError for a file that is no text.
+
+    A byte order mark is not part of the text. A model whose tokens are bytes reads any file that has no such mark.
+    """
     if most is not None:
         check_count("most", most, 1)
     prompts = []
     for file in files:
         try:
-            text = file.read_bytes()
+            data = file.read_bytes()
         except OSError as error:
             raise ValueError(
                 f"prompt-file: {str(file)!r} cannot be read ({error.strerror}); allowed is a text file: check the path"
             ) from error
+        text = as_utf8(data, f"prompt-file: {str(file)!r}", tokenizer.any_bytes)
         tokens = tokenizer.encode(text)[:most]
         if not tokens:
             raise ValueError(f"prompt-file: {str(file)!r} is empty; allowed is a file with text: pass another")

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from ..extras import needs
+
 MODEL_PATH = Path(__file__).parent / "model"
 
 
@@ -12,9 +14,8 @@ def load_model(
     dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", attn_implementation: str = "sdpa"
 ) -> Any:
     """A `LlamaForCausalLM` in evaluation mode. Token ids are bytes, 0 to 255."""
-    try:
-        from transformers import AutoModelForCausalLM  # an optional extra: only this function needs it
-    except ImportError as error:
-        raise ImportError("load_model needs transformers: pip install sparsekit[hf]") from error
+    needs("transformers", "hf")  # only this function does
+    from transformers import AutoModelForCausalLM
+
     model: Any = AutoModelForCausalLM.from_pretrained(MODEL_PATH, dtype=dtype, attn_implementation=attn_implementation)
     return model.to(device).eval()

@@ -4,6 +4,7 @@ Without a path it is the source of the Python standard library of the running in
 has. The embedded model never saw it in training (bench/testbed/corpus.py keeps it and its copies out).
 """
 
+import codecs
 import sysconfig
 from pathlib import Path
 
@@ -12,9 +13,21 @@ SHORTEST = 1024
 EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 BUILD = ("_sysconfigdata", "config-")
 
+# UTF-32 before UTF-16, whose mark in little endian begins that of UTF-32
+MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+
 
 def read_text(path: str | Path | None = None) -> bytes:
-    """The bytes of the file `path`, or, for None, of the Python standard library's source (about 10 MB)."""
+    """Return the text of the file `path` as UTF-8, or, for None, the Python standard library's source (about 10 MB).
+
+    Raises ValueError for a file that cannot be read, is too short or, as `as_utf8` tells it, no text.
+    """
     if path is not None:
         return _read_file(Path(path))
     root = Path(sysconfig.get_paths()["stdlib"])
@@ -25,6 +38,33 @@ def read_text(path: str | Path | None = None) -> bytes:
             "pass the path of a text file instead"
         )
     return text
+
+
+def as_utf8(data: bytes, name: str, any_bytes: bool = False) -> bytes:
+    """Return the text in a file's bytes as UTF-8, without a byte order mark.
+
+    What begins with the mark of UTF-8, UTF-16 or UTF-32 is decoded by it; anything else has to be UTF-8 without NULs.
+    With `any_bytes` that is not asked: such bytes are returned as they are. Raises ValueError, in which `name` stands
+    for the file, with the offset of the first byte that is no text.
+    """
+    mark = next((mark for mark in MARKS if data.startswith(mark)), b"")
+    if any_bytes and not mark:
+        return data
+    encoding = MARKS.get(mark, "utf-8")
+    bad, problem = None, ""
+    try:
+        text = data[len(mark) :].decode(encoding)
+        if (nul := text.find("\0")) >= 0:
+            bad, problem = len(text[:nul].encode(encoding)), "a NUL"
+    except UnicodeDecodeError as error:
+        bad, problem = error.start, f"not {encoding.upper()}"
+    if bad is not None:
+        why = ", which its first bytes announce" if mark else ""
+        raise ValueError(
+            f"{name} is no text: byte {len(mark) + bad} is {problem}{why}; allowed is text in UTF-8, or in UTF-16 or "
+            "UTF-32 with a byte order mark: pass a text file, or convert it, for example with iconv -t UTF-8"
+        )
+    return text.encode()
 
 
 def standard_library(root: Path) -> list[Path]:
@@ -38,7 +78,7 @@ def _excluded(file: Path) -> bool:
 
 def _read_file(path: Path) -> bytes:
     try:
-        text = path.read_bytes()
+        text = as_utf8(path.read_bytes(), f"path={str(path)!r}")
     except OSError as error:
         raise ValueError(
             f"path={str(path)!r} cannot be read ({error.strerror}); pass a readable text file, or None for the "

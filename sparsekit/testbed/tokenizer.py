@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 TAIL = 8  # prompt tokens decoded with an answer: some tokenizers drop the first token's leading space
 
 
 class Tokenizer(Protocol):
+    any_bytes: ClassVar[bool]  # whether every file is text to it, a binary one too
+
     def encode(self, text: bytes) -> list[int]:
         """The tokens of a text."""
 
@@ -19,7 +21,9 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """Of models whose tokens are bytes, as the embedded one's are."""
+    """Of models whose tokens are bytes, as the embedded one's are: they read any file, byte by byte."""
+
+    any_bytes: ClassVar[bool] = True
 
     def encode(self, text: bytes) -> list[int]:
         return list(text)
@@ -32,7 +36,12 @@ class ByteTokenizer:
 
 
 class TextTokenizer:
-    """Of models that have a tokenizer of transformers. Bytes that are no UTF-8 are replaced."""
+    """Of models that have a tokenizer of transformers. Bytes that are no UTF-8 are replaced: a letter cut in two is.
+
+    A file that is no text is refused where it is read (`sparsekit.testbed.text.as_utf8`).
+    """
+
+    any_bytes: ClassVar[bool] = False
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer

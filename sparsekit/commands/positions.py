@@ -1,0 +1,87 @@
+"""How long a prompt a model takes, found by looking at what it does with a short one.
+
+Learned positions end: a token beyond them is an error deep in the model. Computed ones (RoPE) do not, but what a model
+makes of positions that it never saw in training is another question.
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+LOOK = 4  # tokens of the short prompt
+
+
+def check_lengths(model: Any, prompts: Iterable[tuple[object, list[int]]], generated: int = 0) -> None:
+    """Check that a model has positions for prompts, each with its name, and for what is generated after each.
+
+    Raises ValueError for more than a model with learned positions has. Warns of more than `max_position_embeddings`
+    of one that computes them.
+    """
+    given = list(prompts)
+    made_for = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    learned = learned_positions(model, _ordinary(model, given[0][1])) if given else None
+    later = max(generated - 1, 0)  # the last token is never read
+    for name, tokens in given:
+        needed = len(tokens) + later
+        asked = f"{str(name)!r} has {len(tokens):,} tokens"
+        asked += f", with {generated:,} to generate {needed:,} positions" if later else ""
+        if learned is not None and needed > learned:
+            mend = f"pass --most {learned - later}" if later < learned else f"pass --tokens {learned // 2} or less"
+            raise ValueError(
+                f"prompt-file: {asked}; allowed are {learned:,}, because the model has learned a vector for each "
+                f"position and has no more: {mend}"
+            )
+        if learned is None and isinstance(made_for, int) and needed > made_for:
+            warnings.warn(
+                f"sparsekit: {asked}, and the model was made for {made_for:,} (max_position_embeddings): beyond them "
+                "its answers, dense or sparse, may be worthless",
+                stacklevel=2,
+            )
+
+
+@torch.no_grad()
+def learned_positions(model: Any, token: int) -> int | None:
+    """Return for how many positions a model has a learned vector, or None if it computes them.
+
+    A prompt of one and the same token makes a model read its table of positions row after row, perhaps from an offset
+    on, as OPT does, and the others not.
+    """
+    tables = _Tables({parameter.data_ptr(): name for name, parameter in model.named_parameters()})
+    with tables:
+        model.base_model(torch.full((1, LOOK), token, device=model.device), use_cache=False)
+    return min(tables.positions, default=None)
+
+
+class _Tables(TorchDispatchMode):
+    """Notes how many positions each table holds that is read row after row."""
+
+    def __init__(self, parameters: Mapping[int, str]) -> None:
+        super().__init__()
+        self.positions: list[int] = []
+        self._parameters = parameters  # names by address
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        if func is aten.embedding.default:
+            self._look(args[0], args[1])
+        elif func is aten.index_select.default and args[1] == 0 and args[0].data_ptr() in self._parameters:
+            self._look(args[0], args[2])
+        elif func is aten.index.Tensor and len(args[1]) == 1 and args[0].data_ptr() in self._parameters:
+            self._look(args[0], args[1][0])
+        return func(*args, **(kwargs or {}))
+
+    def _look(self, table: Tensor, rows: Tensor) -> None:
+        if rows.numel() == LOOK and rows.dtype != torch.bool:
+            first, *others = rows.flatten().tolist()
+            if others == list(range(first + 1, first + LOOK)):
+                self.positions.append(table.shape[0] - first)
+
+
+def _ordinary(model: Any, tokens: list[int]) -> int:
+    """Return a token of a prompt that is no padding: some models give padding no position."""
+    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
+    return next((token for token in tokens if token != padding), tokens[0])
