@@ -6,6 +6,7 @@ that keep what matters. Both work on any decoder model of transformers; nothing 
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -143,7 +144,7 @@ class Schedule:
         path = Path(path)
         path = path / FILE if path.is_dir() else path
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_bytes())
             layers, measured = found["pipeline"], found.get("measured", {})
             layers = {"default": layers} if isinstance(layers, str) else layers
             made = cls(
@@ -156,7 +157,7 @@ class Schedule:
                 f"path: {str(path)!r} cannot be read ({error.strerror}); allowed is a file that Schedule.save wrote: "
                 "pass one"
             ) from error
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"path: {str(path)!r} is no schedule ({type(error).__name__}: {error}); allowed is JSON like "
                 '{"pipeline": {"0-3": "dense", "4": "token_coverage"}}: save one with Schedule.save'
@@ -169,9 +170,17 @@ def read_pipeline(text: str) -> Pipeline | Layers:
 
     Raises ValueError for a spec that does not parse or a file that is no schedule.
     """
-    if text.endswith(".json") or Path(text, FILE).is_file():
+    if text.endswith(".json") or os.path.isfile(os.path.join(text, FILE)):  # unlike Path, False for a long spec
         return Schedule.load(text).pipeline
-    return Pipeline.from_spec(text)
+    try:
+        return Pipeline.from_spec(text)
+    except ValueError as error:
+        if os.path.exists(text):
+            raise ValueError(
+                f"pipeline: got the path {text!r}, which is no schedule; allowed are a spec, a .json file, or a folder "
+                f"with a {FILE}: save one with sparsekit profile or calibrate"
+            ) from error
+        raise
 
 
 def always(pipeline: Pipeline | Layers) -> Pipeline | Layers:
@@ -280,7 +289,10 @@ def calibrate(
             warm = False
             _prefill(model, ids)
     if not found:
-        raise _without_attention(model)
+        raise ValueError(
+            f"prompts: got {len(given)} of at most {max(map(Tensor.numel, given))} tokens, and no layer had a prefill; "
+            "allowed are two tokens or more: pass longer ones"
+        )
     return choose([_over_prompts(*key, figures) for key, figures in found.items()], layers, target)
 
 
@@ -336,16 +348,12 @@ def _require_attention(model: Any, prompts: Sequence[Tensor]) -> None:
     seen: list[int] = []
     ids = max(prompts, key=Tensor.numel)[:, :LOOK]
     with sparsify(model, DENSE, watch=lambda call: seen.append(call.layer)):
-        _prefill(model, ids)
+        _prefill(model, ids if ids.numel() > 1 else ids.repeat(1, 2))  # one token alone is decoded
     if not seen:
-        raise _without_attention(model)
-
-
-def _without_attention(model: Any) -> ValueError:
-    return ValueError(
-        f"model: got {type(model).__name__}, none of whose layers showed an attention that can be sparse; allowed are "
-        "models whose layers call the attention interface of transformers, and prompts of two tokens or more: pass such"
-    )
+        raise ValueError(
+            f"model: got {type(model).__name__}, none of whose layers can be sparse; allowed are models whose layers "
+            "call the attention interface of transformers with a causal mask: pass such a model"
+        )
 
 
 def _ids(model: Any, prompts: Iterable[Prompt]) -> list[Tensor]:

@@ -41,9 +41,8 @@ def parse(spec: str) -> list[Any]:
         tree = ast.parse(f"({spec}\n)", mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         line, column = getattr(error, "lineno", 1) or 1, getattr(error, "offset", 1) or 1
-        raise _error(
-            spec, line, column - 1 - (line == 1), f"it does not parse ({getattr(error, 'msg', error)})"
-        ) from None
+        why = getattr(error, "msg", str(error)) or "it is nested too deeply"
+        raise _error(spec, line, column - 1 - (line == 1), f"it does not parse ({why})") from None
     return [_call(spec, node) for node in _joined(tree)]
 
 

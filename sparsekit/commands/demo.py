@@ -7,14 +7,14 @@ from rich.console import Console
 from typer import Argument, Option
 
 from ..extras import needs
-from .options import Device, Seed
+from .options import MOST_PROMPTS, Device, Seed
 from .progress import progress
 
 
 def demo(
     file: Annotated[Path | None, Argument(help="Text to hide facts in; default: Python's standard library")] = None,
     length: Annotated[int, Option(help="Bytes of a prompt, at least 1024")] = 16384,
-    questions: Annotated[int, Option(help="Prompts, one question each, at least 1")] = 4,
+    questions: Annotated[int, Option(max=MOST_PROMPTS, help="Prompts, one question each, at least 1")] = 4,
     pipeline: Annotated[list[str] | None, Option(help="Spec of a pipeline; may be given several times")] = None,
     seed: Seed = 0,
     device: Device = "auto",

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from typer import Option
 
 from .loading import load
-from .options import EMBEDDED, Device, Model, Seed
+from .options import EMBEDDED, MOST_PROMPTS, Device, Model, Seed
 from .progress import progress
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ def evaluate(
     tasks: Annotated[
         str, Option(help="Tasks, with commas between; claimed: those that the embedded model can do; trained; all")
     ] = "claimed",
-    questions: Annotated[int, Option(help="Prompts of each task at each length, at least 1")] = 4,
+    questions: Annotated[int, Option(max=MOST_PROMPTS, help="Prompts of each task at each length, at least 1")] = 4,
     file: Annotated[Path | None, Option(help="Text to hide facts in; default: Python's standard library")] = None,
     seed: Seed = 0,
     device: Device = "auto",
     out: Annotated[Path | None, Option(help="Records, one a line; what is there already is not done again")] = None,
     page: Annotated[Path | None, Option(help="Markdown page to write, its pictures beside it")] = None,
-    timed: Annotated[int, Option(help="Prompts of each length that times are of; 0: no times")] = 3,
+    timed: Annotated[int, Option(max=MOST_PROMPTS, help="Prompts of each length that times are of; 0: no times")] = 3,
     again: Annotated[bool, Option("--again", help="Time again what has a time in the records")] = False,
     commit: Annotated[
         str | None, Option(envvar="SPARSEKIT_COMMIT", help="Of the code, as git describe --always --dirty says it")
@@ -62,6 +62,8 @@ def evaluate(
     groups = {"all": testbed.TASKS, "claimed": testbed.CLAIMED, "trained": testbed.TRAINED}
     chosen = tuple(dict.fromkeys(task for word in _words([tasks], ",") for task in groups.get(word, (word,))))
     prompts = Prompts(testbed.read_text(file), chosen, _lengths(lengths), questions, seed)
+    if page and page.is_dir():
+        raise ValueError(f"page: got {str(page)!r}, which is a folder; allowed is a file to write: name one in it")
     records = Records(out)
     if records.torn:
         say(f"{out}: its last line was cut off and is done again")

@@ -1,6 +1,8 @@
 """A model, its tokenizer and its prompts, from what a user names on the command line."""
 
+import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from .. import testbed
 from ..extras import needs
 from ..parameters import check_count
-from ..testbed.text import as_utf8
+from ..testbed.text import as_utf8, no_text
 from .options import EMBEDDED
 
 
@@ -36,7 +38,7 @@ def load(name: str, device: str) -> Loaded:
     if name == EMBEDDED:
         dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
         return Loaded(testbed.load_model(dtype, where), testbed.ByteTokenizer())
-    if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+    if not os.path.isdir(name) and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise ValueError(
             f'MODEL: got {name!r}, which is no folder and no hub id; allowed are both, and "{EMBEDDED}": check the path'
         )
@@ -55,7 +57,8 @@ def load(name: str, device: str) -> Loaded:
 def read_prompts(files: Sequence[Path], tokenizer: testbed.Tokenizer, most: int | None = None) -> list[list[int]]:
     """Return the tokens of each file, at most the first `most`. Raises ValueError for a file that is no text.
 
-    A byte order mark is not part of the text. A model whose tokens are bytes reads any file that has no such mark.
+    UTF-16 and UTF-32 are recognized by their byte order mark, which is not part of the text. A model whose tokens are
+    bytes reads what is no text, too, byte by byte: a warning says so.
     """
     if most is not None:
         check_count("most", most, 1)
@@ -67,7 +70,12 @@ def read_prompts(files: Sequence[Path], tokenizer: testbed.Tokenizer, most: int 
             raise ValueError(
                 f"prompt-file: {str(file)!r} cannot be read ({error.strerror}); allowed is a text file: check the path"
             ) from error
-        text = as_utf8(data, f"prompt-file: {str(file)!r}", tokenizer.any_bytes)
+        why, name = no_text(data), f"prompt-file: {str(file)!r}"
+        if why and tokenizer.any_bytes:
+            warnings.warn(f"sparsekit: {name} is no text: {why}; its bytes are read as they are", stacklevel=2)
+            text = data
+        else:
+            text = as_utf8(data, name)
         tokens = tokenizer.encode(text)[:most]
         if not tokens:
             raise ValueError(f"prompt-file: {str(file)!r} is empty; allowed is a file with text: pass another")
@@ -80,10 +88,11 @@ def usable(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=device)
+        torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
+        why = shorten(str(error).splitlines()[0], 100)
         raise ValueError(
-            f"device: got {device!r}, which cannot be used ({str(error).splitlines()[0]}); allowed are auto, cpu, and "
-            "cuda where there is one: pass one of those"
+            f"device: got {device!r}, which cannot be used here ({why}); allowed are auto, cpu, and cuda where there "
+            "is one: pass one of those"
         ) from error
     return device

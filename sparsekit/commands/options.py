@@ -6,6 +6,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 EMBEDDED = "embedded"  # the model in the package
+MOST_PROMPTS = 100_000  # in one evaluation or demo: more is a slip, and would fill the memory first
 
 Model = Annotated[str, Argument(help=f'A folder or a hub id of a transformers model, or "{EMBEDDED}"')]
 PromptFiles = Annotated[list[Path], Option("--prompt-file", help="A text file; may be given several times")]

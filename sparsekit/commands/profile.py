@@ -26,7 +26,7 @@ def profile(
     from ..plots import draw_profile
     from ..schedules import profile_layers
 
-    made, console = pipeline and Pipeline.from_spec(pipeline), Console()
+    made, console = None if pipeline is None else Pipeline.from_spec(pipeline), Console()
     loaded = load(model, device)
     prompts = read_prompts(prompt_file, loaded.tokenizer, most)
     check_lengths(loaded.model, zip(prompt_file, prompts, strict=True))
@@ -35,7 +35,7 @@ def profile(
         found = profile_layers(loaded.model, prompts, quantile=quantile, on_step=on_step)
     console.print(found.table())
     say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
-    if made:
+    if made is not None:
         say(f"schedule: {found.schedule(made).save(out)}")
     try:
         say(f"picture: {draw_profile(found, out / 'drift.png')}")

@@ -40,31 +40,38 @@ def read_text(path: str | Path | None = None) -> bytes:
     return text
 
 
-def as_utf8(data: bytes, name: str, any_bytes: bool = False) -> bytes:
+def as_utf8(data: bytes, name: str) -> bytes:
     """Return the text in a file's bytes as UTF-8, without a byte order mark.
 
-    What begins with the mark of UTF-8, UTF-16 or UTF-32 is decoded by it; anything else has to be UTF-8 without NULs.
-    With `any_bytes` that is not asked: such bytes are returned as they are. Raises ValueError, in which `name` stands
-    for the file, with the offset of the first byte that is no text.
+    What begins with the mark of UTF-8, UTF-16 or UTF-32 is decoded by it; anything else has to be UTF-8. Raises
+    ValueError, in which `name` stands for the file, for bytes that are no text (`no_text`).
     """
-    mark = next((mark for mark in MARKS if data.startswith(mark)), b"")
-    if any_bytes and not mark:
-        return data
-    encoding = MARKS.get(mark, "utf-8")
-    bad, problem = None, ""
-    try:
-        text = data[len(mark) :].decode(encoding)
-        if (nul := text.find("\0")) >= 0:
-            bad, problem = len(text[:nul].encode(encoding)), "a NUL"
-    except UnicodeDecodeError as error:
-        bad, problem = error.start, f"not {encoding.upper()}"
-    if bad is not None:
-        why = ", which its first bytes announce" if mark else ""
+    if why := no_text(data):
         raise ValueError(
-            f"{name} is no text: byte {len(mark) + bad} is {problem}{why}; allowed is text in UTF-8, or in UTF-16 or "
-            "UTF-32 with a byte order mark: pass a text file, or convert it, for example with iconv -t UTF-8"
+            f"{name} is no text: {why}; allowed is text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark: pass "
+            "a text file, or convert it, for example with iconv -t UTF-8"
         )
-    return text.encode()
+    mark, encoding = _marked(data)
+    return data[len(mark) :].decode(encoding).encode()
+
+
+def no_text(data: bytes) -> str | None:
+    """Return in words which byte of a file is the first that no text has, and why; None if it is a text."""
+    mark, encoding = _marked(data)
+    body, bad, why = data[len(mark) :], None, ""
+    try:
+        text = body.decode(encoding)
+    except UnicodeDecodeError as error:
+        bad, text = error.start, body[: error.start].decode(encoding)
+        why = f"not {encoding.upper()}{', which its first bytes announce' if mark else ''}"
+    if (at := text.find("\0")) >= 0:
+        bad, why = len(text[:at].encode(encoding)), "a NUL"
+    return None if bad is None else f"byte {len(mark) + bad} is {why}"
+
+
+def _marked(data: bytes) -> tuple[bytes, str]:
+    """Return the byte order mark and the encoding that it announces."""
+    return next(((mark, name) for mark, name in MARKS.items() if data.startswith(mark)), (b"", "utf-8"))
 
 
 def standard_library(root: Path) -> list[Path]:

@@ -8,7 +8,7 @@ TAIL = 8  # prompt tokens decoded with an answer: some tokenizers drop the first
 
 
 class Tokenizer(Protocol):
-    any_bytes: ClassVar[bool]  # whether every file is text to it, a binary one too
+    any_bytes: ClassVar[bool]  # whether it encodes every byte, those of no text too
 
     def encode(self, text: bytes) -> list[int]:
         """The tokens of a text."""
@@ -21,7 +21,7 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """Of models whose tokens are bytes, as the embedded one's are: they read any file, byte by byte."""
+    """Of models whose tokens are bytes, as the embedded one's are: they can read any file."""
 
     any_bytes: ClassVar[bool] = True
 
@@ -38,7 +38,7 @@ class ByteTokenizer:
 class TextTokenizer:
     """Of models that have a tokenizer of transformers. Bytes that are no UTF-8 are replaced: a letter cut in two is.
 
-    A file that is no text is refused where it is read (`sparsekit.testbed.text.as_utf8`).
+    A whole file that is no text is refused where it is read: `sparsekit.testbed.text.as_utf8`.
     """
 
     any_bytes: ClassVar[bool] = False
