@@ -94,8 +94,13 @@ def _backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
     return (*(no_gradients(x, some) for x in ctx.saved_tensors), *[None] * ctx.others)
 
 
-attention.register_autograd(_backward, setup_context=_save)
-attention_by_plan.register_autograd(_backward, setup_context=_save)
+def refuse_backward(operator: Any) -> None:
+    """Make the backward pass of an operator, of q, k, v and what has no gradients, raise ValueError."""
+    operator.register_autograd(_backward, setup_context=_save)
+
+
+refuse_backward(attention)
+refuse_backward(attention_by_plan)
 
 
 def parts(plan: Plan) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, list[int]]:

@@ -12,11 +12,15 @@ likelihoods the prompt and the continuation are one prefill.
 
 from typing import Any
 
-from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
+from ..extras import needs
 
-from ..schedules import read_pipeline
-from .transformers import sparsify
+needs("lm_eval", "lm-eval")
+
+from lm_eval.api.registry import register_model  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+
+from ..schedules import read_pipeline  # noqa: E402
+from .transformers import sparsify  # noqa: E402
 
 NAME = "sparsekit"
 

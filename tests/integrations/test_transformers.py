@@ -141,12 +141,22 @@ def test_bad_layers_are_named(llama):
         sparsify(llama, {1: LOCAL}, layers=1)
 
 
-def test_training_through_a_sparse_pipeline_is_refused(llama):
+def test_a_backward_pass_through_a_sparse_layer_is_refused_and_training_mode_too(llama):
+    """Evaluation without torch.no_grad() runs, and remembers nothing that would make its gradients wrong."""
     with sparsify(llama, LOCAL):
-        with pytest.raises(ValueError, match=r"inputs that need gradients.*torch.no_grad\(\)"):
-            whole(llama)
+        with torch.no_grad():
+            expected = whole(llama)
+        logits = whole(llama)
+        assert torch.equal(logits, expected) and logits.requires_grad
+        with pytest.raises(ValueError, match=r"a backward pass .*torch.no_grad\(\)"):
+            logits.sum().backward()
         with torch.no_grad(), pytest.raises(ValueError, match="training mode"):
             whole(llama.train())
+    llama.eval()
+    with sparsify(llama, Pipeline([STACKED], break_even=1000)):  # one kernel is called at once
+        with pytest.raises(ValueError, match="a backward pass"):
+            whole(llama).sum().backward()
+    llama.zero_grad()
     with sparsify(llama, "dense"):
         whole(llama).sum().backward()
     assert llama.model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0

@@ -11,8 +11,12 @@ Dense layers do so too on a CPU, to the bit; on a GPU by sparsekit's FlashAttent
 Which layer has which pipeline, and the file that says so beside a model: schedule.py.
 """
 
-from .attention import LayerCall, Watch, register
-from .schedule import load_pipeline, save_pipeline
-from .sparsify import Sparsified, sparsify
+from ...extras import needs
+
+needs("transformers", "hf")
+
+from .attention import LayerCall, Watch, register  # noqa: E402
+from .schedule import load_pipeline, save_pipeline  # noqa: E402
+from .sparsify import Sparsified, sparsify  # noqa: E402
 
 __all__ = ["LayerCall", "Sparsified", "Watch", "load_pipeline", "register", "save_pipeline", "sparsify"]

@@ -14,7 +14,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils.generic import TransformersKwargs
 
+from ... import library
+from ...by_value import ByValue
 from ...dispatch import AUTO, NoBackendError, why_not
+from ...inference import inference_only, needs_gradients
 from ...pipeline import Attend, Pipeline
 from ...plan import Plan
 from ...problem import Output, Problem
@@ -30,8 +33,8 @@ MARK = "_sparsekit"  # the attribute of an attention module that holds its Layer
 UNDERSTOOD = {"sliding_window", "s_aux", "softcap", "position_bias", "seq_idx", *TransformersKwargs.__annotations__}
 
 
-@dataclass(frozen=True)
-class LayerCall:
+@dataclass(frozen=True, eq=False)
+class LayerCall(ByValue):
     """What one layer's attention did in one prefill call, with rows of the batch that are alike.
 
     Of packed sequences, with one of them.
@@ -130,7 +133,8 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """query [B, H, Q, D], key [B, G, K, D], value [B, G, K, Dv] -> [B, Q, H, Dv]; local heads, never the config's.
 
-    Raises ValueError for a sparse layer in training, and for an argument that the layer's own SDPA would not get.
+    Raises ValueError for a sparse layer in training mode, in a backward pass through one, and for an argument that
+    the layer's own SDPA would not get.
     """
     call = _Call(module, query, key, value, attention_mask, dropout, scaling, is_causal, kwargs)
     if query.shape[2] == 1:
@@ -183,9 +187,9 @@ def _prefill(call: _Call) -> tuple[Tensor, Tensor | None]:
     if pipeline is not None:
         reason = _why_dense(call, pipeline, layer)
         if reason is None:
-            _require_inference(call)
+            _require_evaluation(call)
             try:
-                return _sparse(call, pipeline, layer), None
+                return _without_backward(call, lambda: _sparse(call, pipeline, layer)), None
             except NoBackendError as refusal:
                 reason = str(refusal)
         if layer.pipeline is not None:
@@ -255,17 +259,24 @@ def _require_same_arguments(call: _Call) -> None:
 
 
 def _learns(call: _Call) -> bool:
-    inputs = (call.query, call.key, call.value)
-    return call.module.training or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs))
+    return call.module.training or needs_gradients(call.query, call.key, call.value)
 
 
-def _require_inference(call: _Call) -> None:
-    if _learns(call):
-        what = "a model in training mode" if call.module.training else "inputs that need gradients"
+def _require_evaluation(call: _Call) -> None:
+    if call.module.training:
         raise ValueError(
-            f"pipeline: got {what}; a sparse pipeline is for inference: call model.eval() and the model under "
-            "torch.no_grad(), or restore() it for training"
+            "pipeline: got a model in training mode; a sparse pipeline is for inference: call model.eval(), or "
+            "restore() it for training"
         )
+
+
+def _without_backward(call: _Call, attend: Callable[[], Tensor]) -> Tensor:
+    """What `attend` gives; a backward pass through it raises ValueError."""
+    if not needs_gradients(call.query, call.key, call.value):
+        return attend()
+    with torch.no_grad():
+        o = attend()
+    return inference_only(o, call.query, call.key, call.value)
 
 
 def _say(module: nn.Module, layer: Layer, reason: str) -> None:
@@ -388,7 +399,7 @@ def _traced(call: _Call) -> tuple[Tensor, Tensor | None]:
     if reason is None and layer.heads_group is not None:
         reason = "an operator cannot hold the ranks of tensor parallelism"
     if reason is None:
-        _require_inference(call)
+        _require_evaluation(call)
         try:
             spec = layer.pipeline.to_spec()
         except ValueError as refusal:
@@ -436,8 +447,10 @@ def prefill(
 
 @prefill.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    wide = torch.promote_types(q.dtype, torch.float32)
-    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=wide)
+    return library.shapes(q, v)
+
+
+library.refuse_backward(prefill)
 
 
 def no_gpu_kernel(problem: Problem) -> str | None:

@@ -84,7 +84,7 @@ def load_pipeline(folder: Path | str) -> Given:
             "from a folder with that file: pass a pipeline, or write the file with save_pipeline"
         )
     try:
-        found = json.loads(path.read_text())["pipeline"]
+        found = json.loads(path.read_bytes())["pipeline"]  # of any encoding of JSON, with its mark or without
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f'{path}: not such a file ({error!r}); allowed is {{"pipeline": a spec, or layers and their specs}}: write '
