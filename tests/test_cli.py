@@ -118,7 +118,7 @@ def test_run_prints_both_continuations(folder, text, here):
     assert "the continuations DIFFER" in blind.stdout and "300 tokens" in blind.stdout, blind.stderr
     dense, sparse = (line.split("│")[2:-1] for line in blind.stdout.splitlines() if line[:4] in ("│ de", "│ sp"))
     assert float(dense[-1]) == 1.0 and float(sparse[-1]) == pytest.approx(4 / 301, abs=1e-3), "itself and the first"
-    assert all(0 < float(row[0].replace(",", "")) <= float(row[2].replace(",", "")) for row in (dense, sparse))
+    assert all(0 < float(row[0].replace(",", "")) <= float(row[3].replace(",", "")) for row in (dense, sparse))
 
 
 def test_profile_writes_a_schedule_that_run_takes(folder, text, tmp_path, here):
