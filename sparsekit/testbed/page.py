@@ -34,7 +34,7 @@ def write_page(records: Iterable[Record], path: Path | str) -> Path:
             picture = path.with_name(f"{path.stem}-{thousands(length)}.png")
             pictures[length] = draw_front(mine, picture, title=f"{runs(lines)[0]['model']}, {thousands(length)}").name
     unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(page(lines, pictures))
+    unfinished.write_text(page(lines, pictures), encoding="utf-8")
     return unfinished.replace(path)
 
 
