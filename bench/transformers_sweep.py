@@ -1,0 +1,559 @@
+"""Every decoder class of transformers under sparsekit, judged: python bench/transformers_sweep.py --tests FOLDER
+
+The installed transformers lacks its tests, and they hold the tiny configs: FOLDER is `tests` of a checkout of about
+the same version. Each class runs in a process of its own, three times: as it is, with a pipeline that is dense and
+with one that keeps every block. Those must give the same logits, and leave the model as it was. A fourth run tells how
+many layers compute less than dense where blocks are dropped. One line of JSON a class; a class that stands in the file
+is not run again, unless --again.
+"""
+
+import argparse
+import copy
+import importlib
+import inspect
+import json
+import multiprocessing
+import re
+import sys
+import time
+import traceback
+import unittest
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import MagicMock
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from sparsekit.integrations.transformers import LayerCall, sparsify
+
+ENDINGS = (
+    "ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ModelWithLMHead", "ForVisionText2Text",
+    "ForSpeechToText", "ForCausalImageModeling", "CausalModel",
+)  # fmt: skip
+NO_MODEL = re.compile("^Auto|PreTrainedModel")
+DENSE, KEEP_ALL, SPARSE = "dense", "block_topk(keep=1.0, block_size=4)", "block_topk(keep=0.4, block_size=4)"
+CLOSE = 1e-5  # relative, in float32
+TOKENS, PADDING = 48, 11
+SPREAD = 0.2  # of random weights: as they are initialised, attention is so flat that no mask shows
+# what a model chooses by itself, made so narrow that it leaves some of the tokens out
+NARROW = dict(sliding_window=16, attention_chunk_size=16, index_topk=4, index_topk_blocks=2)
+POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_target_positions", "seq_length", "max_seq_len")
+
+# of a class without a test
+SMALL = dict(
+    vocab_size=99, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=6,
+    num_attention_heads=4, num_key_value_heads=4, head_dim=8, n_shared_experts=1, n_routed_experts=4, num_experts=4,
+    num_local_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, kv_lora_rank=16, q_lora_rank=16,
+    qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, index_head_dim=16, index_n_heads=2, linear_head_dim=8,
+    linear_num_heads=4, linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=4,
+    linear_num_value_heads=4, shared_expert_intermediate_size=16, moe_hidden_size=32, out_hidden_size=32,
+    adapter_out_dim=32, text_hidden_size=32, adapter_in_dim=32, adapter_input_size=32, projection_dim=32, depth=2,
+    num_heads=4, image_size=28, index_kpool=4,
+    pad_token_id=0, bos_token_id=1, eos_token_id=2, image_token_id=3, video_token_id=4, audio_token_id=5,
+    image_token_index=3, swa_num_attention_heads=4, swa_num_key_value_heads=4, swa_head_dim=8, sliding_window_size=16,
+    unpadded_vocab_size=99, ngram_vocab_size_base=50, hc_lowrank=8, split_ngram_parts=2,
+)  # fmt: skip
+ODD: dict[str, dict[str, Any]] = {
+    "Glm5NextTextConfig": dict(qk_rope_head_dim=0, head_dim=0),
+    "Molmo2VisionConfig": dict(image_size=[28, 28]),
+    "MuseSparkAudioConfig": dict(num_hidden_layers=4, hidden_sizes=[8, 8, 8, 8]),
+    "Qwen4ExpTextConfig": dict(
+        indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=16, indexer_budget=8, indexer_compress_ratio=2
+    ),
+}  # fmt: skip
+
+Inputs = dict[str, Any]
+
+
+# parts of the tests' classes that build no model; importing them takes more of transformers than a checkout's tests
+UNNEEDED = ("test_pipeline_mixin", "test_fsdp_mixin", "test_tensor_parallel_mixin", "test_training_mixin")
+
+
+class Empty(ModuleType):
+    """A module in which every name is an empty class."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+class Skipped(Exception):
+    """Why a class cannot be judged."""
+
+
+# --- a tiny model ---------------------------------------------------------------------------------------------------
+
+
+def class_names() -> list[str]:
+    """Return the names of all decoder classes of the installed transformers."""
+    return sorted(name for name in dir(transformers) if name.endswith(ENDINGS) and not NO_MODEL.search(name))
+
+
+def build(name: str, tests: Path) -> tuple[PreTrainedModel, Inputs]:
+    """Return a tiny model of a class with random weights, and the inputs that its own tests give it."""
+    model_class = getattr(transformers, name)
+    refusals = []
+    for find, fitted in ((tested, True), (tested, False), (small_and_nothing, True)):
+        try:
+            config, inputs = find(model_class, tests)
+            if hasattr(config, "is_decoder") and not config.is_encoder_decoder:
+                config.is_decoder = True  # else the causal class of an encoder attends both ways
+            if fitted:
+                fit(config)  # some configs check what their positions go with
+            return weighted(model_class, config), inputs
+        except Skipped as reason:
+            refusals.append(str(reason))
+        except Exception as refusal:
+            refusals.append(said(refusal))
+    raise Skipped("; ".join(dict.fromkeys(refusals)))
+
+
+def tested(model_class: type[PreTrainedModel], tests: Path) -> tuple[PreTrainedConfig, Inputs]:
+    """Return the config and inputs with which transformers' own tests try a class."""
+    refusals: list[str] = []
+    for test in test_cases(model_class, tests, refusals):
+        try:
+            torch.manual_seed(0)
+            config, inputs, *_ = test.model_tester.prepare_config_and_inputs_for_common()
+            config = part_of(config, model_class.config_class)
+            if config is None:
+                continue
+            prepare = getattr(test, "_prepare_for_class", lambda inputs, _: inputs)
+            return config, dict(prepare(inputs, model_class))
+        except Exception as refusal:
+            refusals.append(f"{type(test).__name__}: {said(refusal)}")
+    raise Skipped(refusals[-1] if refusals else "no test of it in these tests")
+
+
+def small_and_nothing(model_class: type[PreTrainedModel], _: Path) -> tuple[PreTrainedConfig, Inputs]:
+    """Return a small config of a class that the tests do not try: of a family younger than they are, for one."""
+    return small(model_class.config_class), {}
+
+
+def small(config_class: Any) -> PreTrainedConfig:
+    """Return a small config of a class by its fields' names."""
+    takes = inspect.signature(config_class).parameters
+    usual = config_class() if config_class.sub_configs else None
+    parts = {name: small(type(getattr(usual, name))) for name in config_class.sub_configs if hasattr(usual, name)}
+    named = SMALL | ODD.get(config_class.__name__, {})
+    return config_class(**{name: value for name, value in named.items() if name in takes} | parts)
+
+
+def test_cases(model_class: type[PreTrainedModel], tests: Path, refusals: list[str]) -> Iterator[Any]:
+    """Yield the test cases beside a class, set up; those that name the class first."""
+    folder = tests / "models" / model_class.__module__.split(".")[2]
+    cases = []
+    for path in sorted(folder.glob("test_modeling_*.py")):
+        try:
+            module = imported(f"tests.models.{folder.name}.{path.stem}")
+        except Exception as refusal:
+            refusals.append(f"{path.name} cannot be imported: {said(refusal)}")
+            continue
+        for case in vars(module).values():
+            if not (
+                inspect.isclass(case) and issubclass(case, unittest.TestCase) and case.__module__ == module.__name__
+            ):
+                continue
+            try:
+                test: Any = case("setUp")
+                test.setUp()
+                if hasattr(test, "model_tester"):
+                    cases.append(test)
+            except Exception as refusal:
+                refusals.append(f"{case.__name__}.setUp: {said(refusal)}")
+    names = lambda test: [c.__name__ for c in getattr(test, "all_model_classes", None) or ()]  # noqa: E731
+    yield from sorted(cases, key=lambda test: model_class.__name__ not in names(test))
+
+
+def imported(name: str) -> ModuleType:
+    """Import a module of the tests; what it imports in vain is mocked: they are of a version close to the installed."""
+    for _ in range(20):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as missing:
+            sys.modules[str(missing.name)] = MagicMock(__spec__=ModuleSpec(str(missing.name), None))
+        except ImportError as missing:
+            found = re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(missing))
+            if found is None:
+                raise
+            setattr(sys.modules[found[2]], found[1], MagicMock())
+    return importlib.import_module(name)
+
+
+def part_of(config: PreTrainedConfig, wanted: Any) -> PreTrainedConfig | None:
+    """Return the config of that type in a config: itself or a part of it."""
+    if type(config) is wanted:
+        return config
+    parts = [part for part in vars(config).values() if isinstance(part, PreTrainedConfig)]
+    return next((found for part in parts if (found := part_of(part, wanted)) is not None), None)
+
+
+def fit(config: PreTrainedConfig) -> None:
+    """Give a config positions for the tokens of a call, and a view narrower than that; towers keep theirs."""
+    for name in POSITIONS:
+        if 0 < number(config, name) < 2 * TOKENS:
+            setattr(config, name, 2 * TOKENS)
+    for name, few in NARROW.items():
+        if number(config, name) > few:
+            setattr(config, name, few)
+    for name, part in vars(config).items():
+        if isinstance(part, PreTrainedConfig) and not any(tower in name for tower in ("vision", "audio", "image")):
+            fit(part)
+
+
+def number(config: PreTrainedConfig, name: str) -> int:
+    value = getattr(config, name, None)
+    return value if isinstance(value, int) else 0
+
+
+def weighted(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = model_class(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    for weights in model.parameters():
+        if weights.dim() > 1 and weights.is_floating_point():
+            weights.data.normal_(0, SPREAD, generator=generator)
+    return model
+
+
+# --- calls ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Call:
+    """A way to call a model, and which of its tokens are real."""
+
+    inputs: Inputs
+    real: Tensor | None = None
+
+    def __call__(self, model: PreTrainedModel) -> Tensor:
+        torch.manual_seed(2)  # some models draw numbers as they run
+        out = first_floats(model(**self.inputs))
+        return out if self.real is None or out.shape[:2] != self.real.shape else out[self.real]
+
+
+def first_floats(out: Any) -> Tensor:
+    """Return the logits of an answer; of one without, its first tensor of floats."""
+    if torch.is_tensor(getattr(out, "logits", None)):
+        return out.logits
+    values = out.values() if isinstance(out, dict) else out
+    return next(x for x in values if torch.is_tensor(x) and x.is_floating_point())
+
+
+def calls(model: PreTrainedModel, own: Inputs) -> dict[str, Call]:
+    """Return the calls of a model: random tokens, the same beside a left-padded row, and what its own tests give it."""
+    takes = inspect.signature(model.forward).parameters
+    own = {name: x for name, x in own.items() if "labels" not in name and (name in takes or "kwargs" in takes)}
+    real = torch.ones(2, TOKENS, dtype=torch.long)
+    real[0, :PADDING] = 0
+    found = {}
+    if model.config.is_encoder_decoder and "decoder_input_ids" in takes:
+        encoder = {name: x for name, x in own.items() if not name.startswith("decoder_")}
+        rows = len(next(x for x in encoder.values() if torch.is_tensor(x)))
+        tokens = random_tokens(model, rows)
+        found["tokens"] = Call(encoder | dict(decoder_input_ids=tokens))
+        if "decoder_attention_mask" in takes and rows > 1:
+            mask = torch.ones(rows, TOKENS, dtype=torch.long)
+            mask[0, :PADDING] = 0
+            padded = dict(decoder_input_ids=tokens, decoder_attention_mask=mask)
+            found["padded"] = Call(encoder | padded, mask.bool())
+    elif "input_ids" in takes:
+        tokens = random_tokens(model, 2)
+        found["tokens"] = Call(dict(input_ids=tokens[:1]))
+        if "attention_mask" in takes:
+            found["padded"] = Call(dict(input_ids=tokens, attention_mask=real), real.bool())
+    given = own.get("decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask")
+    return found | {"own": Call(own, given.bool() if torch.is_tensor(given) and given.dim() == 2 else None)}
+
+
+def random_tokens(model: PreTrainedModel, rows: int) -> Tensor:
+    """Draw tokens, none of which stands for an image, a sound or an end."""
+    text = model.config.get_text_config(decoder=True)
+    special = set()
+    for config in (model.config, text):
+        for name, value in vars(config).items():
+            if name.endswith(("token_id", "token_index", "token_ids")):
+                special |= {value} if isinstance(value, int) else set(value if isinstance(value, list) else ())
+    allowed = torch.tensor([token for token in range(getattr(text, "vocab_size", 32)) if token not in special])
+    drawn = torch.randint(len(allowed), (rows, TOKENS), generator=torch.Generator().manual_seed(3))
+    return allowed[drawn]
+
+
+# --- judging --------------------------------------------------------------------------------------------------------
+
+
+def examine(name: str, tests: Path) -> dict[str, Any]:
+    """Return the record of one class."""
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity(50)
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
+    try:
+        model, own = build(name, tests)
+        truths, refusals = {}, {}
+        for call_name, call in calls(model, own).items():
+            try:
+                truth = call(model)
+                if not truth.isfinite().all():
+                    refusals[call_name] = "its logits are not finite"
+                elif not torch.equal(call(model), truth):
+                    refusals[call_name] = "two calls differ"
+                else:
+                    truths[call_name] = call, truth
+            except Exception as refusal:
+                refusals[call_name] = said(refusal)
+        if not truths:
+            raise Skipped("; ".join(f"{call}: {reason}" for call, reason in refusals.items()))
+    except Skipped as reason:
+        return {"skipped": str(reason)}
+    except Exception as refusal:
+        return {"skipped": f"not built: {said(refusal)}"}
+    text = model.config.get_text_config(decoder=True)
+    layers = next(
+        (n for a in ("decoder_layers", "num_hidden_layers", "n_layer") if (n := getattr(text, a, None))), None
+    )
+    record = {"layers": layers, "not called": refusals} | under_sparsekit(model, truths)
+    if CLOSE < worst(record) < float("inf"):
+        record["rounding"] = rounding(model, truths)
+    return record
+
+
+def under_sparsekit(model: PreTrainedModel, truths: dict[str, tuple[Call, Tensor]]) -> dict[str, Any]:
+    """Return what a model does under each setting, or why it is refused."""
+    found: dict[str, Any] = {"dense": {}, "keep all": {}, "state": [], "crashed": {}}
+    before = state(model)
+    for setting, key in ((DENSE, "dense"), (KEEP_ALL, "keep all"), (SPARSE, "changed")):
+        found[key], found["crashed"][key] = {}, {}
+        seen: list[LayerCall] = []
+        try:
+            handle = sparsify(model, setting, watch=seen.append if key == "changed" else None)
+        except ValueError as refusal:
+            return found | {"refused": str(refusal), "state": differences(before, state(model))}
+        except Exception as crash:
+            found["crashed"][key]["sparsify"] = said(crash)
+            continue
+        for name, (call, truth) in truths.items():
+            try:
+                found[key][name] = error(call(model), truth)
+            except Exception as crash:
+                found["crashed"][key][name] = said(crash)
+        if key == "changed":
+            sparse = {call.layer for call in seen if call.plan.density(call.problem) < 1}
+            found |= {"sparse": sorted(sparse), "reasons": {str(layer): why for layer, why in handle.dense.items()}}
+        try:
+            handle.restore()
+        except Exception as crash:
+            found["crashed"][key]["restore"] = said(crash)
+        found["state"] = found["state"] or differences(before, state(model))
+    found["given back"] = {}
+    for name, (call, truth) in truths.items():
+        try:
+            found["given back"][name] = error(call(model), truth)
+        except Exception as crash:
+            found["crashed"]["given back"] = {name: said(crash)}
+    found["crashed"] = {key: crashes for key, crashes in found["crashed"].items() if crashes}
+    return found
+
+
+def rounding(model: PreTrainedModel, truths: dict[str, tuple[Call, Tensor]]) -> float:
+    """Return what half a unit in the last place of each weight makes of the logits: the most that four draws do."""
+    most = 0.0
+    for seed in range(4):
+        rounded, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+        for weights in rounded.parameters():
+            if weights.is_floating_point():
+                weights.data.mul_(1 + (torch.rand(weights.shape, generator=generator) - 0.5) * 2**-22)
+        most = max(most, *(error(call(rounded), truth) for call, truth in truths.values()))
+    return most
+
+
+def error(answer: Tensor, truth: Tensor) -> float:
+    """Return |answer - truth| / |truth|, Frobenius; infinite where shapes differ or there is a NaN."""
+    if answer.shape != truth.shape or not answer.isfinite().all():
+        return float("inf")
+    return ((answer.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30)).item()
+
+
+def configs(model: PreTrainedModel) -> dict[str, PreTrainedConfig]:
+    """Return each config of a model and of its parts, by a place where it stands."""
+    found: dict[int, tuple[str, PreTrainedConfig]] = {}
+
+    def add(name: str, config: Any) -> None:
+        if isinstance(config, PreTrainedConfig) and id(config) not in found:
+            found[id(config)] = name, config
+            for key, part in vars(config).items():
+                add(f"{name}.{key}", part)
+
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            add(f"{name}.{key}", value)
+    return dict(found.values())
+
+
+def state(model: PreTrainedModel) -> dict[str, str]:
+    """Return all that a model is but its weights' values: attributes of its modules, and of its configs."""
+    found = {}
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            found[f"{name}.{key}"] = shown(value)
+        found[f"{name}: class"] = type(module).__qualname__
+    for name, config in configs(model).items():
+        found[f"{name}: implementation"] = repr(config._attn_implementation)
+        for key, value in vars(config).items():
+            found[f"{name}.{key}"] = shown(value)
+    return found
+
+
+def shown(value: Any) -> str:
+    if torch.is_tensor(value):
+        return f"{value.dtype} {list(value.shape)}"  # some keep one of the last call
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {shown(x)}" for key, x in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(shown, value))}]"
+    plain = value is None or isinstance(value, int | float | str | torch.dtype | torch.device)
+    return repr(value) if plain else f"{type(value).__name__} {id(value)}"
+
+
+def differences(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    changed = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
+    return [f"{key}: {before.get(key)} -> {after.get(key)}"[:200] for key in sorted(changed)[:8]]
+
+
+def said(refusal: BaseException) -> str:
+    """Return an exception as one line, with the place in transformers or sparsekit that raised it."""
+    frames = traceback.extract_tb(refusal.__traceback__)
+    ours = [f for f in frames if "/transformers/" in f.filename or "/sparsekit/" in f.filename]
+    place = f" ({'/'.join(Path(ours[-1].filename).parts[-2:])}:{ours[-1].lineno})" if ours else ""
+    return f"{type(refusal).__name__}: {' '.join(str(refusal).split())[:300]}{place}"
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+def apart(name: str, tests: Path, seconds: float) -> dict[str, Any]:
+    """Return the record of one class, made in a process of its own: a crash or a hang is a record, too."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(examine(name, tests)))
+    started = time.monotonic()
+    process.start()
+    sender.close()
+    try:
+        record = receiver.recv() if receiver.poll(seconds) else {"skipped": f"not done after {seconds:g} s"}
+    except EOFError:
+        process.join()
+        record = {"skipped": f"its process ended, exit code {process.exitcode}"}
+    process.kill()
+    process.join()
+    about = {"class": name, "transformers": transformers.__version__, "torch": torch.__version__.partition("+")[0]}
+    return about | record | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the last record of each class in a file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    records = [json.loads(line) for line in lines if line]
+    return {record["class"]: record for record in records}
+
+
+# --- what the records say -------------------------------------------------------------------------------------------
+
+
+def verdict(record: dict[str, Any]) -> str:
+    """Return skipped, refused, crashed, wrong, changed (the model is not what it was) or equal."""
+    if "skipped" in record:
+        return "skipped"
+    if "refused" in record:
+        return "changed" if record["state"] else "refused"
+    if record["crashed"]:
+        return "crashed"
+    if worst(record) > max(CLOSE, 2 * record.get("rounding", 0.0)):
+        return "wrong"
+    return "changed" if record["state"] or any(record["given back"].values()) else "equal"
+
+
+def worst(record: dict[str, Any]) -> float:
+    """Return the largest error of the settings that must change nothing."""
+    return max([*record.get("dense", {}).values(), *record.get("keep all", {}).values()], default=0.0)
+
+
+def line(record: dict[str, Any]) -> str:
+    """Return what one record says, in a line."""
+    found = verdict(record)
+    if found in ("skipped", "refused"):
+        return f"{found}: {record[found]}"
+    sparse = f"{len(record.get('sparse', ()))} of {record['layers']} layers sparse"
+    crashes = [f"{key}, {where}: {why}" for key, each in record["crashed"].items() for where, why in each.items()]
+    return ", ".join([found, f"error {worst(record):.2g}", sparse, *crashes[:1], *record["state"][:1]])
+
+
+def table(records: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Yield how many classes fared how; the names of those that did not fare well."""
+    verdicts = {name: verdict(record) for name, record in records.items()}
+    count = Counter(verdicts.values())
+    tried = len(records) - count["skipped"]
+    yield f"{len(records)} classes, {tried} tried: " + ", ".join(f"{n} {found}" for found, n in count.most_common())
+    equal = [record for name, record in records.items() if verdicts[name] == "equal"]
+    every = sum(len(r["sparse"]) >= (r["layers"] or 1) for r in equal)
+    some = sum(0 < len(r["sparse"]) < (r["layers"] or 1) for r in equal)
+    yield f"of the {count['equal']} equal ones {every} sparse in all layers, {some} in some, the others in none"
+    yield from grouped("equal, but sparse in no layer", {r["class"]: reasons(r) for r in equal if not r["sparse"]})
+    for found in ("refused", "skipped"):
+        yield from grouped(found, {n: r[found] for n, r in records.items() if verdicts[n] == found})
+    for found in ("wrong", "crashed", "changed"):
+        yield from (f"{found}: {name}: {line(records[name])}" for name in records if verdicts[name] == found)
+
+
+def reasons(record: dict[str, Any]) -> str:
+    return "; ".join(sorted(set(record["reasons"].values()))) or "nothing said"
+
+
+def grouped(title: str, reasons: dict[str, str]) -> Iterator[str]:
+    """Yield the classes of each reason; one that names its class counts as the same."""
+    groups = defaultdict(list)
+    for name, reason in reasons.items():
+        groups[reason.replace(name, "...")].append(name)
+    for reason, names in sorted(groups.items(), key=lambda group: -len(group[1])):
+        yield f"{title} ({len(names)}): {reason}: {', '.join(names)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tests", type=Path, help="the folder `tests` of a checkout of transformers")
+    parser.add_argument("--only", nargs="+", metavar="CLASS", help="these classes")
+    parser.add_argument("--out", type=Path, default=Path("transformers-sweep.jsonl"), help="where the records go")
+    parser.add_argument("--again", action="store_true", help="run classes that stand in the file, too")
+    parser.add_argument("--timeout", type=float, default=60, help="seconds for a class")
+    parser.add_argument("--table", action="store_true", help="run nothing, tell what the file says")
+    options = parser.parse_args()
+    records = read(options.out)
+    if not options.table:
+        if options.tests is None:
+            parser.error("--tests: got nothing; pass the folder `tests` of a checkout of transformers")
+        sys.path.insert(0, str(options.tests.resolve().parent))
+        sys.modules |= {f"tests.{name}": Empty(name) for name in UNNEEDED}
+        imported("tests.causal_lm_tester")  # before the processes part: it takes seconds
+        imported("tests.vlm_tester")
+        names = [name for name in class_names() if options.only is None or name in options.only]
+        names = [name for name in names if options.again or name not in records]
+        for number, name in enumerate(names, 1):
+            records[name] = apart(name, options.tests, options.timeout)
+            with options.out.open("a") as file:
+                file.write(json.dumps(records[name]) + "\n")
+            print(f"[{number}/{len(names)}] {name}: {line(records[name])}"[:240], flush=True)
+    print("\n".join(table(dict(sorted(records.items())))))
+
+
+if __name__ == "__main__":
+    main()
