@@ -272,8 +272,28 @@ def calls(model: PreTrainedModel, own: Inputs) -> dict[str, Call]:
         found["tokens"] = Call(dict(input_ids=tokens[:1]))
         if "attention_mask" in takes:
             found["padded"] = Call(dict(input_ids=tokens, attention_mask=real), real.bool())
-    given = own.get("decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask")
-    return found | {"own": Call(own, given.bool() if torch.is_tensor(given) and given.dim() == 2 else None)}
+    found["own"] = Call(own, real_of(model, own))
+    if (longer := followed(model, own)) is not None:
+        found["own, longer"] = Call(longer, real_of(model, longer))
+    return found
+
+
+def real_of(model: PreTrainedModel, inputs: Inputs) -> Tensor | None:
+    mask = inputs.get("decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask")
+    return mask.bool() if torch.is_tensor(mask) and mask.dim() == 2 else None
+
+
+def followed(model: PreTrainedModel, own: Inputs) -> Inputs | None:
+    """Return inputs with random tokens after their own, which may stand for an image; None if they have no tokens."""
+    ids = own.get("input_ids")
+    if model.config.is_encoder_decoder or not torch.is_tensor(ids) or ids.dim() != 2:
+        return None
+    longer = dict(own)
+    for name, x in own.items():
+        if torch.is_tensor(x) and x.shape == ids.shape and not x.is_floating_point():
+            more = torch.full((len(ids), TOKENS), int("mask" in name), dtype=x.dtype)
+            longer[name] = torch.cat([x, random_tokens(model, len(ids)) if name == "input_ids" else more], 1)
+    return longer
 
 
 def random_tokens(model: PreTrainedModel, rows: int) -> Tensor:
@@ -349,7 +369,12 @@ def under_sparsekit(model: PreTrainedModel, truths: dict[str, tuple[Call, Tensor
                 found["crashed"][key][name] = said(crash)
         if key == "changed":
             sparse = {call.layer for call in seen if call.plan.density(call.problem) < 1}
-            found |= {"sparse": sorted(sparse), "reasons": {str(layer): why for layer, why in handle.dense.items()}}
+            ran = {call.layer for call in seen if call.output is not None}
+            found |= {
+                "ran": sorted(ran),
+                "sparse": sorted(sparse),
+                "reasons": {str(layer): why for layer, why in handle.dense.items()},
+            }
         try:
             handle.restore()
         except Exception as crash:
@@ -516,6 +541,8 @@ def table(records: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def reasons(record: dict[str, Any]) -> str:
+    if record["ran"]:
+        return "none of its calls is long enough"
     return "; ".join(sorted(set(record["reasons"].values()))) or "nothing said"
 
 
