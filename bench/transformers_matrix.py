@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
 import sparsekit as sk
+from bench import transformers_sweep
 from sparsekit import Pipeline, oracle
 from sparsekit.integrations.transformers import LayerCall, sparsify
 
@@ -316,8 +317,27 @@ def read(records: Path = RECORDS) -> list[dict[str, Any]]:
 
 
 def page(records: Path = RECORDS) -> str:
-    """One table a version, and what its marks mean."""
-    return "\n".join([INTRODUCTION, *(line for record in read(records) for line in _table(record))]) + "\n"
+    """One table a version, and what its marks mean; then what the sweep of all classes found."""
+    tables = (line for record in read(records) for line in _table(record))
+    return "\n".join([INTRODUCTION, *tables, *_sweeps(records)]) + "\n"
+
+
+def _sweeps(records: Path) -> Iterator[str]:
+    for path in sorted(records.glob("transformers-sweep-*.jsonl")):
+        found = transformers_sweep.read(path)
+        versions = sorted({f"transformers {x['transformers']}, torch {x['torch']}" for x in found.values()})
+        yield f"\n## Every decoder class of {'; '.join(versions)}\n"
+        yield SWEEP
+        yield from transformers_sweep.paragraph(found)
+
+
+HOW = transformers_sweep
+SWEEP = f"""From `python bench/transformers_sweep.py`: tiny models as transformers' own model tests build them, with
+random weights of standard deviation {HOW.SPREAD}. Each is called with {HOW.TOKENS} random tokens, with a left-padded
+batch of them, with what its tests give it (images, sounds), and with random tokens after that, under `{HOW.DENSE}` and
+`{HOW.KEEP_ALL}`, which must change nothing, and under `{HOW.SPARSE}`. Names are
+without ForCausalLM and the like.
+"""
 
 
 INTRODUCTION = """# Transformers, family by family

@@ -19,8 +19,8 @@ import time
 import traceback
 import unittest
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -291,8 +291,10 @@ def followed(model: PreTrainedModel, own: Inputs) -> Inputs | None:
     longer = dict(own)
     for name, x in own.items():
         if torch.is_tensor(x) and x.shape == ids.shape and not x.is_floating_point():
-            more = torch.full((len(ids), TOKENS), int("mask" in name), dtype=x.dtype)
-            longer[name] = torch.cat([x, random_tokens(model, len(ids)) if name == "input_ids" else more], 1)
+            more = random_tokens(model, len(ids)) if name == "input_ids" else x.new_zeros(len(ids), TOKENS)
+            longer[name] = torch.cat([x, more], 1)
+    if torch.is_tensor(mask := longer.get("attention_mask")) and mask.dim() == 2:
+        longer["attention_mask"] = mask.new_ones(len(mask), ids.shape[1] + TOKENS)  # no padding in the middle
     return longer
 
 
@@ -406,7 +408,8 @@ def error(answer: Tensor, truth: Tensor) -> float:
     """Return |answer - truth| / |truth|, Frobenius; infinite where shapes differ or there is a NaN."""
     if answer.shape != truth.shape or not answer.isfinite().all():
         return float("inf")
-    return ((answer.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30)).item()
+    found = (answer.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30)
+    return float(f"{found.item():.3g}")
 
 
 def configs(model: PreTrainedModel) -> dict[str, PreTrainedConfig]:
@@ -524,35 +527,65 @@ def line(record: dict[str, Any]) -> str:
 
 
 def table(records: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Yield how many classes fared how; the names of those that did not fare well."""
-    verdicts = {name: verdict(record) for name, record in records.items()}
-    count = Counter(verdicts.values())
-    tried = len(records) - count["skipped"]
-    yield f"{len(records)} classes, {tried} tried: " + ", ".join(f"{n} {found}" for found, n in count.most_common())
-    equal = [record for name, record in records.items() if verdicts[name] == "equal"]
-    every = sum(len(r["sparse"]) >= (r["layers"] or 1) for r in equal)
-    some = sum(0 < len(r["sparse"]) < (r["layers"] or 1) for r in equal)
-    yield f"of the {count['equal']} equal ones {every} sparse in all layers, {some} in some, the others in none"
-    yield from grouped("equal, but sparse in no layer", {r["class"]: reasons(r) for r in equal if not r["sparse"]})
-    for found in ("refused", "skipped"):
-        yield from grouped(found, {n: r[found] for n, r in records.items() if verdicts[n] == found})
+    """Yield how many classes fared how, as a page has it; then those that did not fare well."""
+    yield from paragraph(records)
     for found in ("wrong", "crashed", "changed"):
-        yield from (f"{found}: {name}: {line(records[name])}" for name in records if verdicts[name] == found)
+        yield from (f"{name}: {line(record)}" for name, record in records.items() if verdict(record) == found)
+
+
+def paragraph(records: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Yield what a page says of all records."""
+    by_verdict: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for name, record in sorted(records.items()):
+        by_verdict[verdict(record)][name] = record
+    kinds: dict[str, dict[str, str]] = defaultdict(dict)
+    for name, record in by_verdict["equal"].items():
+        kinds[how_sparse(record)][name] = reasons(record)
+    tried = len(records) - len(by_verdict["skipped"])
+    yield (
+        f"Of {len(records)} decoder classes {tried} could be built and called. {len(by_verdict['equal'])} give the "
+        f"logits of the same model as it is, to 1e-5 (or twice what rounding the weights makes), and are given back "
+        f"as they were; {len(by_verdict['refused'])} are refused. Of the former:"
+    )
+    yield ""
+    yield f"- {len(kinds['all'])} run sparse in every layer whose attention is causal and goes through the interface."
+    yield from listed("sparse in some layers", kinds["some"])
+    yield from listed("dense", kinds["none"])
+    yield from listed("refused", {name: record["refused"] for name, record in by_verdict["refused"].items()})
+    for found in ("wrong", "crashed", "changed"):
+        if by_verdict[found]:
+            yield f"- {found}: {families(by_verdict[found])}."
+    if by_verdict["skipped"]:
+        yield f"- Not tried, because no small model of it could be built or called: {families(by_verdict['skipped'])}."
+
+
+def how_sparse(record: dict[str, Any]) -> str:
+    """Return in which of the layers that have a pipeline it dropped something: all, some or none."""
+    sparse = set(record["sparse"])
+    every = {*record["ran"], *map(int, record["reasons"])} <= sparse
+    return ("all" if every else "some") if sparse else "none"
 
 
 def reasons(record: dict[str, Any]) -> str:
-    if record["ran"]:
-        return "none of its calls is long enough"
-    return "; ".join(sorted(set(record["reasons"].values()))) or "nothing said"
+    """Return why layers of a class are never sparse."""
+    never = [why for layer, why in record["reasons"].items() if int(layer) not in record["sparse"]]
+    return "; ".join(sorted(set(never))) or "its calls are too short to drop anything"
 
 
-def grouped(title: str, reasons: dict[str, str]) -> Iterator[str]:
-    """Yield the classes of each reason; one that names its class counts as the same."""
+def listed(title: str, classes: dict[str, str]) -> Iterator[str]:
+    """Yield a line for each reason, with the classes that have it; the name of a class within is left out."""
     groups = defaultdict(list)
-    for name, reason in reasons.items():
-        groups[reason.replace(name, "...")].append(name)
-    for reason, names in sorted(groups.items(), key=lambda group: -len(group[1])):
-        yield f"{title} ({len(names)}): {reason}: {', '.join(names)}"
+    for name, reason in classes.items():
+        reason = re.sub(r"^model: got \w+, none of whose (chosen )?layers can run a pipeline: ", "", reason)
+        reason = re.sub(r"; allowed .*", "", reason)
+        groups[re.sub(r"\bits \w+(, \w+)* (?=computes|is no|prepares)", "its attention ", reason)].append(name)
+    for reason, names in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0])):
+        yield f"- {len(names)} {title}, {reason}: {families(names)}."
+
+
+def families(names: Iterable[str]) -> str:
+    """Return the names of classes without what their endings have in common."""
+    return ", ".join(dict.fromkeys(re.sub(f"({'|'.join(ENDINGS)})$", "", name) for name in names))
 
 
 def main() -> None:
