@@ -43,6 +43,7 @@ NO_MODEL = re.compile("^Auto|PreTrainedModel")
 DENSE, KEEP_ALL, SPARSE = "dense", "block_topk(keep=1.0, block_size=4)", "block_topk(keep=0.4, block_size=4)"
 CLOSE = 1e-5  # relative, in float32
 TOKENS, PADDING = 48, 11
+FAULTS = ("crashed", "wrong", "changed", "silent")  # verdicts
 SPREAD = 0.2  # of random weights: as they are initialised, attention is so flat that no mask shows
 # what a model chooses by itself, made so narrow that it leaves some of the tokens out
 NARROW = dict(sliding_window=16, attention_chunk_size=16, index_topk=4, index_topk_blocks=2)
@@ -290,8 +291,10 @@ def followed(model: PreTrainedModel, own: Inputs) -> Inputs | None:
         return None
     longer = dict(own)
     for name, x in own.items():
-        if torch.is_tensor(x) and x.shape == ids.shape and not x.is_floating_point():
-            more = random_tokens(model, len(ids)) if name == "input_ids" else x.new_zeros(len(ids), TOKENS)
+        if torch.is_tensor(x) and x.shape[:2] == ids.shape:
+            more = (
+                random_tokens(model, len(ids)) if name == "input_ids" else x.new_zeros(len(ids), TOKENS, *x.shape[2:])
+            )
             longer[name] = torch.cat([x, more], 1)
     if torch.is_tensor(mask := longer.get("attention_mask")) and mask.dim() == 2:
         longer["attention_mask"] = mask.new_ones(len(mask), ids.shape[1] + TOKENS)  # no padding in the middle
@@ -499,7 +502,11 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def verdict(record: dict[str, Any]) -> str:
-    """Return skipped, refused, crashed, wrong, changed (the model is not what it was) or equal."""
+    """Return skipped, refused or equal; or what is a fault of sparsekit's.
+
+    These are crashed, wrong, changed (the model is not what it was) and silent (no layer ran its pipeline, nor was it
+    said why).
+    """
     if "skipped" in record:
         return "skipped"
     if "refused" in record:
@@ -508,7 +515,9 @@ def verdict(record: dict[str, Any]) -> str:
         return "crashed"
     if worst(record) > max(CLOSE, 2 * record.get("rounding", 0.0)):
         return "wrong"
-    return "changed" if record["state"] or any(record["given back"].values()) else "equal"
+    if record["state"] or any(record["given back"].values()):
+        return "changed"
+    return "equal" if record["ran"] or record["reasons"] else "silent"
 
 
 def worst(record: dict[str, Any]) -> float:
@@ -529,7 +538,7 @@ def line(record: dict[str, Any]) -> str:
 def table(records: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Yield how many classes fared how, as a page has it; then those that did not fare well."""
     yield from paragraph(records)
-    for found in ("wrong", "crashed", "changed"):
+    for found in FAULTS:
         yield from (f"{name}: {line(record)}" for name, record in records.items() if verdict(record) == found)
 
 
@@ -552,7 +561,7 @@ def paragraph(records: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield from listed("sparse in some layers", kinds["some"])
     yield from listed("dense", kinds["none"])
     yield from listed("refused", {name: record["refused"] for name, record in by_verdict["refused"].items()})
-    for found in ("wrong", "crashed", "changed"):
+    for found in FAULTS:
         if by_verdict[found]:
             yield f"- {found}: {families(by_verdict[found])}."
     if by_verdict["skipped"]:
@@ -568,8 +577,10 @@ def how_sparse(record: dict[str, Any]) -> str:
 
 def reasons(record: dict[str, Any]) -> str:
     """Return why layers of a class are never sparse."""
+    if record["ran"] and not record["sparse"]:
+        return "its calls here are too short to drop anything"
     never = [why for layer, why in record["reasons"].items() if int(layer) not in record["sparse"]]
-    return "; ".join(sorted(set(never))) or "its calls are too short to drop anything"
+    return "; ".join(sorted(set(never))) or "the others saw too few keys to drop any"
 
 
 def listed(title: str, classes: dict[str, str]) -> Iterator[str]:

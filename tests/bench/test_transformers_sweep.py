@@ -1,0 +1,50 @@
+"""The sweep of transformers' classes notices what it looks for, and the committed record has none of it."""
+
+import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from bench import transformers_sweep as sweep
+from bench.transformers_matrix import RECORDS
+from tests.odd_models import ODD
+
+RECORD = RECORDS / "transformers-sweep-5.23.0.jsonl"
+
+
+def examined(name):
+    """The record of an odd model with one call of its own."""
+    model = ODD[name].build()
+    call = sweep.Call(dict(input_ids=torch.randint(12, 90, (1, sweep.TOKENS))))
+    with torch.no_grad():
+        return {"layers": 2} | sweep.under_sparsekit(model, {"tokens": (call, call(model))})
+
+
+def test_an_ordinary_model_is_equal_and_sparse_in_all_layers():
+    record = examined("DBRX")
+    assert sweep.verdict(record) == "equal" and sweep.how_sparse(record) == "all"
+
+
+def test_a_refusal_is_recorded_with_its_text():
+    record = examined("Bloom")
+    assert sweep.verdict(record) == "refused" and "BloomForCausalLM" in record["refused"]
+
+
+def test_a_wrong_answer_is_noticed(monkeypatch):
+    right = sdpa_attention_forward  # the model's own attention stays so
+    wrong = lambda *inputs, **how: (right(*inputs, **how)[0] * 1.001, None)  # noqa: E731
+    monkeypatch.setattr("sparsekit.integrations.transformers.attention.sdpa_attention_forward", wrong)
+    assert sweep.verdict(examined("DBRX")) == "wrong"
+
+
+def test_an_attribute_left_behind_is_noticed():
+    model = ODD["DBRX"].build()
+    before = sweep.state(model)
+    model.transformer.blocks[0].left = 1
+    model.config._attn_implementation_internal = "eager"
+    found = " ".join(sweep.differences(before, sweep.state(model)))
+    assert "blocks.0.left: None -> 1" in found and "config: implementation: 'sdpa' -> 'eager'" in found
+
+
+def test_the_record_is_of_many_classes_and_has_no_fault():
+    verdicts = {name: sweep.verdict(record) for name, record in sweep.read(RECORD).items()}
+    assert {name: found for name, found in verdicts.items() if found in sweep.FAULTS} == {}
+    assert sum(found in ("equal", "refused") for found in verdicts.values()) >= 251
