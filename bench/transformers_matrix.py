@@ -51,7 +51,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Gemma 4": (
         "Gemma4ForCausalLM",
         "Gemma4TextConfig",
-        SLIDING | dict(vocab_size_per_layer_input=64, hidden_size_per_layer_input=8),
+        SLIDING | dict(vocab_size_per_layer_input=64, hidden_size_per_layer_input=8, num_kv_shared_layers=1),
     ),
     "Phi-3": ("Phi3ForCausalLM", "Phi3Config", dict(sliding_window=24)),
     "GPT-OSS": ("GptOssForCausalLM", "GptOssConfig", SLIDING | dict(num_local_experts=4, num_experts_per_tok=2)),
@@ -356,9 +356,33 @@ In layers with a sliding window a token stage keeps every token and a block stag
 runs its pipeline, and is counted as such. Dense layers run the model's own SDPA on a CPU, to the bit; on a GPU
 FlashAttention, as sparsekit calls it, wherever it takes the call.
 
+## What holds for every model
+
+- **Which models.** `sparsify` looks at the code of a model's modules, not at its name. A layer can run a pipeline if
+  its attention asks transformers' `AttentionInterface`, has a number (`layer_idx`), and gives every implementation the
+  same arguments; whether it is causal the mask of each call says. A model none of whose chosen layers can is a ValueError that says why. Parts
+  without such layers, a vision tower or an encoder, keep their own implementation.
+- **What runs.** `print(handle)` shows the pipeline of each layer, and which layers ran dense and why; `handle.dense`
+  has the reasons by layer, and a warning says each once.
+- **Decode is dense.** At most 32 new tokens over a cache are decode: a step, or the verification of a draft (prompt
+  lookup, an assistant). More are a prefill chunk; a prompt without a cache is a prefill however short it is.
+- **Batches.** A row of a padded or packed batch gets what the same row gets alone: its sinks, neighbours, last queries,
+  budget, and a `break_even` in keys go by its own tokens. One exception: in a layer with a sliding window the model
+  itself counts padding in the middle of a row, so its neighbours do too.
+- **Given back.** Handles may be left or restored in any order, entered again, or dropped. `restore()` also takes back
+  an earlier call of `sparsify` whose handle nobody holds any more, as a notebook's cell that ran twice leaves it.
+- **Copies** (`copy.deepcopy`, `pickle`, replicas, quantised copies) are sparse like the original, and nobody watches
+  them. `set_attn_implementation("sdpa")` makes a copy dense.
+- **Gradients.** Evaluation runs with or without `torch.no_grad()`. A backward pass through a sparse layer raises a
+  ValueError, and so does a model in training mode. Layers without a pipeline can be trained.
+- **torch.compile** takes prompts of several lengths; a sparse prefill is a graph break, decode is one graph.
+  **torch.export** holds each sparse layer as one operator, `sparsekit::prefill`, for any padding and length.
+
 The `sparsekit.json` beside a model is found by `sparsify(model)`. By `attn_implementation="sparsekit"` alone it is
 found only where the layers' config is the one that was loaded: a layer knows nothing else of its model, and inside a
-model of several parts (text and vision) the part's config does not know the folder. There, call `sparsify(model)`."""
+model of several parts (text and vision) the part's config does not know the folder. A layer that finds none says so
+and runs dense. There, call `sparsify(model)`. Models that build their attention from a table of classes (GIT, the
+vision tower of DeepSeek-OCR 2) cannot be loaded by the name at all: transformers raises a KeyError."""
 
 
 def _table(record: dict[str, Any]) -> Iterator[str]:

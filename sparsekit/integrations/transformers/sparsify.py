@@ -180,12 +180,12 @@ class _Model:
                 f"model: got {model if isinstance(model, str) else type(model).__name__!r}; allowed is a decoder model "
                 "of transformers, or a module around one: load it first, with AutoModelForCausalLM.from_pretrained"
             )
+        able = {name: x for name, x in modules.items() if goes_through(x) and _number(x) is not None}
+        causal = {name: x for name, x in able.items() if getattr(x, "is_causal", True)}
+        names = causal or able  # some decoders have the flag of an encoder: then each call's mask tells
         attention: dict[int, list[nn.Module]] = {}
-        names = []
-        for name, module in modules.items():
-            if goes_through(module) and _number(module) is not None and getattr(module, "is_causal", True):
-                attention.setdefault(index(module), []).append(module)
-                names.append(name)
+        for module in names.values():
+            attention.setdefault(index(module), []).append(module)
         if not attention:
             raise ValueError(
                 f"model: got {type(model).__name__}, none of whose layers can run a pipeline: {_why(modules)}; allowed "
@@ -240,7 +240,7 @@ def _why(modules: Mapping[str, nn.Module]) -> str:
     if apart := [module for module in attention if not goes_through(module) and hasattr(module, "layer_idx")]:
         return f"its {names(apart)} computes attention itself and asks no AttentionInterface"
     if other := [module for module in modules.values() if goes_through(module)]:
-        return f"its {names(other)} is no causal attention with a number (layer_idx)"
+        return f"its {names(other)} has no number (layer_idx)"
     if attention:
         return f"its {names(attention)} computes attention itself and asks no AttentionInterface"
     return "it has no attention"
