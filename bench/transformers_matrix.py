@@ -360,8 +360,8 @@ FlashAttention, as sparsekit calls it, wherever it takes the call.
 
 - **Which models.** `sparsify` looks at the code of a model's modules, not at its name. A layer can run a pipeline if
   its attention asks transformers' `AttentionInterface`, has a number (`layer_idx`), and gives every implementation the
-  same arguments; whether it is causal the mask of each call says. A model none of whose chosen layers can is a ValueError that says why. Parts
-  without such layers, a vision tower or an encoder, keep their own implementation.
+  same arguments; whether it is causal the mask of each call says. A model none of whose chosen layers can is a
+  ValueError that says why. Parts without such layers, a vision tower or an encoder, keep their own implementation.
 - **What runs.** `print(handle)` shows the pipeline of each layer, and which layers ran dense and why; `handle.dense`
   has the reasons by layer, and a warning says each once.
 - **Decode is dense.** At most 32 new tokens over a cache are decode: a step, or the verification of a draft (prompt
