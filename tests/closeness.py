@@ -36,5 +36,6 @@ def plain_torch(problem: Problem, plan: Plan | None = None, rows: torch.Tensor |
 
 def no_worse(output: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, dtype: torch.dtype) -> None:
     """A kernel's error against float64 is at most twice that of plain torch in the same precision."""
-    allowed = 2 * error(plain, truth) + torch.finfo(dtype).eps  # eps: where plain torch happens to be exact
+    once = torch.finfo(dtype).eps / 2  # what a single rounding may cost: plain torch happens to be exact somewhere
+    allowed = 2 * error(plain, truth) + once
     assert error(output, truth) <= allowed, f"error {error(output, truth):.3g}, allowed {allowed:.3g}"

@@ -108,7 +108,24 @@ FAULTS = [
  ("triton: indexed rows in a row", "sparsekit_kernels/triton/attend.py", "line = (b * H + h) * n_q + place", "line = (b * H + h) * n_q + row"),
  ("triton: every head reads the keys of the first", "sparsekit_kernels/triton/attend.py", "k_idx += (b * k_heads + h * k_heads // H) * K", "k_idx += b * k_heads * K"),
  ("triton: a descriptor of another group", "sparsekit_kernels/triton/attend.py", "at_b, at_g = b.to(tl.int32), h // R", "at_b, at_g = b.to(tl.int32), h % R"),
- ("triton: a negative scale loses its sign", "sparsekit_kernels/triton/__init__.py", "(-q, -scale) if scale < 0", "(q, -scale) if scale < 0"),
+ ("a negative scale loses its sign", "sparsekit/problem.py", "(-self.q, -self.scale) if", "(self.q, -self.scale) if"),
+ ("a scale of zero is one", "sparsekit/problem.py", "(self.q * 0, 1.0)", "(self.q, 1.0)"),
+ ("the shorter road forgets the sign of the scale", "sparsekit/pipeline.py", "if scale is not None and not scale > 0:", "if False:"),
+ ("counts beyond int32 wrap", "sparsekit/parameters.py", "object.__setattr__(step, name, ALL)", "pass"),
+ ("blocks of any size", "sparsekit/parameters.py", "if value > LARGEST_SIZE:", "if False:"),
+ ("scores of the search overflow in float16", "sparsekit/ops/window_scores.py", "(q.reshape(B, G, -1, D).to(wide) @ p.k.mT.to(wide))", "(q.reshape(B, G, -1, D) @ p.k.mT).to(wide)"),
+ ("reference rounds its scores", "sparsekit/ops/attend.py", "(q @ k.mT).mul(p.scale)", "(q @ k.mT).to(p.q.dtype).to(wide).mul(p.scale)"),
+ ("cpu: NaN of a hidden key stays", "sparsekit_kernels/cpu/__init__.py", "if done.lse.isnan().any():", "if False:"),
+ ("streaming's band ends where the buffer does", "sparsekit/stages/streaming.py", "+ 1 + (n_k - n_q)", "+ 1 + (problem.k.shape[2] - problem.q.shape[2])"),
+ ("break-even counts padding", "sparsekit/break_even.py", "problem.k.shape[2] if problem.full else", "problem.k.shape[2] if True else"),
+ ("outputs are constants to a backward pass", "sparsekit/inference.py", "return any(x.requires_grad for x in inputs) and", "return False and"),
+ ("the inside records a graph", "sparsekit/pipeline.py", "            with torch.no_grad():\n                return self.decide(problem, clock)", "            pass"),
+ ("a compiled backward pass is computed in the forward pass", "sparsekit/library.py", "(no_gradients(x, some) for x in ctx.saved_tensors)", "(no_gradients(x, []) for x in ctx.saved_tensors)"),
+ ("tensors without data are attended to", "sparsekit/pipeline.py", "    if is_abstract(problem.q):\n        plan.check(problem)", "    if False:\n        plan.check(problem)"),
+ ("fake tensors have data", "sparsekit/problem.py", "(x.is_meta or isinstance(x, FakeTensor))", "x.is_meta"),
+ ("lengths are on the default device", "sparsekit/problem.py", 'torch.tensor(self.k.shape[2], device="cpu")', "torch.tensor(self.k.shape[2])"),
+ ("equal by shape", "sparsekit/by_value.py", "_key(a) == _key(b) and torch.equal(a, b)", "_key(a) == _key(b)"),
+ ("a comparison waits where kinds decide", "sparsekit/by_value.py", "if any(type(a) is not type(b) and (_waits(a) or _waits(b)) for a, b in pairs):", "if False:"),
  ("triton: unseen keys count in the first pass", "sparsekit_kernels/triton/window_scores.py", "        if end > sure:", "        if end > sure + N:"),
  ("triton: a window row sees one key too many", "sparsekit_kernels/triton/window_scores.py", "(key[:, None] < tl.load(last + at + m))", "(key[:, None] <= tl.load(last + at + m))"),
  ("triton: diagonals folded the wrong way", "sparsekit_kernels/triton/window_scores.py", "key = slot - (R - 1) + r", "key = slot - r"),
@@ -181,7 +198,10 @@ def judges(file: str) -> tuple[str, ...]:
     for package, tests in JUDGES.items():
         if file.startswith(package):
             return tests
-    return ("tests/test_laws.py", "tests/test_window.py", "tests/test_grid.py", "tests/stages", "tests/ops/test_cpu.py")
+    return (
+        "tests/test_laws.py", "tests/test_window.py", "tests/test_grid.py", "tests/stages", "tests/ops/test_cpu.py",
+        "tests/test_numbers.py", "tests/test_padding.py", "tests/test_equality.py", "tests/test_inference.py",
+    )  # fmt: skip
 
 
 def laws(fault: tuple[str, str, str, str]) -> int:

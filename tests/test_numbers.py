@@ -16,8 +16,6 @@ from sparsekit import Blocks, Decompress, Output, Pipeline, Plan, Problem, Slidi
 from sparsekit.parameters import ALL, LARGEST_SIZE
 from sparsekit.problem import PAD, to_heads
 
-BACKENDS = [None, *dispatch.AUTO["cpu"]]
-
 # --- scales -----------------------------------------------------------------------------------------------------------
 
 SCALES = [-0.3, -2.0, 0.0, -0.0, 0, -1, 5e-324, -1e-310, 1e-40, 1e30, -1e100]
@@ -30,7 +28,7 @@ def by_hand(q, k, v, scale, pairs):
     return Output(scores.softmax(-1).nan_to_num(0.0) @ v, scores.logsumexp(-1))
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(data=st.data(), scale=st.sampled_from(SCALES))
 def test_any_scale_is_that_scale(data, scale):
     drawn = data.draw(problems() | windowed())
@@ -46,7 +44,7 @@ def test_any_scale_is_that_scale(data, scale):
 
 
 @pytest.mark.parametrize("stage", **named([None, *EXAMPLES]))
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(p=problems(), scale=st.sampled_from(SCALES))
 def test_a_pipeline_takes_any_scale(stage, p, scale):
     """A second call of a shape, too, which may take a shorter road."""
@@ -106,7 +104,7 @@ STAGES = [
 
 
 @pytest.mark.parametrize("make", FILLS, ids=range(len(FILLS)))
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data(), n=HUGE)
 def test_a_window_or_sinks_beyond_int32_are_all(make, data, n):
     p = data.draw(problems() | windowed() | padded())
@@ -207,7 +205,7 @@ def test_scores_may_be_larger_than_the_dtype_holds(backend, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_the_bound_is_not_kept_by_scores_in_low_precision(dtype):
     """What it is for: an answer that rounds on the way is told from one that rounds at the end."""
-    p = Problem.of(*(randn(i, 2, 4, 200, 128).to(dtype) for i in range(3)), scale=0.5)
+    p = Problem.of(*(randn(i, 2, 4, 200, 128).to(dtype) for i in range(3)), scale=1.0)
     seen = p.visible()
     scores = (p.q @ p.k.mT * p.scale).float().masked_fill(~seen, -torch.inf)
     rounded = (scores.softmax(-1).to(dtype) @ p.v).to(dtype)
@@ -221,7 +219,7 @@ def test_the_bound_is_not_kept_by_scores_in_low_precision(dtype):
 # --- NaN and inf ------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=250)
+@settings(max_examples=120)
 @given(data=st.data(), bad=st.sampled_from([math.nan, math.inf, -math.inf]))
 def test_what_is_not_finite_in_a_later_key_reaches_no_earlier_row(data, bad):
     """Given the plan; nor does what stands in padding slots."""

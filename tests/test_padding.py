@@ -57,7 +57,7 @@ def agree(pipeline, batch, alone):
 
 
 @pytest.mark.parametrize("stage", **named(EXAMPLES))
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_a_row_alone_is_the_row_in_a_batch(stage, data):
     batch, alone = data.draw(batches())
@@ -66,7 +66,7 @@ def test_a_row_alone_is_the_row_in_a_batch(stage, data):
     agree(Pipeline([stage, sk.Decompress(fill, dense_last=last)]), batch, alone)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_a_fill_goes_by_the_row(data):
     """After a stage that drops much, and a chain."""
@@ -78,13 +78,13 @@ def test_a_fill_goes_by_the_row(data):
     agree(Pipeline([tokens, *blocks, sk.Decompress(fill, dense_last=last)]), batch, alone)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data(), sinks=st.integers(0, 4), window=st.integers(1, 6), m=st.integers(1, 4))
 def test_a_streaming_band_goes_by_the_row(data, sinks, window, m):
     agree(Pipeline([sk.Streaming(sinks, window, m)]), *data.draw(batches(causal=False)))
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_every_backend_leaves_the_padding_out(data):
     batch, _ = data.draw(batches())

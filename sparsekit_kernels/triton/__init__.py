@@ -37,8 +37,3 @@ def target(device: torch.device) -> str:
 def tile(n: int, most: int) -> int:
     """A power of two that tl.dot takes, near n."""
     return max(16, min(1 << (n - 1).bit_length(), most))
-
-
-def positive_scale(q: Tensor, scale: float) -> tuple[Tensor, float]:
-    """Queries and a scale above zero with the same scores: the largest score is then that of the largest product."""
-    return (q, scale) if scale > 0 else (-q, -scale) if scale < 0 else (q * 0, 1.0)

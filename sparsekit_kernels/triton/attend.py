@@ -18,7 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from sparsekit.plan import Plan
 from sparsekit.problem import Output, Problem, to_heads
 
-from . import positive_scale, target, tile, why_not_here
+from . import target, tile, why_not_here
 from .seen_blocks import seen_blocks
 
 DESCRIBED = ("sm_90", "sm_100")  # targets with a copy engine that reads tiles through tensor descriptors
@@ -45,7 +45,6 @@ def attend(problem: Problem, plan: Plan) -> Output:
     p, blocks = problem, plan.blocks
     (B, H, n_q, D), (G, n_k, Dv) = p.q.shape, (*p.k.shape[1:3], p.v.shape[3])
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (p.q, p.k, p.v))
-    q, scale = positive_scale(q, p.scale)
     # of the kept tokens only the positions are gathered
     short = plan.compress(replace(p, q=q[..., :0], k=k[..., :0], v=v[..., :0]))
     Q, K = short.q.shape[2], short.k.shape[2]
@@ -78,7 +77,7 @@ def attend(problem: Problem, plan: Plan) -> Output:
     _attend[(-(-Q // size[0]) * per_block, B * H)](
         q, keys, values, q_idx, k_idx, reach, first, whole, counts, indices, out.o, out.lse,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *reach.stride(),
-        scale / math.log(2), H, H // G, reach.shape[1], heads, list_heads, q_idx.shape[1] if plan.queries else 1,
+        p.scale / math.log(2), H, H // G, reach.shape[1], heads, list_heads, q_idx.shape[1] if plan.queries else 1,
         k_idx.shape[1] if plan.keys else 1, n_q, n_k, Q, K, -(-Q // size[0]), width, size[0], size[1], per_block,
         M=m, N=n, D=D, DV=Dv, D_TILE=tile(D, 256), DV_TILE=tile(Dv, 256), PER=-(-size[1] // n) if blocks else 1,
         SPARSE=blocks is not None, EVEN=size[1] % n == 0, SOME_QUERIES=plan.queries is not None,
@@ -228,7 +227,7 @@ def _step(
 def online_softmax(x, y, z, visible, scale, top, total, acc, WHOLE: tl.constexpr, PRECISION: tl.constexpr):
     """Rows x [M, D] over the visible keys y [D, N] (all, if WHOLE) and values z [N, Dv] of one more tile.
 
-    `scale` is not negative; `top`, the largest scaled score so far, is in base 2.
+    `scale` is above zero; `top`, the largest scaled score so far, is in base 2.
     """
     scores = tl.dot(x, y, input_precision=PRECISION, out_dtype=acc.dtype)
     if not WHOLE:

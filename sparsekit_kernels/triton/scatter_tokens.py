@@ -14,7 +14,7 @@ import triton.language as tl
 from sparsekit.plan import Plan, Tokens
 from sparsekit.problem import Output, Problem
 
-from . import positive_scale, target, tile, why_not_here
+from . import target, tile, why_not_here
 from .attend import DESCRIBED, LN2, PRECISE, online_softmax
 
 COPIED = 64  # rows of a program that only copies
@@ -48,7 +48,6 @@ def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
     nothing = torch.empty(0, dtype=torch.int32, device=p.q.device)
     ranks = t.rank() if t else nothing.view(1, 1, 0)
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (p.q, p.k, p.v))
-    q, scale = positive_scale(q, p.scale)
     if fill:
         low, high, sinks = (x.to(torch.int32).contiguous() for x in fill.spans(p))
         m, n, warps, stages = fill_tiles(max(D, Dv), p.q.dtype, target(p.q.device))
@@ -61,7 +60,7 @@ def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
     _scatter[(triton.cdiv(Q, m), B * H)](
         q, k, v, ranks, low, high, sinks, o, lse, out.o, out.lse,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3], *lse.stride(),
-        scale / math.log(2), H, H // G, ranks.shape[1], heads, Q, K,
+        p.scale / math.log(2), H, H // G, ranks.shape[1], heads, Q, K,
         M=m, N=n, D=D, DV=Dv, D_TILE=tile(D, 1024), DV_TILE=tile(Dv, 1024),
         SOME=t is not None, SHORT=short is not None, FILL=fill is not None, ALL=plan.beside is not None,
         WIDE=tl.float64 if wide == torch.float64 else tl.float32, PRECISION="ieee" if wide == q.dtype else "tf32",

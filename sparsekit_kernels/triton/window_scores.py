@@ -21,7 +21,7 @@ import triton.language as tl
 from sparsekit.ops.window_scores import Scores, at_length, within_sight
 from sparsekit.problem import Problem, to_heads
 
-from . import positive_scale, target, tile, why_not_here
+from . import target, tile, why_not_here
 
 FOLD = 8  # steps; twice as many halve what goes through memory, and read K twice as often, from the caches
 
@@ -73,7 +73,7 @@ def _scores(problem: Problem, window: int, diagonals: bool) -> Scores:
         reach, sure = p.reach().contiguous(), 0
     start = None if p.window is None else to_heads(p.start(), H).contiguous()
     real, length = (None, None) if p.full else (to_heads(n, H).contiguous() for n in p.lengths())
-    q, scale = positive_scale(p.q, p.scale / math.log(2))
+    q, scale = p.q, p.scale / math.log(2)
     wide, D_TILE = torch.promote_types(q.dtype, torch.float32), tile(D, 256)
     WIDE = tl.float64 if wide == torch.float64 else tl.float32
 

@@ -39,16 +39,16 @@ def tiles(seed, H, Q, K, size, chance, B=2):
     return Blocks.of(mask, (size, size))
 
 
-def kinds(H, Q, K):
+def kinds(H, Q, K, B=2):
     """Plans that take every road through the kernels."""
-    t = some(1, K, 0.4, H)
+    t = some(1, K, 0.4, H, B)
     yield "dense", Plan()
-    yield "blocks", Plan(blocks=tiles(2, H, Q, K, 32, 0.3))
-    yield "blocks alike for all heads", Plan(blocks=tiles(3, 1, Q, K, 48, 0.5))
+    yield "blocks", Plan(blocks=tiles(2, H, Q, K, 32, 0.3, B))
+    yield "blocks alike for all heads", Plan(blocks=tiles(3, 1, Q, K, 48, 0.5, B))
     if Q == K:
         yield "tokens", Plan(t, t, fill=SlidingWindow(20, sinks=3))
-        yield "tokens and blocks", Plan(t, t, tiles(4, H, t.idx.shape[-1], t.idx.shape[-1], 32, 0.4))
-    yield "other keys than queries", Plan(some(5, Q, 0.5, 2), t, fill=SlidingWindow(200))
+        yield "tokens and blocks", Plan(t, t, tiles(4, H, t.idx.shape[-1], t.idx.shape[-1], 32, 0.4, B))
+    yield "other keys than queries", Plan(some(5, Q, 0.5, 2, B), t, fill=SlidingWindow(200))
 
 
 @pytest.mark.parametrize("backend", dispatch.AUTO["cpu"])

@@ -1,5 +1,6 @@
 """The Triton kernels in its interpreter, and compiled for GPUs that are not here; on a GPU test_gpu.py has them."""
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -42,6 +43,31 @@ def test_attend_keeps_to_a_window(data, window):
     p = Problem.of(p.q, p.k, p.v, window=window)
     plan = replace(data.draw(plans(p)), fill=None)
     same(dispatch.run("attend", "cpu", p, plan, backend="triton"), oracle(p, plan))
+
+
+@interpreted
+@settings(max_examples=25)
+@given(data=st.data(), mode=st.sampled_from(["gather", "indexed"]), bad=st.sampled_from([math.nan, math.inf]))
+def test_what_is_not_finite_in_a_later_key_reaches_no_earlier_row(data, mode, bad):
+    p = data.draw(problems(causal=True, square=True, most=12))
+    plan, cut = data.draw(plans(p)), data.draw(st.integers(0, p.k.shape[2]))
+    k = p.k.clone()
+    k[:, :, cut:, 0] = bad
+    before, after = (attend(x, plan, backend="triton", compress=mode) for x in (p, replace(p, k=k)))
+    same(*(Output(x.o[:, :, :cut], x.lse[:, :, :cut]) for x in (before, after)))
+
+
+@interpreted
+@pytest.mark.parametrize("scale", [1e-45, -1e-40, 0.0, 1e30])
+def test_a_scale_may_be_tiny_or_huge(scale):
+    """Where float32 holds it as 0, a hidden score times it would be NaN."""
+    x = [randn(i, 1, h, 37, 16, dtype=torch.float32) for i, h in enumerate((4, 2, 2))]
+    p = Problem.of(*x, scale=scale)
+    for _, plan in kinds(4, 37, 37, B=1):
+        out, truth = attend(p, plan, backend="triton"), oracle(p, plan)
+        torch.testing.assert_close(out.o, truth.o.float(), atol=1e-5, rtol=1e-5)
+    for seen in (dispatch.run("window_scores", "cpu", p, 5, True, backend=b) for b in ("triton", "reference")):
+        assert seen.isfinite().all() and (scale > 1 or ((seen.sum(-1) - 1).abs() < 1e-5).all())
 
 
 @interpreted
