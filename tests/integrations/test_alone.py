@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.transformers_matrix import build, ids
-from sparsekit import Decompress, FlexPrefill, Pipeline, Plan, SlidingWindow, Streaming, TokenCoverage, Zeros
+from sparsekit import Decompress, FlexPrefill, Pipeline, Plan, SlidingWindow, Streaming, TokenCoverage, Tokens, Zeros
 from sparsekit.integrations.transformers import sparsify
+from sparsekit.problem import PAD
 
 LENGTH = 70
 TOKENS = TokenCoverage(tau=0.3, window=8, pool=3, min_tokens=8)
@@ -143,3 +144,27 @@ def test_positions_in_a_fill_are_those_of_the_sequence(llama):
     seen = fill.pairs(problem)[:, 0]
     for row in seen:
         assert row[40].nonzero().flatten().tolist() == [0, 1, 38, 39, 40]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fill", [SlidingWindow(5, sinks=3), SlidingWindow(5, queries="all"), Zeros()])
+@torch.no_grad()
+def test_so_it_is_on_a_gpu(fill):
+    """By a choice that rounding does not change: every third token of the sequence."""
+
+    def thirds(problem):
+        pos = problem.k_pos
+        last = pos == pos.masked_fill(pos == PAD, -1).amax(-1, keepdim=True)
+        kept = Tokens.of(((pos % 3 == 0) | last) & (pos != PAD))
+        return Plan(kept, kept)
+
+    model = build("Llama").cuda()
+    x, mask = ids(2, LENGTH).cuda(), torch.ones(2, LENGTH, dtype=torch.long, device="cuda")
+    mask[0, :41], mask[1, 30:50] = 0, 0
+    positions, calls = (mask.cumsum(1) - 1).clamp(min=0), []
+    with sparsify(model, Pipeline([thirds, Decompress(fill)]), watch=calls.append) as handle:
+        together = model(x * mask, attention_mask=mask, position_ids=positions).logits
+        alone = [model(x[b : b + 1, mask[b].bool()]).logits[0] for b in range(2)]
+    assert not handle.dense and all(call.plan.density(call.problem) < 1 for call in calls)
+    for b in range(2):
+        assert error(together[b, mask[b].bool()], alone[b]) < 1e-3  # TF32 in Triton's products

@@ -192,3 +192,59 @@ def test_how_often_the_host_waits(spec):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert sum("synchronizing" in str(w.message) for w in caught) <= chosen
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [-0.1, 0.0])
+def test_a_scale_that_is_not_above_zero(backend, scale):
+    q, k, v = (randn(i, 1, h, 515, 64, dtype=torch.float32).to("cuda", torch.bfloat16) for i, h in enumerate((4, 2, 2)))
+    p = Problem.of(q, k, v, scale=scale)
+    seen = torch.ones(515, 515, dtype=torch.bool, device="cuda").tril()
+    x = [t.double() for t in (q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1))]
+    scores = (x[0] @ x[1].mT * scale).masked_fill(~seen, float("-inf"))
+    no_worse(attend(p, backend=backend).o, plain_torch(p).o, scores.softmax(-1) @ x[2], torch.bfloat16)
+    for name, plan in plans(1, 4, 515, 515):
+        plan = on_gpu(plan)
+        try:
+            out = attend(p, plan, backend=backend)
+        except NoBackendError:
+            continue
+        assert out.o.isfinite().all(), name
+        no_worse(out.o, plain_torch(p, plan).o, oracle(p, plan).o, torch.bfloat16)
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "cpu"])
+@pytest.mark.parametrize("window,sinks", [(2**31, 0), (2**40, 2**33), (3, 2**31 + 3)])
+def test_a_window_or_sinks_too_large_for_a_position_mean_all(backend, window, sinks):
+    q, k, v = (randn(i, 1, h, 515, 64, dtype=torch.float32).to("cuda", torch.bfloat16) for i, h in enumerate((4, 2, 2)))
+    p, kept = Problem.of(q, k, v), some(7, 515, 0.2, 4, 1)
+    large, whole = (
+        on_gpu(Plan(kept, kept, fill=fill)) for fill in (SlidingWindow(window, sinks), SlidingWindow(515, 515))
+    )
+    truth = oracle(p, whole).o
+    assert torch.equal(large.pairs(p), whole.pairs(p)) and torch.equal(large.work(p), whole.work(p))
+    no_worse(attend(p, large, backend=backend).o, plain_torch(p, whole).o, truth, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["attend", "blocks", "window"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_later_key_that_is_no_number_reaches_no_earlier_row(name, bad):
+    q, k, v = (randn(i, 1, h, 300, 64, dtype=torch.float32).to("cuda", torch.bfloat16) for i, h in enumerate((4, 2, 2)))
+    k[:, :, 200] = bad
+    kept = some(7, 300, 0.3, 4, 1)
+    plan = {
+        "attend": Plan(),
+        "blocks": Plan(blocks=tiles(2, 4, 300, 300, 128, 0.7, 1)),
+        "window": Plan(kept, kept, fill=SlidingWindow(128, sinks=3)),
+    }[name]
+    out = attend(Problem.of(q, k, v), on_gpu(plan), backend="triton")
+    assert out.o[:, :, :200].isfinite().all()
+
+
+def test_large_activations_in_float16_choose_what_they_choose_in_float32():
+    x = [randn(i, 1, 4, 512, 64, dtype=torch.float32).cuda() for i in range(3)]
+    x[:2] = [t * 200 for t in x[:2]]
+    for stage in (sk.TokenCoverage(tau=0.2, window=16, min_tokens=8), sk.FlexPrefill(gamma=0.9, block_size=64)):
+        wide, half = (Problem.of(*y, scale=1 / 320_000) for y in (x, [t.half() for t in x]))
+        a, b = stage(wide), stage(half)
+        assert abs(a.density(wide) - b.density(half)) < 0.02
