@@ -17,6 +17,7 @@ from bench.transformers_matrix import build, ids, whole
 from sparsekit import BlockTopK, Pipeline, Streaming
 from sparsekit.integrations.transformers import register, sparsify
 from sparsekit.integrations.transformers.attention import MARK
+from sparsekit.integrations.transformers.sparsify import Change
 
 LOCAL = "streaming(sinks=1, window=8, block_size=8)"
 PIPELINES = [Pipeline([Streaming(sinks=1, window=8, block_size=8)]), Pipeline([BlockTopK(0.4, 8)]), Pipeline()]
@@ -43,6 +44,7 @@ class Handles(RuleBasedStateMachine):
 
     @rule(pipeline=sampled_from(PIPELINES))
     def make(self, pipeline):
+        self.stack = self.held()
         self.stack.append(dict(handle=sparsify(self.model, pipeline), pipeline=pipeline, held=True, entered=0))
 
     def held(self):
@@ -52,7 +54,7 @@ class Handles(RuleBasedStateMachine):
     @rule(data=data())
     def enter(self, data):
         entry = data.draw(sampled_from(self.held()))
-        entry["handle"].__enter__()
+        entry["handle"].__enter__()  # it stands where it stood
         entry["entered"] += 1
 
     @precondition(lambda self: any(entry["entered"] for entry in self.held()))
@@ -70,16 +72,16 @@ class Handles(RuleBasedStateMachine):
         entry = data.draw(sampled_from(self.held()))
         for _ in range(again):
             entry["handle"].restore()
-        below = self.stack[: self.stack.index(entry)]
+        at = next(i for i, other in enumerate(self.stack) if other is entry)
+        self.stack = [other for other in self.stack[:at] if other["held"]] + self.stack[at:]
         self.take_out(entry)
-        self.stack = [other for other in self.stack if other["held"] or other not in below]
-        self.sink()
 
     @precondition(lambda self: self.gone)
     @rule(data=data())
     def enter_anew(self, data):
         entry = data.draw(sampled_from(self.gone))
-        self.gone.remove(entry)
+        self.gone = [other for other in self.gone if other is not entry]
+        self.stack = self.held()
         entry["handle"].__enter__()
         entry["entered"] = 1
         entry["pipeline"] = entry["own"]
@@ -93,7 +95,7 @@ class Handles(RuleBasedStateMachine):
         self.sink()
 
     def take_out(self, entry):
-        self.stack.remove(entry)
+        self.stack = [other for other in self.stack if other is not entry]
         entry["entered"] = 0
         entry.setdefault("own", entry["pipeline"])
         self.gone.append(entry)
@@ -250,3 +252,13 @@ def test_a_handle_prints_what_runs_where():
             "  layers 1-2 ran dense: output_attentions=True asks for attention weights, and a sparse layer has none",
         ]
     assert str(handle).startswith("LlamaForCausalLM, restored:")
+
+
+def test_handles_made_in_a_loop_keep_no_chain():
+    model = build("Llama")
+    before, others = state(model), len(Change._all)
+    for _ in range(20):
+        handle = sparsify(model, LOCAL)
+        assert len(Change._all) <= others + 2
+    handle.restore()
+    assert state(model) == before and len(Change._all) <= others

@@ -46,26 +46,43 @@ class Change:
         self._handle, self.slots = ref(handle), slots
         Change._count += 1
         self.number = Change._count
-        below = (change for change in Change._all if any(mine.is_that_of(x) for mine in slots for x in change.slots))
-        self._below = sorted(below, key=lambda change: change.number)  # kept as long as this one is
+        below = [change for change in Change._in_order() if any(change._has(slot) for slot in slots)]
+        for change in below:
+            if change._handle() is None and change._is_covered():
+                change.undo()  # a loop that makes handles and drops them keeps no more than one such change
+        self._below = [change for change in below if change in Change._all]  # kept as long as this one is
         for slot in slots:
             slot.before = slot.owner.__dict__.get(slot.name, MISSING)
             slot.put(slot.after)
         Change._all.add(self)
+
+    @classmethod
+    def _in_order(cls) -> "list[Change]":
+        return sorted(cls._all, key=lambda change: change.number)
+
+    def _has(self, slot: Slot) -> Slot | None:
+        """The slot of this change that is the same attribute."""
+        return next((mine for mine in self.slots if mine.is_that_of(slot)), None)
+
+    def _heir(self, slot: Slot) -> Slot | None:
+        """The same attribute, in the change that was made on top of this one."""
+        above = (change._has(slot) for change in Change._in_order() if change.number > self.number)
+        return next((found for found in above if found is not None), None)
+
+    def _is_covered(self) -> bool:
+        return all(self._heir(slot) is not None for slot in self.slots)
 
     def undo(self, abandoned: bool = False) -> None:
         """Give each slot back what stood there, or hand that on to the change that was made on top of this one.
 
         With `abandoned` the changes below are undone too whose handle nobody holds any more.
         """
-        Change._all.discard(self)
-        above = sorted((x for x in Change._all if x.number > self.number), key=lambda change: change.number)
         for slot in self.slots:
-            heir = next((x for change in above for x in change.slots if x.is_that_of(slot)), None)
-            if heir is None:
+            if (heir := self._heir(slot)) is None:
                 slot.put(slot.before)
             else:
                 heir.before = slot.before
+        Change._all.discard(self)
         for change in reversed(self._below) if abandoned else ():
             if change in Change._all and change._handle() is None:
                 change.undo()
