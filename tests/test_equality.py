@@ -84,6 +84,7 @@ def test_a_comparison_that_kinds_decide_looks_at_no_entry(monkeypatch):
     _, plan = example()
     monkeypatch.setattr(torch, "equal", None)
     assert plan != Plan() and Plan() != plan and Plan(blocks=plan.blocks) != Plan() and Plan(plan.queries) != plan
+    assert Plan(again(plan.queries), blocks=plan.blocks) != Plan(plan.queries), "a copy is not looked at either"
     assert plan == plan and replace(plan) == plan and replace(plan, dense_last=3) != plan
     assert Plan() == Plan() and {Plan(): 1}[Plan()] == 1
     assert isinstance(hash(plan), int)
