@@ -36,9 +36,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from sparsekit.integrations.transformers import LayerCall, sparsify
 
 ENDINGS = (
-    "ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ModelWithLMHead", "ForVisionText2Text",
-    "ForSpeechToText", "ForCausalImageModeling", "CausalModel",
+    "ForCausalLM", "WithLMHeadModel", "LMHeadModel", "ForConditionalGeneration", "ModelWithLMHead",
+    "ForVisionText2Text", "ForSpeechToText", "ForCausalImageModeling", "CausalModel",
 )  # fmt: skip
+PLACE = re.compile(r"'?(https?:/|(?<![\w.]))(/[\w.+-]+)+'?")  # an address, or a path of this machine
 NO_MODEL = re.compile("^Auto|PreTrainedModel")
 DENSE, KEEP_ALL, SPARSE = "dense", "block_topk(keep=1.0, block_size=4)", "block_topk(keep=0.4, block_size=4)"
 CLOSE = 1e-5  # relative, in float32
@@ -466,7 +467,8 @@ def said(refusal: BaseException) -> str:
     frames = traceback.extract_tb(refusal.__traceback__)
     ours = [f for f in frames if "/transformers/" in f.filename or "/sparsekit/" in f.filename]
     place = f" ({'/'.join(Path(ours[-1].filename).parts[-2:])}:{ours[-1].lineno})" if ours else ""
-    return f"{type(refusal).__name__}: {' '.join(str(refusal).split())[:300]}{place}"
+    text = PLACE.sub("...", " ".join(str(refusal).split()))
+    return f"{type(refusal).__name__}: {text[:300]}{place}"
 
 
 # --- processes ------------------------------------------------------------------------------------------------------
@@ -589,7 +591,7 @@ def listed(title: str, classes: dict[str, str]) -> Iterator[str]:
     for name, reason in classes.items():
         reason = re.sub(r"^model: got \w+, none of whose (chosen )?layers can run a pipeline: ", "", reason)
         reason = re.sub(r"; allowed .*", "", reason)
-        groups[re.sub(r"\bits \w+(, \w+)* (?=computes|is no|prepares)", "its attention ", reason)].append(name)
+        groups[re.sub(r"\bits \w+(, \w+)* (?=computes|is no|prepares)", "it ", reason)].append(name)
     for reason, names in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0])):
         yield f"- {len(names)} {title}, {reason}: {families(names)}."
 
