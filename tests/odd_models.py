@@ -90,6 +90,16 @@ def gemma4() -> Any:
     )  # fmt: skip
 
 
+def paligemma() -> Any:
+    """A decoder with an encoder's flag: without a mask its attention goes both ways, under a mask it is causal."""
+    tower = dict(
+        model_type="siglip_vision_model", hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=4, image_size=8, patch_size=4, projection_dim=32,
+    )  # fmt: skip
+    text = GROUPED | dict(model_type="gemma")
+    return transformers.PaliGemmaConfig(text_config=text, vision_config=tower, image_token_id=4, projection_dim=32)
+
+
 def sound() -> dict[str, Any]:
     features = torch.randn(2, 96, 16, generator=torch.Generator().manual_seed(2))
     return dict(input_features=features, input_features_mask=torch.ones(2, 96, dtype=torch.bool), sounds=24)
@@ -195,6 +205,7 @@ MASKED = {
         partial(speech, 1000),
         "decoder_input_ids",
     ),
+    "PaliGemma": Odd("PaliGemmaForConditionalGeneration", paligemma),
     "Doge": Odd("DogeForCausalLM", config("DogeConfig", **BASE, num_key_value_heads=2, keep_window_size=16)),
     "Gemma 4 with audio": Odd("Gemma4ForConditionalGeneration", gemma4, sound),
 }  # fmt: skip
