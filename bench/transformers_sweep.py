@@ -591,7 +591,7 @@ def listed(title: str, classes: dict[str, str]) -> Iterator[str]:
     for name, reason in classes.items():
         reason = re.sub(r"^model: got \w+, none of whose (chosen )?layers can run a pipeline: ", "", reason)
         reason = re.sub(r"; allowed .*", "", reason)
-        groups[re.sub(r"\bits \w+(, \w+)* (?=computes|is no|prepares)", "it ", reason)].append(name)
+        groups[re.sub(r"\bits \w+(, \w+)* (?=computes|has no|is no|prepares)", "it ", reason)].append(name)
     for reason, names in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0])):
         yield f"- {len(names)} {title}, {reason}: {families(names)}."
 
