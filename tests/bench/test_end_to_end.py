@@ -87,8 +87,14 @@ def test_a_wrong_layer_is_not_timed(tmp_path, monkeypatch):
 
 def test_a_layer_that_runs_dense_is_no_sparse_result():
     model = build("tiny", torch.float32, CPU)
-    model.model.layers[1].self_attn.is_causal = False
-    with pytest.warns(UserWarning, match="runs dense"), pytest.raises(Skipped, match="layer 1 ran dense: it is not"):
+    own = torch.ones(1, 1, 256, 256, dtype=torch.bool).tril()
+    model.model.layers[1].self_attn.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, kwargs | dict(attention_mask=own)), with_kwargs=True
+    )
+    with (
+        pytest.warns(UserWarning, match="runs dense"),
+        pytest.raises(Skipped, match="layer 1 ran dense: it has a mask"),
+    ):
         watched(CASES[2], model, prompt(model, 256))
 
 

@@ -215,9 +215,9 @@ def _why_dense(call: _Call, pipeline: Pipeline, layer: Layer) -> str | None:
         return f"it is given {', '.join(map(repr, unknown))}, which sparsekit does not understand"
     if call.kwargs.get("output_attentions"):
         return "output_attentions=True asks for attention weights, and a sparse layer has none"
+    if not _is_causal(call):
+        return "it is not causal"
     if not isinstance(mask, Carrier):
-        if not (call.is_causal if call.is_causal is not None else getattr(call.module, "is_causal", True)):
-            return "it is not causal"
         return "the model gave it no mask" if mask is None else "it has a mask of the caller's or the model's own"
     question = mask.question
     if isinstance(question, str):
@@ -237,6 +237,18 @@ def _why_dense(call: _Call, pipeline: Pipeline, layer: Layer) -> str | None:
             "others: load the model with a tp_plan, then sparsify it"
         )
     return None
+
+
+def _is_causal(call: _Call) -> bool:
+    """Whether the layer's own implementation hides later keys in this call.
+
+    A layer that looks for a mask may pass a flag of False beside one, so its module's flag counts. Where that is False
+    too, the mask does it, and SDPA often gets None in its place.
+    """
+    flag = bool(getattr(call.module, "is_causal", True))
+    if not isinstance(call.mask, Carrier) or not isinstance(call.mask.question, Question):
+        return flag if call.is_causal is None else call.is_causal
+    return flag or _is_eager(call) or call.mask.for_sdpa(call.packed()) is not None
 
 
 def _unknown(call: _Call) -> list[str]:
@@ -492,9 +504,6 @@ def _dense(call: _Call) -> tuple[Tensor, Tensor | None]:
         elif mask is not None and mask.dtype == torch.bool:
             mask = added(mask, call.query.dtype)
         return eager(*inputs, mask, **how)
-    is_causal = call.is_causal
     if isinstance(mask, Carrier):
-        if isinstance(mask.question, Question):
-            is_causal = True  # None in place of the mask says no more; some layers look for a mask and then say False
         mask = mask.for_sdpa(call.packed())
-    return sdpa_attention_forward(*inputs, mask, is_causal=is_causal, **how)
+    return sdpa_attention_forward(*inputs, mask, is_causal=_is_causal(call), **how)
