@@ -196,7 +196,7 @@ FAULTS = [
  ("transformers: what asks no interface is taken", "sparsekit/integrations/transformers/interface.py", "isinstance(f.__globals__.get(name), AttentionInterface)", "True"),
  ("transformers: a tower is changed with the decoder", "sparsekit/integrations/transformers/sparsify.py", "outer = {part for name in names for part in _outer(name)}", "outer = set(modules)"),
  ("transformers: a flag beside a mask means both ways", "sparsekit/integrations/transformers/attention.py", "    return flag or _is_eager(call) or", "    return call.is_causal is not False or"),
- ("transformers: a decoder with an encoder"s flag is always causal", "sparsekit/integrations/transformers/attention.py", "    return flag or _is_eager(call) or", "    return True or"),
+ ("transformers: a decoder with an encoder's flag is always causal", "sparsekit/integrations/transformers/attention.py", "    return flag or _is_eager(call) or", "    return True or"),
  ("transformers: what stood below is not handed on", "sparsekit/integrations/transformers/sparsify.py", "if (heir := self._heir(slot)) is None:", "if True:"),
  ("transformers: a dropped handle stays", "sparsekit/integrations/transformers/sparsify.py", "for change in reversed(self._below) if abandoned else ():", "for change in ():"),
  ("transformers: left once of twice gives the model back", "sparsekit/integrations/transformers/sparsify.py", "        if self._depth <= 0:\n            self._undo", "        if True:\n            self._undo"),
@@ -206,12 +206,16 @@ FAULTS = [
 # fmt: on
 JUDGES = {
     "sparsekit/integrations/transformers/sparsify.py": (
-        "tests/integrations/test_given_back.py", "tests/integrations/test_odd_models.py",
+        "tests/integrations/test_given_back.py",
+        "tests/integrations/test_odd_models.py",
     ),
     "sparsekit/integrations": (
-        "tests/integrations/test_transformers.py", "tests/integrations/test_alone.py",
-        "tests/integrations/test_given_back.py", "tests/integrations/test_odd_models.py",
-        "tests/integrations/test_traced.py", "tests/integrations/test_transformers_modes.py",
+        "tests/integrations/test_transformers.py",
+        "tests/integrations/test_alone.py",
+        "tests/integrations/test_given_back.py",
+        "tests/integrations/test_odd_models.py",
+        "tests/integrations/test_traced.py",
+        "tests/integrations/test_transformers_modes.py",
     ),
     "sparsekit_kernels/triton": ("tests/ops/test_triton_scores.py", "tests/ops/test_triton.py"),
     "sparsekit_kernels/flash": ("tests/ops/test_flash.py",),
