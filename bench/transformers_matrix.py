@@ -367,8 +367,9 @@ FlashAttention, as sparsekit calls it, wherever it takes the call.
 - **Decode is dense.** At most 32 new tokens over a cache are decode: a step, or the verification of a draft (prompt
   lookup, an assistant). More are a prefill chunk; a prompt without a cache is a prefill however short it is.
 - **Batches.** A row of a padded or packed batch gets what the same row gets alone: its sinks, neighbours, last queries,
-  budget, and a `break_even` in keys go by its own tokens. One exception: in a layer with a sliding window the model
-  itself counts padding in the middle of a row, so its neighbours do too.
+  budget, and a `break_even` in keys go by its own tokens. Two exceptions, both of padding in the middle of a row: in a
+  layer with a sliding window the model itself counts it, so its neighbours do too; and models that mix tokens outside
+  attention (DeepSeek-V4, BLT) read what padding left there, which is zero in a sparse layer.
 - **Given back.** Handles may be left or restored in any order, entered again, or dropped. `restore()` also takes back
   an earlier call of `sparsify` whose handle nobody holds any more, as a notebook's cell that ran twice leaves it.
 - **Copies** (`copy.deepcopy`, `pickle`, replicas, quantised copies) are sparse like the original, and nobody watches
