@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch._subclasses import FakeTensor
 from transformers import masking_utils
 from transformers.masking_utils import (
     causal_mask_function,
@@ -25,6 +24,7 @@ from transformers.masking_utils import (
 )
 
 from ...plan import Plan, Tokens
+from ...problem import is_abstract
 from .interface import stock
 
 
@@ -316,7 +316,7 @@ def _real(attention_mask: Tensor | None, slots: int) -> Bool[Tensor, "B slots"] 
 
 def is_traced(x: Tensor) -> bool:
     """Return whether a tensor has a shape but no values: on the meta device, fake, or of a model being exported."""
-    return x.is_meta or isinstance(x, FakeTensor) or torch.compiler.is_exporting()
+    return is_abstract(x) or torch.compiler.is_exporting()
 
 
 def packed_by(
