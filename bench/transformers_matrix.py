@@ -369,7 +369,8 @@ FlashAttention, as sparsekit calls it, wherever it takes the call.
 - **Batches.** A row of a padded or packed batch gets what the same row gets alone: its sinks, neighbours, last queries,
   budget, and a `break_even` in keys go by its own tokens. Two exceptions, both of padding in the middle of a row: in a
   layer with a sliding window the model itself counts it, so its neighbours do too; and models that mix tokens outside
-  attention (DeepSeek-V4, BLT) read what padding left there, which is zero in a sparse layer.
+  attention (DeepSeek-V4, BLT) read what padding left there, which is zero in a sparse layer. `break_even="auto"` goes
+  by the time of the whole call, however many rows it has.
 - **Given back.** Handles may be left or restored in any order, entered again, or dropped. `restore()` also takes back
   an earlier call of `sparsify` whose handle nobody holds any more, as a notebook's cell that ran twice leaves it.
 - **Copies** (`copy.deepcopy`, `pickle`, replicas, quantised copies) are sparse like the original, and nobody watches
