@@ -1,8 +1,8 @@
 """Every family of models in every mode of calling them, judged: python bench/transformers_matrix.py [--check]
 
 Tiny random models under sparsekit beside the same model under SDPA (eager where it has no SDPA), on the transformers
-that is installed. Writes bench/records/transformers-VERSION.json, and docs/transformers.md from all of these files;
-with --check it judges nothing, and exits 1 if the page is not what they say.
+that is installed. Writes bench/records/transformers-VERSION.json, and docs/transformers.md from these files and those
+of bench/transformers_sweep.py; with --check it judges nothing, and exits 1 if the page is not what they say.
 """
 
 import json
@@ -323,7 +323,7 @@ def page(records: Path = RECORDS) -> str:
 
 
 def _sweeps(records: Path) -> Iterator[str]:
-    for path in sorted(records.glob("transformers-sweep-*.jsonl")):
+    for path in sorted(records.glob("transformers/sweep-*.jsonl")):
         found = transformers_sweep.read(path)
         versions = sorted({f"transformers {x['transformers']}, torch {x['torch']}" for x in found.values()})
         yield f"\n## Every decoder class of {'; '.join(versions)}\n"

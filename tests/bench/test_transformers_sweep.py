@@ -7,7 +7,7 @@ from bench import transformers_sweep as sweep
 from bench.transformers_matrix import RECORDS
 from tests.odd_models import ODD
 
-RECORD = RECORDS / "transformers-sweep-5.23.0.jsonl"
+RECORD = RECORDS / "transformers" / "sweep-5.23.0.jsonl"
 
 
 def examined(name):
