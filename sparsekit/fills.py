@@ -1,17 +1,15 @@
-"""What a query gets that the plan dropped. A fill speaks of the original problem, never of the compressed one.
+"""What a query gets that the plan dropped. A fill speaks of the original problem, never of the compressed one."""
 
-A window may be for kept queries too. They then see their neighbours, which were mostly dropped as keys, and what the
-plan keeps beyond them: two disjoint sets of keys, attended to apart and merged by log-sum-exp.
-"""
-
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from .parameters import check_amount, check_choice
+from .parameters import check_amount
 from .problem import PAD, Problem, to_heads
+
+SINKS = 16  # first tokens that are always seen: models rest on them the attention that goes nowhere else
 
 
 @dataclass(frozen=True)
@@ -27,25 +25,18 @@ class Zeros:
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """Dropped queries attend to their own neighbourhood, and to the first tokens.
+    """Dropped queries attend to their own neighbourhood, and to the first tokens of the sequence.
 
-    With `queries="all"` kept ones see that neighbourhood too, besides what the plan computes; only of causal
-    attention, and without sinks. Raises ValueError for anything else.
+    The first tokens are sinks: pretrained models give them the attention that a query needs nowhere else. A query that
+    does not see them gets an output that its model never had in training.
     """
 
     window: int = 128  # nearest keys a dropped query sees, itself among them, in tokens, >= 1; both sides if not causal
-    sinks: int = 0  # first keys of the sequence it sees too, in tokens, >= 0
-    queries: str = "dropped"  # which see it: "dropped" ones or "all"
+    sinks: int = SINKS  # first keys of the sequence it sees too, in tokens, >= 0
 
     def __post_init__(self) -> None:
         check_amount(self, "window", 1)
         check_amount(self, "sinks", 0)
-        check_choice("queries", self.queries, ("dropped", "all"))
-        if self.queries == "all" and self.sinks:
-            raise ValueError(
-                f"sinks: got {self.sinks} in a window that all queries see; allowed is 0 there: leave them out, or "
-                'pass queries="dropped"'
-            )
 
     def pairs(self, problem: Problem, rows: Tensor | None = None) -> Bool[Tensor, "B H R K"]:
         H = problem.q.shape[1]
@@ -64,10 +55,6 @@ class SlidingWindow:
             high = high.minimum(torch.searchsorted(k, after.contiguous()))
         low = torch.searchsorted(k, (q - self.window + 1).contiguous()).maximum(problem.start()).minimum(high)
         return low, high, reach.minimum((k < self.sinks).sum(-1, keepdim=True))
-
-    def beyond(self, problem: Problem) -> Problem:
-        """The same, of causal attention, without the pairs of the window."""
-        return replace(problem, skip=self.window)
 
     def counts(self, problem: Problem) -> Int[Tensor, "B _h Q"]:
         """How many keys each query would see: the row sums of `pairs`, without writing them down."""

@@ -110,7 +110,7 @@ def parts(plan: Plan) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tens
         sizes += [tokens.n, int(tokens.full)] if tokens else [0, 0]
     sizes += [*plan.blocks.size, plan.blocks.n] if plan.blocks else [0, 0, 0]
     fill = plan.fill
-    sizes += [fill.window, fill.sinks, int(fill.queries == "all")] if isinstance(fill, SlidingWindow) else [0, 0, 0]
+    sizes += [fill.window, fill.sinks] if isinstance(fill, SlidingWindow) else [0, 0]
     sizes += [min(plan.dense_last, ALL)]
     queries = plan.queries.idx if plan.queries else None
     keys = plan.keys.idx if plan.keys and plan.keys is not plan.queries else None
@@ -122,11 +122,11 @@ def from_parts(
     queries: Tensor | None, keys: Tensor | None, counts: Tensor | None, indices: Tensor | None, sizes: Sequence[int]
 ) -> Plan:
     """The plan that `parts` took apart."""
-    n_q, full_q, n_k, full_k, *size, n, window, sinks, every, dense_last = sizes
+    n_q, full_q, n_k, full_k, *size, n, window, sinks, dense_last = sizes
     mine = None if queries is None else Tokens(queries, n_q, bool(full_q))
     theirs = (mine if n_k else None) if keys is None else Tokens(keys, n_k, bool(full_k))
     blocks = None if counts is None or indices is None else Blocks(counts, indices, (size[0], size[1]), n)
-    fill = SlidingWindow(window, sinks, "all" if every else "dropped") if window else None
+    fill = SlidingWindow(window, sinks) if window else None
     return Plan(mine, theirs, blocks, fill, dense_last)
 
 

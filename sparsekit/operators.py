@@ -28,7 +28,7 @@ from .problem import Output, Problem
 
 _SCHEMAS: dict[Any, str] = {
     Problem: "Tensor q, Tensor k, Tensor v, Tensor q_pos, Tensor k_pos, float scale, bool causal, bool queries_last, "
-    "bool full, bool gapless, SymInt? window, SymInt skip",
+    "bool full, bool gapless, SymInt? window",
     Plan: "Tensor? queries, Tensor? keys, Tensor? counts, Tensor? indices, SymInt[] sizes",
     Blocks: "Tensor counts, Tensor indices, SymInt[] size, SymInt n",
     Output: "Tensor o, Tensor lse",
@@ -44,7 +44,7 @@ _SCHEMAS: dict[Any, str] = {
 def flat(*args: Any) -> list[Any]:
     """The arguments of an op as its operator takes them: torch.ops.sparsekit.attend(*flat(problem, plan)).
 
-    A Problem is q, k, v, q_pos, k_pos, scale, causal, queries_last, full, gapless, window, skip (no op looks at the
+    A Problem is q, k, v, q_pos, k_pos, scale, causal, queries_last, full, gapless, window (no op looks at the
     ranks of `heads_group`); a Plan what `library.parts` says; Blocks counts, indices, size, n; an Output o, lse.
     """
     out: list[Any] = []
@@ -53,7 +53,7 @@ def flat(*args: Any) -> list[Any]:
             out += parts(x)
         elif isinstance(x, Problem):
             out += [x.q, x.k, x.v, x.q_pos, x.k_pos, x.scale, x.causal]
-            out += [x.queries_last, x.full, x.gapless, x.window, x.skip]
+            out += [x.queries_last, x.full, x.gapless, x.window]
         elif isinstance(x, Blocks):
             out += [x.counts, x.indices, list(x.size), x.n]
         elif isinstance(x, Output):
@@ -183,7 +183,7 @@ def token_budget(votes: Tensor, tau: float, most: Tensor) -> Tensor:
 
 
 @_operator
-def token_votes(scores: Tensor, scored: Tensor, real: Tensor, pool: int) -> tuple[Tensor, Tensor]:
+def token_votes(scores: Tensor, scored: Tensor, real: Tensor, pool: int, sinks: int) -> tuple[Tensor, Tensor]:
     B, _, K = scores.shape
     return scores.new_empty(scores.shape), scores.new_empty(B, K)
 

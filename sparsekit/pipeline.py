@@ -67,8 +67,8 @@ class Attend:
 class Decompress:
     """What queries get that the token stages dropped, and which see everything all the same.
 
-    `dense_last` queries cost some 2 dense_last / length of dense attention; the stages decide as if the prompt ended
-    before them. Of a prefill in chunks each has its own last ones.
+    `dense_last` queries cost some 2 dense_last / length of dense attention. The stages decide as without them: the last
+    queries vote. Each chunk of a prefill has its own last ones.
     """
 
     fill: Fill = field(default_factory=Zeros)
@@ -121,13 +121,12 @@ def _attend(
         out = _attend(problem, replace(plan, dense_last=0), short, compress, backend, False, clock)
         with clock("attend"):
             return _with_last(problem, plan, out, run)
-    if plan.queries is None and plan.keys is None and plan.beside is None:
+    if plan.queries is None and plan.keys is None:
         with clock("attend"):
             return run("attend", problem, Plan(blocks=plan.blocks))
-    beyond = plan.beside.beyond if plan.beside else lambda p: p
     if compress == "indexed":
         with clock("attend"):
-            out = run("attend", beyond(problem), replace(plan, fill=None))
+            out = run("attend", problem, replace(plan, fill=None))
         if plan.window:
             with clock("fill"):
                 out = plan.fill_in(problem, out, run("sliding_window", problem, plan))
@@ -135,7 +134,7 @@ def _attend(
     with clock("compress"):
         kept = short.pop() if short else run("gather_tokens", problem, plan)
     with clock("attend"):
-        out = run("attend", beyond(kept), Plan(blocks=plan.blocks))
+        out = run("attend", kept, Plan(blocks=plan.blocks))
     del kept  # as large as the output at a third of the tokens: make room for that
     with clock("decompress"):
         return run("scatter_tokens", problem, plan, out)
@@ -239,34 +238,25 @@ class Pipeline:
                 f"q: got a tensor without data ({type(problem.q).__name__} on {problem.q.device}); a plan depends on "
                 "what the tensors hold: pass real ones, or call the pipeline, which answers with shapes"
             )
-        asked = self.asked(problem)
-        if asked is None:
+        if not self.decides(problem):
             return Plan(), []
-        plan, short = Plan(), [asked]
+        plan, short = Plan(), [problem]
         for stage in self.stages:
             if not short:
                 with clock("compress"):
-                    short = [dispatch.run("gather_tokens", asked.q.device.type, asked, plan)]
+                    short = [dispatch.run("gather_tokens", problem.q.device.type, problem, plan)]
             with clock(type(stage).__name__):
                 inner = stage(short[0])
             if inner.queries or inner.keys:
                 short = []
             plan = plan.then(inner)
         fill, last = self.decompress.fill, self.decompress.dense_last if plan != Plan() else 0
-        if asked is not problem:
-            plan, short = plan.among(problem), []
         return replace(plan, fill=None if isinstance(fill, Zeros) else fill, dense_last=last), short
 
-    def asked(self, problem: Problem) -> Problem | None:
-        """What the stages decide on; None if it is to be dense: below break-even, or where all queries are last ones.
-
-        It is the problem without its dense last queries, and without their keys, which no other query sees; if it is
-        not causal, the problem. Its plan is one of the problem by `Plan.among`.
-        """
-        last = self.decompress.dense_last
-        if not worth_it(self.stages, self.attend.break_even, problem) or last >= problem.q.shape[2]:
-            return None
-        return problem.before(last) if last and problem.causal else problem
+    def decides(self, problem: Problem) -> bool:
+        """Return whether the stages run. They do not below break-even, nor where all queries are dense last ones."""
+        enough = problem.q.shape[2] > self.decompress.dense_last
+        return enough and worth_it(self.stages, self.attend.break_even, problem)
 
     def plan(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None) -> Plan:
         """The decision, as data: print, count, draw, store, or pass it to a later call."""
@@ -326,7 +316,7 @@ class Pipeline:
         found = None
         if scale is not None and not scale > 0:
             pass  # a kernel is given q as it is, not the problem's, which takes the sign
-        elif not self.stages or not worth_it(self.stages, how.break_even, problem):
+        elif not self.stages or not self.decides(problem):
             found = dispatch.kernel("attend", q.device.type, problem, Plan(), backend=how.backend)
         if len(self._dense) >= SHAPES:
             self._dense.clear()

@@ -81,11 +81,6 @@ class Tokens(ByValue):
         out.index_copy_(0, flat.flatten(), y.flatten(0, 2))
         return out[:-1].view(B, H, self.n, *y.shape[3:])
 
-    def among(self, n: int) -> "Tokens":
-        """The same tokens out of n: those that came behind are not chosen."""
-        idx = self.idx if self.full or n == self.n else self.idx.masked_fill(self.idx == self.n, n)
-        return Tokens(idx, n, self.full)
-
     def then(self, inner: "Tokens") -> "Tokens":
         """Choose among the chosen."""
         heads = max(self.idx.shape[1], inner.idx.shape[1])
@@ -116,13 +111,6 @@ class Blocks(ByValue):
         """For tests and pictures: the lists are the storage, because a mask is 64 MiB a head at 1M tokens."""
         flag = torch.zeros(*self.indices.shape[:3], self.n + 1, dtype=torch.bool, device=self.indices.device)
         return flag.scatter(-1, self.indices.long(), True)[..., : self.n]
-
-    def among(self, rows: int, n: int) -> "Blocks":
-        """The same blocks in a grid of so many query blocks and n key blocks: those that came behind are not chosen."""
-        more = rows - self.counts.shape[2]
-        indices = self.indices.masked_fill(self.indices == self.n, n)
-        pad = torch.nn.functional.pad
-        return Blocks(pad(self.counts, (0, more)), pad(indices, (0, 0, 0, more), value=n), self.size, n)
 
     def seen(self, reach: Int[Tensor, "B _h Q"]) -> tuple[Int[Tensor, "B _g I"], Int[Tensor, "B _g I"]]:
         """How many blocks of each list all rows of the query block see whole, and how many more some see a part of.
@@ -180,15 +168,9 @@ class Plan(ByValue):
     dense_last: int = 0  # last queries that see all they may, whatever else the plan says
 
     @property
-    def beside(self) -> SlidingWindow | None:
-        """The window that kept queries see besides what the plan computes; None if there is none, or they see all."""
-        some = self.queries is not None or self.keys is not None or self.blocks is not None
-        return self.fill if some and isinstance(self.fill, SlidingWindow) and self.fill.queries == "all" else None
-
-    @property
     def window(self) -> SlidingWindow | None:
-        """The window that dropped queries, or all, see; None if none does."""
-        return self.fill if self.queries is not None and isinstance(self.fill, SlidingWindow) else self.beside
+        """The window that dropped queries see; None if there is none, or no query is dropped."""
+        return self.fill if self.queries is not None and isinstance(self.fill, SlidingWindow) else None
 
     def head(self, h: int, heads: int) -> "Plan":
         """The plan of query head `h` of `heads` alone."""
@@ -220,18 +202,6 @@ class Plan(ByValue):
             gapless=problem.gapless and every,
         )
 
-    def among(self, problem: Problem) -> "Plan":
-        """The plan of a problem without the last tokens of this one, as one of this: they take no part."""
-        Q, K = problem.q.shape[2], problem.k.shape[2]
-        of_more = lambda tokens, n: None if tokens is None else tokens.among(n)  # noqa: E731
-        queries = of_more(self.queries, Q)
-        keys = queries if self.keys is self.queries else of_more(self.keys, K)
-        blocks = self.blocks
-        if blocks:
-            kept = (t.idx.shape[-1] if t else n for t, n in ((queries, Q), (keys, K)))
-            blocks = blocks.among(*(-(-n // size) for n, size in zip(kept, blocks.size, strict=True)))
-        return replace(self, queries=queries, keys=keys, blocks=blocks)
-
     def decompress(self, out: Output) -> Output:
         """The output at full length; dropped queries are zero, lse -inf (the fill is computed elsewhere)."""
         if t := self.queries:
@@ -239,9 +209,7 @@ class Plan(ByValue):
         return out
 
     def fill_in(self, problem: Problem, out: Output, rows: Output) -> Output:
-        """`out` with the rows of the dropped queries taken from `rows`, or, where all see the window, merged."""
-        if self.beside:
-            return out.merge(rows)
+        """`out` with the rows of the dropped queries taken from `rows`."""
         dropped = to_heads(self.dropped(problem), problem.q.shape[1])
         return Output(torch.where(dropped[..., None], rows.o, out.o), torch.where(dropped, rows.lse, out.lse))
 
@@ -252,13 +220,6 @@ class Plan(ByValue):
             return torch.zeros_like(real)
         dropped = ~self.queries.kept() & real
         return dropped & ~self.last(problem) if self.dense_last else dropped
-
-    def filled(self, problem: Problem) -> Bool[Tensor, "B _h Q"]:
-        """The queries that see the fill: dropped ones, or all but padding and the `dense_last`."""
-        if self.beside is None:
-            return self.dropped(problem)
-        real = problem.q_pos != PAD
-        return real & ~self.last(problem) if self.dense_last else real
 
     def last(self, problem: Problem) -> Bool[Tensor, "B _h Q"]:
         """The `dense_last` queries, padding not counted."""
@@ -309,12 +270,9 @@ class Plan(ByValue):
             b = torch.arange(pairs.shape[0], device=problem.q.device)[:, None, None, None]
             h = torch.arange(H, device=problem.q.device)[:, None, None]
             pairs = pairs & to_heads(self.blocks.mask(), H)[b, h, i[..., :, None], j[..., None, :]]
-        if self.queries or self.beside:
+        if self.queries:
             filled = (self.fill or Zeros()).pairs(problem, rows)
-            others = pairs | filled if self.beside else pairs
-            pairs = others
-            if self.queries:
-                pairs = torch.where(to_heads(self.queries.kept(), H)[..., rows, None], others, filled)
+            pairs = torch.where(to_heads(self.queries.kept(), H)[..., rows, None], pairs, filled)
         if self.dense_last:
             last = to_heads(self.last(problem), H)[..., rows, None]
             pairs = torch.where(last, problem.visible(rows), pairs)
@@ -332,11 +290,6 @@ class Plan(ByValue):
                 if t.n != n:
                     raise ValueError(f"plan.{name}: chosen out of {t.n} tokens, but there are {n}: decide anew")
                 _check_indices(f"plan.{name}.idx", t.idx, 3, t.n, problem, contents)
-        if self.beside and not problem.causal:
-            raise ValueError(
-                f"plan.fill: got {self.fill!r} for a problem that is not causal; a window that all queries see is one "
-                'of causal attention: pass queries="dropped"'
-            )
         if b := self.blocks:
             Q, K = (t.idx.shape[-1] if t else n for t, n in ((self.queries, Q), (self.keys, K)))
             for size in b.size:
@@ -361,12 +314,11 @@ class Plan(ByValue):
             return replace(self, dense_last=0).work(others) + to_heads(seen.sum(-1), problem.q.shape[1])
         thin = replace(problem, q=problem.q[..., :1], k=problem.k[..., :1], v=problem.v[..., :1])
         H, short = problem.q.shape[1], self.compress(thin)  # positions are all that counts
-        short = self.beside.beyond(short) if self.beside else short
         total = self._before(to_heads(short.reach(), H))
         if short.window is not None:
             total = total - self._before(to_heads(short.start(), H))
         if self.window:
-            total = total + (to_heads(self.window.counts(problem), H) * to_heads(self.filled(problem), H)).sum(-1)
+            total = total + (to_heads(self.window.counts(problem), H) * to_heads(self.dropped(problem), H)).sum(-1)
         return total.expand(problem.q.shape[:2])
 
     def _before(self, end: Int[Tensor, "B H S"]) -> Int[Tensor, "B H"]:

@@ -49,7 +49,7 @@ class Problem(ByValue):
 
     `q_pos` and `k_pos` are positions in the original sequence, ascending along the last axis, `PAD` last.
     A query sees a key if neither is padding and, when causal, the key's position is not larger, and, where there is a
-    window, less than `window` smaller, and at least `skip` smaller.
+    window, less than `window` smaller.
     `scale` is above zero, as kernels want it: of a negative one the queries take the sign, and for 0 they become zeros.
     Two problems are equal if their fields are; what is only known about positions does not count.
     """
@@ -65,7 +65,6 @@ class Problem(ByValue):
     full: bool = hint()  # known: no slot is padding; False: positions tell
     gapless: bool = hint()  # known: the positions of queries and of keys count up by one; False: positions tell
     window: int | None = None  # positions a query sees back from its own, itself included; None: all; only if causal
-    skip: int = 0  # nearest positions a query does not see, its own the first of them; only if causal
     heads_group: "dist.ProcessGroup | None" = None  # tensor parallel: the ranks that hold the layer's other heads
 
     def __post_init__(self) -> None:
@@ -133,7 +132,7 @@ class Problem(ByValue):
         H = self.q.shape[1]
         q, k = to_heads(q, H), to_heads(k, H)
         seen = (k != PAD) & (q != PAD)
-        seen = seen & (k <= q - self.skip) if self.causal else seen
+        seen = seen & (k <= q) if self.causal else seen
         return seen if self.window is None else seen & (k > q - self.window)
 
     def reach(self) -> Int[Tensor, "B _h Q"]:
@@ -141,14 +140,13 @@ class Problem(ByValue):
         (B, _, Q, _), K = self.q.shape, self.k.shape[2]
         if self.full and not self.causal:
             return torch.full((1, 1, 1), K, device=self.q.device).expand(B, 1, Q)
-        if self.full and self.queries_last and not self.skip:
+        if self.full and self.queries_last:
             return torch.arange(K - Q + 1, K + 1, device=self.q.device).expand(B, 1, Q)
         heads = max(self.q_pos.shape[1], self.k_pos.shape[1])
         q_pos, k_pos = to_heads(self.q_pos, heads), to_heads(self.k_pos, heads)
         real = (k_pos != PAD).sum(-1, keepdim=True)
         if self.causal:
-            last = q_pos - self.skip if self.skip else q_pos
-            seen = torch.searchsorted(k_pos.contiguous(), last.contiguous(), right=True).minimum(real)
+            seen = torch.searchsorted(k_pos.contiguous(), q_pos.contiguous(), right=True).minimum(real)
         else:
             seen = real.expand(q_pos.shape)
         return seen.masked_fill(q_pos == PAD, 0)
@@ -179,16 +177,6 @@ class Problem(ByValue):
         if self.full:
             return torch.tensor(self.q.shape[2], device="cpu"), torch.tensor(self.k.shape[2], device="cpu")
         return (self.q_pos != PAD).sum(-1, keepdim=True), (self.k_pos != PAD).sum(-1, keepdim=True)
-
-    def before(self, n: int) -> "Problem":
-        """The same without its last `n` tokens, padding not counted: cut off, or padding here if there is padding."""
-        Q, K = self.q.shape[2], self.k.shape[2]
-        if self.full and self.queries_last and n < Q:
-            q, k, v = self.q[:, :, : Q - n], self.k[:, :, : K - n], self.v[:, :, : K - n]
-            return replace(self, q=q, k=k, v=v, q_pos=self.q_pos[..., : Q - n], k_pos=self.k_pos[..., : K - n])
-        n_q, n_k = self.lengths()
-        hide = lambda pos, end: pos.masked_fill(torch.arange(pos.shape[2], device=pos.device) >= end - n, PAD)  # noqa: E731
-        return replace(self, q_pos=hide(self.q_pos, n_q), k_pos=hide(self.k_pos, n_k), full=False)
 
     def head(self, h: int) -> "Problem":
         """The problem of query head `h` alone."""

@@ -86,12 +86,11 @@ def explain(pipeline: Pipeline, problem: Problem) -> Report:
     rows = sampled_rows(problem)
     dense = dense_rows(problem, rows)
     steps, plan = [], Plan()
-    asked = pipeline.asked(problem)
-    for i, stage in enumerate(pipeline.stages if asked else ()):
+    for i, stage in enumerate(pipeline.stages if pipeline.decides(problem) else ()):
         name = f"{i + 1}. {type(stage).__name__}"
         with clock(name):
-            plan = plan.then(stage(dispatch.run("gather_tokens", problem.q.device.type, asked, plan)))
-        steps.append(Step(name, ms[name], *accuracy(problem, plan.among(problem), rows, dense)))
+            plan = plan.then(stage(dispatch.run("gather_tokens", problem.q.device.type, problem, plan)))
+        steps.append(Step(name, ms[name], *accuracy(problem, plan, rows, dense)))
     plan = pipeline(problem)
     before = set(ms)
     attend(problem, plan, clock=clock, **policy)

@@ -180,7 +180,7 @@ def test_bad_stages(stages, message):
 
 
 def test_a_plain_function_that_chooses_tokens_after_blocks_is_refused_when_it_runs():
-    late = lambda problem: sk.TokenCoverage(tau=0.5, window=1, min_tokens=0)(problem)  # noqa: E731
+    late = lambda problem: sk.TokenCoverage(tau=0.5, window=1, min_tokens=0, sinks=2)(problem)  # noqa: E731
     pipeline = Pipeline([sk.Streaming(1, 2, 2), late])
     refused("^stages: tokens chosen after blocks", lambda: pipeline(**tensors()))
 
@@ -235,19 +235,6 @@ def test_a_bad_window_is_named(window):
     x = torch.randn(1, 1, 8, 4)
     with pytest.raises(ValueError, match="window: got"):
         Problem.of(x, x, x, window=window)
-
-
-def test_a_window_for_all_queries_asks_for_causality_and_no_sinks():
-    with pytest.raises(ValueError, match="sinks: got 1 in a window that all queries see; allowed is 0"):
-        sk.SlidingWindow(4, sinks=1, queries="all")
-    with pytest.raises(ValueError, match="queries: got 'kept'"):
-        sk.SlidingWindow(4, queries="kept")
-    x = torch.ones(1, 1, 8, 4)
-    some = sk.Tokens.of(torch.ones(1, 1, 8, dtype=torch.bool))
-    plan = sk.Plan(some, some, fill=sk.SlidingWindow(4, queries="all"))
-    sk.attend(Problem.of(x, x, x), plan)
-    with pytest.raises(ValueError, match="plan.fill: got .* for a problem that is not causal"):
-        sk.attend(Problem.of(x, x, x, causal=False), plan)
 
 
 def test_a_window_asks_for_causality():

@@ -16,7 +16,7 @@ from bench.records import FOLDER, read
 from bench.report import latest
 from sparsekit import Pipeline, Plan, Problem, TokenCoverage, break_even, dispatch, oracle
 
-STAGE = TokenCoverage(tau=0.5, window=4, min_tokens=2)
+STAGE = TokenCoverage(tau=0.5, window=4, min_tokens=2, sinks=2)
 KNOWN = break_even.Prices(1e-5, {"TokenCoverage": break_even.Price(1.5, 3000.0)})
 
 

@@ -378,10 +378,10 @@ NUMBERS = [-1, 0, 2**31, 2**31 - 1, 2**62 + 1, 2**63 - 1, 2**63, 10**20 - 1, 10*
 PLACES = [
     "streaming(block_size={})", "streaming(window={})", "streaming(sinks={})", "block_topk(block_size={})",
     "block_topk(keep={})", "flex_prefill(block_size={})", "flex_prefill(gamma={})", "token_coverage(window={})",
-    "token_coverage(pool={})", "token_coverage(tau=.2, window=8, min_tokens={})", "attend(break_even={})",
-    "token_coverage(tau=.2, window=8, min_tokens=8) | decompress(fill=sliding_window({}))",
-    "token_coverage(tau=.2, window=8, min_tokens=8) | decompress(fill=sliding_window(8, sinks={}))",
-    "token_coverage(tau=.2, window=8, min_tokens=8) | decompress(dense_last={})",
+    "token_coverage(pool={})", "token_coverage(tau=.2, window=8, min_tokens={}, sinks=2)", "attend(break_even={})",
+    "token_coverage(tau=.2, window=8, min_tokens=8, sinks=2) | decompress(fill=sliding_window({}))",
+    "token_coverage(tau=.2, window=8, min_tokens=8, sinks=2) | decompress(fill=sliding_window(8, sinks={}))",
+    "token_coverage(tau=.2, window=8, min_tokens=8, sinks=2) | decompress(dense_last={})",
 ]  # fmt: skip
 
 

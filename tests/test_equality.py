@@ -45,8 +45,8 @@ def changes(x):
             yield from ((name, new) for _, new in changed(value))
             yield name, None
         elif isinstance(value, SlidingWindow):
-            yield name, SlidingWindow(77)
-        elif name in ("scale", "n", "dense_last", "skip"):
+            yield name, SlidingWindow(77, sinks=0)
+        elif name in ("scale", "n", "dense_last"):
             yield name, value + 1
         elif name == "causal":
             yield name, not value
@@ -59,7 +59,7 @@ def changed(x):
 def example():
     p = Problem.of(*(randn(i, 1, 2, 6, 4) for i in range(3)))
     t = Tokens.of(torch.arange(6).remainder(3).bool().expand(1, 1, 6))
-    return p, Plan(t, t, Blocks.of(torch.ones(1, 1, 2, 2, dtype=torch.bool), (2, 2)), SlidingWindow(3), 2)
+    return p, Plan(t, t, Blocks.of(torch.ones(1, 1, 2, 2, dtype=torch.bool), (2, 2)), SlidingWindow(3, sinks=0), 2)
 
 
 @pytest.mark.parametrize("kind", ["problem", "plan", "output"])

@@ -12,13 +12,13 @@ import sparsekit as sk
 from sparsekit import Decompress, Pipeline, Plan, Problem, SlidingWindow, Tokens, attend, library, oracle
 from sparsekit.inference import inference_only
 
-COVERAGE = sk.TokenCoverage(tau=0.3, window=4, pool=3, min_tokens=4)
+COVERAGE = sk.TokenCoverage(tau=0.3, window=4, pool=3, min_tokens=4, sinks=2)
 PIPELINES = [
     Pipeline(),
     Pipeline([COVERAGE]),
     Pipeline([COVERAGE, sk.Compress("indexed")]),
     Pipeline([COVERAGE, Decompress(SlidingWindow(4, sinks=2), dense_last=3)]),
-    Pipeline([COVERAGE, sk.Streaming(1, 4, 4), Decompress(SlidingWindow(4, queries="all"))]),
+    Pipeline([COVERAGE, sk.Streaming(1, 4, 4), Decompress(SlidingWindow(4, sinks=0))]),
     Pipeline([sk.BlockTopK(0.5, 4)]),
     Pipeline([sk.FlexPrefill(0.7, 0.2, 4), sk.Attend("reference")]),
 ]
@@ -153,7 +153,7 @@ def test_a_module_is_exported_as_before_and_runs():
 @pytest.mark.parametrize("stage", **named([module.EXAMPLES[0] for module in MODULES] + [sk.FlexPrefill(0.7, 0.5, 4)]))
 def test_no_tensor_is_made_on_the_default_device(stage):
     """Whole problems and padded ones, chunks, windows, every fill and backend."""
-    fills = [SlidingWindow(3, sinks=2), SlidingWindow(3, queries="all")]
+    fills = [SlidingWindow(3, sinks=2), SlidingWindow(3, sinks=0)]
     problems = []
     for Q in QUERIES:
         q, k, v = (x.detach() for x in inputs(Q))

@@ -77,7 +77,7 @@ CASES = {
     "sliding_window": lambda: [(problem(w), filled()) for w in (None, 7)],
     "token_budget": lambda: [(rand(0, B, N).abs(), 0.4, most) for most in (torch.tensor(9), ints([3, 20]))],
     "token_votes": lambda: [
-        (rand(0, B, H, N).abs(), *lengths, 3)
+        (rand(0, B, H, N).abs(), *lengths, 3, 2)
         for lengths in (
             (torch.tensor(20), torch.tensor(N)),
             (ints([[[16]], [[18]]]), ints([[[20]], [[N]]])),
@@ -145,10 +145,10 @@ def own_pipeline(ops, q, k, v):
     """Token coverage, step by step."""
     p, K = Problem.of(q, k, v), k.shape[2]
     number = lambda n: torch.tensor(n)  # noqa: E731
-    votes, mean = ops.token_votes(ops.window_scores(p, 4, False)[0], number(K - 4), number(K), 3)
+    votes, mean = ops.token_votes(ops.window_scores(p, 4, False)[0], number(K - 4), number(K), 3, 2)
     drop = ops.token_budget(mean, 0.3, number(K - 8))
     tokens = ops.select_tokens(votes, (K - drop)[:, None].expand(votes.shape[:2]))
-    plan = Plan(tokens, tokens, fill=SlidingWindow(3))
+    plan = Plan(tokens, tokens, fill=SlidingWindow(3, sinks=0))
     return ops.scatter_tokens(p, plan, ops.attend(ops.gather_tokens(p, plan), Plan()))
 
 

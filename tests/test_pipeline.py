@@ -48,7 +48,6 @@ block_stages = block_stages | st.builds(sk.Union, st.lists(block_stages, min_siz
 fills = st.one_of(
     st.just(sk.Zeros()),
     st.builds(SlidingWindow, counts, counts),
-    st.builds(SlidingWindow, counts, queries=st.just("all")),
 )
 policies = st.tuples(
     st.lists(st.builds(Compress, st.sampled_from(["gather", "indexed"])), max_size=1),
@@ -67,8 +66,8 @@ def test_a_spec_and_its_inverse(tokens, rest):
 
 
 def test_specs_as_people_write_them():
-    written = "token_coverage(tau=0.02) | streaming | decompress(fill=sliding_window(128))"
-    meant = Pipeline([TokenCoverage(tau=0.02), Streaming(), Decompress(fill=SlidingWindow(128))])
+    written = "token_coverage(tau=0.02) | streaming | decompress(fill=sliding_window(128, sinks=2))"
+    meant = Pipeline([TokenCoverage(tau=0.02), Streaming(), Decompress(fill=SlidingWindow(128, sinks=2))])
     assert Pipeline.from_spec(written) == meant
     assert Pipeline.from_spec("dense") == Pipeline([]) and Pipeline([]).to_spec() == "dense"
 
@@ -84,7 +83,7 @@ def test_the_empty_pipeline_is_dense_attention(p):
 
 @given(p=problems(causal=True))
 def test_a_plan_can_be_reused(p):
-    pipeline = Pipeline([TokenCoverage(tau=0.4, window=2, min_tokens=0), Streaming(1, 2, 2)])
+    pipeline = Pipeline([TokenCoverage(tau=0.4, window=2, min_tokens=0, sinks=2), Streaming(1, 2, 2)])
     plan = pipeline.plan(p.q, p.k, p.v)
     fresh = pipeline(p.q, p.k, p.v)
     assert torch.equal(pipeline(p.q, p.k, p.v, plan=plan), fresh)
@@ -107,7 +106,7 @@ def test_low_precision_is_no_worse_than_plain_torch(dtype, data):
 @pytest.mark.parametrize("stage", **named(EXAMPLES))
 def test_the_report_says_what_happened(stage):
     q, k, v = randn(0, 1, 4, 40, 8), randn(1, 1, 2, 40, 8), randn(2, 1, 2, 40, 8)
-    pipeline = Pipeline([stage, Decompress(SlidingWindow(4))])
+    pipeline = Pipeline([stage, Decompress(SlidingWindow(4, sinks=0))])
     report = pipeline.explain(q, k, v)
     p = Problem.of(q, k, v)
     plan, dense = pipeline(p), sk.oracle(p)

@@ -133,7 +133,7 @@ def test_a_stage_judges_each_sequence_alone(stage, p):
 @settings(max_examples=20)
 @given(p=windowed(), fill=FILLS)
 def test_stages_chain_with_the_nested_meaning(stage, p, fill):
-    tokens_ = sk.TokenCoverage(tau=0.4, window=2, pool=3, min_tokens=1)
+    tokens_ = sk.TokenCoverage(tau=0.4, window=2, pool=3, min_tokens=1, sinks=2)
     local = sk.Streaming(sinks=1, window=3, block_size=getattr(stage, "block_size", 2))
     for chain in ([tokens_, stage], [stage, local], [some_tokens, stage]):
         try:
@@ -162,7 +162,7 @@ def some_tokens(p):
 def test_no_stage_looks_at_keys_that_none_of_its_probe_sees(p, seed):
     """And none drops a token that its probe did not see."""
     assume(p.window is not None)
-    coverage = sk.TokenCoverage(tau=0.7, window=1, pool=1, min_tokens=0)
+    coverage = sk.TokenCoverage(tau=0.7, window=1, pool=1, min_tokens=0, sinks=2)
     assert coverage(p) == Plan()
     assume(p.full)
     probe = 2
@@ -250,7 +250,7 @@ def test_what_lies_before_the_window_never_changes_the_output(p, seed):
 def test_a_kernel_without_windows_says_so_and_leaves_them_to_another():
     x = torch.randn(1, 1, 16, 16)
     p, some = Problem.of(x, x, x, window=4), sk.Tokens.of(torch.arange(16).remainder(3).bool().expand(1, 1, 16))
-    plan = Plan(some, some, fill=sk.SlidingWindow(2))
+    plan = Plan(some, some, fill=sk.SlidingWindow(2, sinks=0))
     assert "sliding window" in dispatch.why_not("triton", "scatter_tokens", p, plan, attend(p, plan))
     out, truth = attend(p, plan, backend="triton"), oracle(p, plan)
     torch.testing.assert_close(out.o.double(), truth.o, atol=1e-5, rtol=1e-5)

@@ -55,7 +55,7 @@ def _samples(device: torch.device) -> dict[str, tuple[str, tuple]]:
         "topk_mask": ("topk_mask", (scores, one)),
         "coverage_mask": ("coverage_mask", (scores, one.float(), True)),
         "coverage_count": ("coverage_count", (scores, one.float(), True)),
-        "token_votes": ("token_votes", (scores, p.lengths()[1], p.lengths()[1], 7)),
+        "token_votes": ("token_votes", (scores, p.lengths()[1], p.lengths()[1], 7, 16)),
         "token_budget": ("token_budget", (scores[0], 0.1, p.lengths()[1])),
         "query_aware": ("query_aware", (x[:, :, 0], x, scores, p.lengths()[1], 1.0, 0.1)),
         "seen_blocks": ("seen_blocks", (blocks.blocks, p.reach())),

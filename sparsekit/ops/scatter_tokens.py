@@ -1,7 +1,4 @@
-"""The output at full length: kept queries get their rows of the compressed output, dropped ones the plan's fill.
-
-A window that all see is merged into the rows of the kept ones.
-"""
+"""The output at full length: kept queries get their rows of the compressed output, dropped ones the plan's fill."""
 
 from ..plan import Plan
 from ..problem import Output, Problem

@@ -1,4 +1,4 @@
-"""Local attention for the queries that see the plan's fill; the rows of the others are zero, lse -inf."""
+"""Local attention for the dropped queries; the rows of the others are zero, lse -inf."""
 
 from ..fills import SlidingWindow
 from ..plan import Plan
@@ -13,5 +13,5 @@ def why_not(problem: Problem, plan: Plan) -> str | None:
 def sliding_window(problem: Problem, plan: Plan) -> Output:
     p, H = problem, problem.q.shape[1]
     assert plan.fill is not None
-    seen = plan.fill.pairs(p) & to_heads(plan.filled(p), H)[..., None]
+    seen = plan.fill.pairs(p) & to_heads(plan.dropped(p), H)[..., None]
     return over(p, seen)

@@ -12,15 +12,15 @@ Lengths = Int[Tensor, "*lengths"]  # [B, h, 1], or a number: of no axis, on the 
 Mean = Float[Tensor, "B K"]
 
 
-def why_not(scores: Tensor, scored: Tensor, real: Tensor, pool: int) -> str | None:
+def why_not(scores: Tensor, scored: Tensor, real: Tensor, pool: int, sinks: int) -> str | None:
     return None
 
 
-def token_votes(scores: Scores, scored: Lengths, real: Lengths, pool: int) -> tuple[Scores, Mean]:
+def token_votes(scores: Scores, scored: Lengths, real: Lengths, pool: int, sinks: int) -> tuple[Scores, Mean]:
     """Of the first `scored` tokens the average of `pool` (odd) neighbours among them, zeros beyond either end.
 
-    The tokens from there to `real` have inf, they are always kept; those after, padding, have -inf. The mean over
-    heads has inf where a token is not scored in every head.
+    The tokens from there to `real` and the first `sinks` have inf, they are always kept; those after, padding, have
+    -inf. The mean over heads has inf where a token is not scored in every head. It holds the votes for the sinks.
     """
     B, H, K = scores.shape
     scored, real = (to_heads(n, H) if n.ndim else n for n in (scored, real))
@@ -28,4 +28,5 @@ def token_votes(scores: Scores, scored: Lengths, real: Lengths, pool: int) -> tu
     among = slot < scored
     smooth = avg_pool1d(torch.where(among, scores, 0.0), pool, 1, pool // 2)
     mean = torch.where(among.all(1), smooth.mean(1), torch.inf)
+    among = among & (slot >= sinks)
     return torch.where(among, smooth, torch.where(slot < real, torch.inf, -torch.inf).to(smooth.dtype)), mean

@@ -3,17 +3,18 @@
 Scored: every token before the last `window`, by the mean attention probability the last `window` queries give it,
 smoothed by an average of `pool` neighbours. Kept: as many as it takes for the head-averaged, normalised mass of the
 dropped ones to stay near `tau`; one number for all heads, each head its own best tokens. Always kept: the last
-`window` tokens, and at least `min_tokens` others. Queries and keys keep the same tokens.
+`window` tokens, the first `sinks` ones, on which pretrained models rest the attention that goes nowhere else, and at
+least `min_tokens` besides the window. Queries and keys keep the same tokens.
 With fewer queries than keys (a prefill chunk) the layer's budget falls into a part for the chunk's tokens and a part
 for the earlier keys, and each head fills the two apart, so that all heads keep equally many queries and keys.
 A problem with a sliding window keeps every token: the last queries do not see most of them, and what they do not see
 they have not judged. Its attention is linear in the length anyway.
 Source: arXiv:2602.03216, section 2 and Algorithm 1; defaults from the authors' code.
 
-Differs from the authors' code: scores stay in float32 or wider (theirs are rounded to the dtype of q, which ties
-most of them); of equal scores the earlier token wins (theirs: arbitrary); any window (theirs returns inf unless it
-is a multiple of a tuned tile); an even `pool` is refused (theirs makes one score too many); batches, grouped heads
-and chunks run.
+Differs from the authors' code: the first tokens are kept, which theirs may drop (`sinks=0` is theirs); scores stay in
+float32 or wider (theirs are rounded to the dtype of q, which ties most of them); of equal scores the earlier token wins
+(theirs: arbitrary); any window (theirs returns inf unless it is a multiple of a tuned tile); an even `pool` is refused
+(theirs makes one score too many); batches, grouped heads and chunks run.
 """
 
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
+from ..fills import SINKS
 from ..parameters import check_amount, check_choice, check_ratio, check_size
 from ..plan import Plan, Tokens
 from ..problem import Problem, to_heads
@@ -37,6 +39,7 @@ class TokenCoverage:
     pool: int = 7  # neighbours averaged in a score, in tokens, odd, >= 1
     min_tokens: int = 1024  # least number kept besides the window, in tokens, >= 0
     per: str = "head"  # one choice per query "head", per key/value "group" (K, V stay grouped), or for the "layer"
+    sinks: int = SINKS  # first tokens, always kept, >= 0
     chooses: ClassVar[str] = "tokens"
 
     def __post_init__(self) -> None:
@@ -44,27 +47,29 @@ class TokenCoverage:
         check_amount(self, "window", 1)
         check_size("pool", self.pool, odd=True)
         check_amount(self, "min_tokens", 0)
+        check_amount(self, "sinks", 0)
         check_choice("per", self.per, ("head", "group", "layer"))
 
     def __call__(self, problem: Problem) -> Plan:
         p = problem
         Q, (G, K) = p.q.shape[2], p.k.shape[1:3]
         p.require_queries_last("TokenCoverage")
-        if self.tau == 0 or p.window is not None or K <= self.min_tokens + min(self.window, Q):
+        least = max(self.min_tokens, self.sinks)
+        if self.tau == 0 or p.window is not None or K <= least + min(self.window, Q):
             return Plan()
         n_q, n_k = p.lengths()
         earlier, scored = n_k - n_q, n_k - n_q.clamp(max=self.window)
         scores = dispatch.run("window_scores", p.q.device.type, p, self.window)[0]
-        votes, mean = dispatch.run("token_votes", p.q.device.type, scores, scored, n_k, self.pool)
+        votes, mean = dispatch.run("token_votes", p.q.device.type, scores, scored, n_k, self.pool, self.sinks)
         mean = p.over_all_heads(mean)
         heads = {"head": p.q.shape[1], "group": G, "layer": 1}[self.per]
         # a choice shared by several heads is one on their mean; it can't be finer than the positions' own heads
         heads = max(heads, p.k_pos.shape[1])
         if heads == 1 and self.per == "layer":
-            votes = torch.where(mean == torch.inf, votes[:, 0], mean)[:, None]
+            votes = torch.where(votes[:, 0].isinf(), votes[:, 0], mean)[:, None]
         elif heads < votes.shape[1]:
             votes = votes.unflatten(1, (heads, -1)).mean(2)
-        most = (scored - self.min_tokens).clamp(min=0)
+        most = (scored - least).clamp(min=0)
         if most.ndim:
             most = most.squeeze(-1).amin(1)  # [B]
         drop = dispatch.run("token_budget", p.q.device.type, mean, self.tau, most)[:, None, None]
@@ -72,8 +77,10 @@ class TokenCoverage:
             tokens = _best(votes, n_q - drop)
             return Plan(tokens, tokens)
 
-        early = torch.arange(K, device=p.q.device) < _to(earlier, heads)  # [K], or [B, heads, K]
-        dropped = dispatch.run("topk_mask", p.q.device.type, -mean, drop.flatten())
+        slot = torch.arange(K, device=p.q.device)
+        early = slot < _to(earlier, heads)  # [K], or [B, heads, K]
+        least_voted = -mean.masked_fill(slot < self.sinks, torch.inf)
+        dropped = dispatch.run("topk_mask", p.q.device.type, least_voted, drop.flatten())
         late = (dropped & ~(early.any(1) if early.ndim > 1 else early)).sum(-1)[:, None, None]
         queries = _best(votes.masked_fill(early, -torch.inf), n_q - late)
         before = _best(votes.masked_fill(~early, -torch.inf), earlier - (drop - late))
@@ -95,9 +102,9 @@ def _to(x: Tensor, heads: int) -> Tensor:
 
 
 EXAMPLES = (
-    TokenCoverage(tau=0.05, window=4, pool=3, min_tokens=2),
-    TokenCoverage(tau=0.2, window=3, pool=1, min_tokens=0, per="group"),
-    TokenCoverage(tau=0.3, window=3, pool=3, min_tokens=0, per="layer"),
-    TokenCoverage(tau=0.7, window=1, pool=3, min_tokens=0),
+    TokenCoverage(tau=0.05, window=4, pool=3, min_tokens=2, sinks=0),
+    TokenCoverage(tau=0.2, window=3, pool=1, min_tokens=0, sinks=1, per="group"),
+    TokenCoverage(tau=0.3, window=3, pool=3, min_tokens=0, sinks=2, per="layer"),
+    TokenCoverage(tau=0.7, window=1, pool=3, min_tokens=0, sinks=3),
 )
 DENSE = TokenCoverage(tau=0.0)

@@ -45,8 +45,7 @@ def attend(problem: Problem, plan: Plan) -> Output:
 def kernel(problem: Problem, plan: Plan) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     """For q, k, v of these shapes, all of them real: the output of dense attention, where one fused call is all."""
     p, square = problem, problem.queries_last and problem.q.shape[2] == problem.k.shape[2]
-    some = p.window is not None or p.skip > 0  # of the keys up to a query's own
-    if plan != Plan() or not (p.q.is_cpu and p.full) or some or (p.causal and not square):
+    if plan != Plan() or not (p.q.is_cpu and p.full) or p.window is not None or (p.causal and not square):
         return None
     return partial(_output, p.scale, p.causal)
 

@@ -35,7 +35,7 @@ def sliding_window(problem: Problem, plan: Plan) -> Output:
     low, high, sinks = fill.spans(p)  # [B, heads, Q]
     heads = low.shape[1]
     spans = torch.stack([low, high, sinks, to_heads(p.start(), heads)], 2)  # [B, heads, 4, Q]
-    asked, n, m = to_heads(plan.filled(p), H), max(heads, G), min(max(fill.window // 2, 64), RUN)
+    asked, n, m = to_heads(plan.dropped(p), H), max(heads, G), min(max(fill.window // 2, 64), RUN)
     runs = _wide if fill.window >= WIDE else _narrow
     for b in range(B):
         for x in range(n):

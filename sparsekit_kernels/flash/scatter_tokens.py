@@ -1,14 +1,14 @@
-"""Decompress by FlashAttention-4: all queries attend to their sliding window, then the kept ones get their rows.
+"""Decompress by FlashAttention-4: all queries attend to their sliding window, then each row is finished.
 
 Few are kept, so little is done in vain, and FlashAttention-4 does a window in half the time of a kernel of Triton's.
-Where kept queries see the window too, nothing is: the two are merged.
+A second kernel writes the rows of the kept queries over it, and merges the sinks into those of the dropped ones.
 """
 
 from sparsekit import dispatch
 from sparsekit.plan import Plan
 from sparsekit.problem import PAD, Output, Problem, to_heads
 
-from ..triton.scatter_tokens import put_rows
+from ..triton.scatter_tokens import put_rows, put_rows_and_sinks
 from . import attend, fourth_missing
 
 
@@ -16,8 +16,6 @@ def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
     p, fill = problem, plan.window
     if fill is None:
         return "the plan fills no sliding window: there is nothing to attend to"
-    if fill.sinks:
-        return "its sliding window has no sinks: take triton"
     if not p.causal:
         return "its sliding window is one of causal attention: take triton"
     if reason := attend.why_not(p, Plan()):
@@ -30,12 +28,13 @@ def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
 
 
 def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> Output:
-    assert plan.window
+    assert plan.window and plan.queries
     window = min(plan.window.window, problem.k.shape[2])
     out = attend.fourth(problem, None, dispatch.capability(problem.q.device)[0], window)
-    if plan.queries is None:
-        return short.merge(out)
-    put_rows(plan.queries, short, out, merge=plan.beside is not None)
+    if plan.window.sinks:
+        put_rows_and_sinks(problem, plan, short, out)
+    else:
+        put_rows(plan.queries, short, out)
     return out
 
 

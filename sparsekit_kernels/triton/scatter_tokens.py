@@ -1,8 +1,7 @@
 """Decompress: every row of the output written once, a kept query's from the compressed output, a dropped one's filled.
 
 A program answers one tile of original rows of one head. Neighbours share most of a sliding window, so it attends for
-all its rows at once, over the keys that the windows of the dropped ones cover. Where kept queries see the window too,
-it is merged into their rows.
+all its rows at once, over the keys that the windows of the dropped ones cover.
 """
 
 import math
@@ -12,12 +11,14 @@ import triton
 import triton.language as tl
 
 from sparsekit.plan import Plan, Tokens
-from sparsekit.problem import Output, Problem
+from sparsekit.problem import PAD, Output, Problem
 
 from . import target, tile, why_not_here
 from .attend import DESCRIBED, LN2, PRECISE, online_softmax
 
 COPIED = 64  # rows of a program that only copies
+FINISHED = 64  # rows of a program that adds sinks
+NOWHERE = tl.constexpr(PAD)
 # for head dims up to 64, 128, 256: rows and keys of a tile that fills, warps, stages; anywhere, and on DESCRIBED
 FILLED = ((64, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2))
 LARGER = ((64, 32, 4, 3), (64, 32, 4, 3), (32, 32, 8, 2))
@@ -36,7 +37,7 @@ def why_not_rows(problem: Problem, plan: Plan) -> str | None:
 
 
 def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> Output:
-    return short if plan.queries is None and plan.window is None else rows(problem, plan, short)
+    return short if plan.queries is None else rows(problem, plan, short)
 
 
 def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
@@ -62,20 +63,44 @@ def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3], *lse.stride(),
         p.scale / math.log(2), H, H // G, ranks.shape[1], heads, Q, K,
         M=m, N=n, D=D, DV=Dv, D_TILE=tile(D, 1024), DV_TILE=tile(Dv, 1024),
-        SOME=t is not None, SHORT=short is not None, FILL=fill is not None, ALL=plan.beside is not None,
+        SOME=t is not None, SHORT=short is not None, FILL=fill is not None,
         WIDE=tl.float64 if wide == torch.float64 else tl.float32, PRECISION="ieee" if wide == q.dtype else "tf32",
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
 
 
-def put_rows(tokens: Tokens, short: Output, out: Output, merge: bool) -> None:
-    """Write the kept queries' rows over those of `out`, in place; with `merge` their mean by log-sum-exp."""
+def put_rows(tokens: Tokens, short: Output, out: Output) -> None:
+    """Write the kept queries' rows over those of `out`, in place."""
     (B, H, S, Dv), idx = short.o.shape, tokens.idx.contiguous()
     _put[(triton.cdiv(S, COPIED), B * H)](
         idx, short.o, short.lse, out.o, out.lse,
         *short.o.stride(), *short.lse.stride(), *out.o.stride(), *out.lse.stride(),
-        H, idx.shape[1], S, tokens.n, DV=Dv, DV_TILE=tile(Dv, 1024), M=COPIED, MERGE=merge,
+        H, idx.shape[1], S, tokens.n, DV=Dv, DV_TILE=tile(Dv, 1024), M=COPIED,
+    )  # fmt: skip
+
+
+def put_rows_and_sinks(problem: Problem, plan: Plan, short: Output, out: Output) -> None:
+    """Finish `out`, in place, which holds what each query gets from its window alone, short of the sinks.
+
+    Kept queries get their rows of `short`. Dropped ones attend to the sinks before their window, and the two parts are
+    merged by log-sum-exp: one pass that reads and writes each dropped row once.
+    """
+    p, fill, t = problem, plan.window, plan.queries
+    assert fill and t
+    (B, H, Q, D), (G, K, Dv) = p.q.shape, (*p.k.shape[1:3], p.v.shape[3])
+    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (p.q, p.k, p.v))
+    given = short.o if short.o.stride(3) == 1 else short.o.contiguous()
+    ranks, sinks = t.rank(), min(fill.sinks, K)
+    wide = out.lse.dtype
+    _finish[(triton.cdiv(Q, FINISHED), B * H)](
+        q, k, v, p.q_pos, p.k_pos, ranks, given, short.lse, out.o, out.lse,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *p.q_pos.stride(), *p.k_pos.stride(),
+        *given.stride()[:3], *short.lse.stride(), *out.o.stride(), *out.lse.stride(),
+        p.scale / math.log(2), fill.window, sinks, H, H // G, p.q_pos.shape[1], p.k_pos.shape[1], ranks.shape[1], Q,
+        M=FINISHED, N=max(16, min(triton.next_power_of_2(sinks), 64)), D=D, DV=Dv, D_TILE=tile(D, 1024),
+        DV_TILE=tile(Dv, 1024), WIDE=tl.float64 if wide == torch.float64 else tl.float32,
+        PRECISION="ieee" if wide == q.dtype else "tf32",
     )  # fmt: skip
 
 
@@ -90,7 +115,7 @@ def _scatter(
     q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, o_b, o_h, o_l, lse_b, lse_h, lse_l,
     scale, H, R, choices, heads, Q, K,
     M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D_TILE: tl.constexpr, DV_TILE: tl.constexpr,
-    SOME: tl.constexpr, SHORT: tl.constexpr, FILL: tl.constexpr, ALL: tl.constexpr, WIDE: tl.constexpr,
+    SOME: tl.constexpr, SHORT: tl.constexpr, FILL: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     b, h = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
@@ -111,7 +136,7 @@ def _scatter(
         logs = tl.load(short_lse + b * lse_b + head * lse_h + at * lse_l, mask=copied, other=-float("inf")).to(WIDE)
 
     if FILL:
-        asked = real if ALL else real & ~kept
+        asked = real & ~kept
         if tl.max(asked.to(tl.int32), 0) > 0:
             at = (b * heads + h * heads // H) * Q + row
             low, high = tl.load(lows + at, mask=asked, other=0), tl.load(highs + at, mask=asked, other=0)
@@ -142,11 +167,8 @@ def _scatter(
             total = tl.where(empty, 1.0, total)
             filled = tl.where(empty[:, None], 0.0, acc / total[:, None])
             near = tl.where(empty, -float("inf"), (top + tl.log2(total)) * LN2)
-            if ALL:
-                values, logs = _merged(values, logs, filled, near)
-            else:
-                values = tl.where(asked[:, None], filled, values)
-                logs = tl.where(asked, near, logs)
+            values = tl.where(asked[:, None], filled, values)
+            logs = tl.where(asked, near, logs)
 
     line = (b * H + h) * Q + row
     tl.store(o + line[:, None] * DV + dv, values.to(o.dtype.element_ty), mask=real[:, None] & wide)
@@ -157,7 +179,7 @@ def _scatter(
 def _put(
     idx, short_o, short_lse, o, lse,
     s_b, s_h, s_l, s_d, t_b, t_h, t_l, o_b, o_h, o_l, o_d, lse_b, lse_h, lse_l,
-    H, choices, S, n, DV: tl.constexpr, DV_TILE: tl.constexpr, M: tl.constexpr, MERGE: tl.constexpr,
+    H, choices, S, n, DV: tl.constexpr, DV_TILE: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     b, head = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
     h = head.to(tl.int64)
@@ -171,11 +193,70 @@ def _put(
     x_lse = tl.load(short_lse + b * t_b + h * t_h + slot * t_l, mask=real, other=0.0)
     o += b * o_b + h * o_h + row[:, None] * o_l + dv * o_d
     lse += b * lse_b + h * lse_h + row * lse_l
-    if MERGE:
-        y, y_lse = tl.load(o, mask=both, other=0.0), tl.load(lse, mask=real, other=0.0)
-        x, x_lse = _merged(x.to(x_lse.dtype), x_lse, y.to(x_lse.dtype), y_lse)
     tl.store(o, x.to(o.dtype.element_ty), mask=both)
     tl.store(lse, x_lse, mask=real)
+
+
+@triton.jit
+def _finish(
+    q, k, v, q_pos, k_pos, ranks, short_o, short_lse, o, lse,
+    q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, p_b, p_h, p_l, r_b, r_h, r_l,
+    s_b, s_h, s_l, t_b, t_h, t_l, o_b, o_h, o_l, o_d, lse_b, lse_h, lse_l,
+    scale, window, sinks, H, R, q_heads, k_heads, choices, Q,
+    M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D_TILE: tl.constexpr, DV_TILE: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    b, head = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
+    h, group = head.to(tl.int64), (head // R).to(tl.int64)
+    row = tl.program_id(0) * M + tl.arange(0, M)
+    real, row_at = row < Q, row.to(tl.int64)
+    d, dv = tl.arange(0, D_TILE), tl.arange(0, DV_TILE)
+    rank = tl.load(ranks + (b * choices + head * choices // H) * Q + row, mask=real, other=0)
+    kept = real & (rank >= 0)
+    both = kept[:, None] & (dv < DV)[None, :]
+    at = rank.to(tl.int64)
+    values = tl.load(short_o + b * s_b + h * s_h + at[:, None] * s_l + dv, mask=both, other=0.0).to(WIDE)
+    logs = tl.load(short_lse + b * t_b + h * t_h + at * t_l, mask=kept, other=-float("inf"))
+    o += b * o_b + h * o_h + row_at[:, None] * o_l + dv * o_d
+    lse += b * lse_b + h * lse_h + row_at * lse_l
+
+    place = tl.load(q_pos + b * p_b + head * q_heads // H * p_h + row * p_l, mask=real & ~kept, other=-1)
+    last = place - window  # sinks up to here are not in the window, which is causal; padding has no window
+    beyond = (last >= 0) & (place != NOWHERE)
+    if tl.max(beyond.to(tl.int32), 0) > 0:
+        x = tl.load(
+            q + b * q_b + h * q_h + row_at[:, None] * q_l + d, mask=beyond[:, None] & (d < D)[None, :], other=0.0
+        )
+        keys, contents = k + b * k_b + group * k_h, v + b * v_b + group * v_h
+        k_pos += b * r_b + head * k_heads // H * r_h
+        top = tl.full([M], -float("inf"), WIDE)  # base 2
+        total = tl.zeros([M], WIDE)
+        acc = tl.zeros([M, DV_TILE], WIDE)
+        for start in range(0, sinks, N):
+            slot = start + tl.arange(0, N)
+            inside = slot < sinks
+            key = tl.load(k_pos + slot * r_l, mask=inside, other=NOWHERE)
+            y = tl.load(
+                keys + slot.to(tl.int64)[None, :] * k_l + d[:, None], mask=inside[None, :] & (d < D)[:, None], other=0.0
+            )
+            z = tl.load(
+                contents + slot.to(tl.int64)[:, None] * v_l + dv[None, :],
+                mask=inside[:, None] & (dv < DV)[None, :],
+                other=0.0,
+            )
+            visible = (key < sinks)[None, :] & (key[None, :] <= last[:, None]) & beyond[:, None]
+            top, total, acc = online_softmax(x, y, z, visible, scale, top, total, acc, False, PRECISION)
+        empty = total == 0.0
+        total = tl.where(empty, 1.0, total)
+        far = tl.where(empty, -float("inf"), (top + tl.log2(total)) * LN2)
+        near = tl.load(o, mask=beyond[:, None] & (dv < DV)[None, :], other=0.0).to(WIDE)
+        near_lse = tl.load(lse, mask=beyond, other=-float("inf"))
+        filled, filled_lse = _merged(near, near_lse, acc / total[:, None], far)
+        values = tl.where(beyond[:, None], filled, values)
+        logs = tl.where(beyond, filled_lse, logs)
+    changed = kept | beyond
+    tl.store(o, values.to(o.dtype.element_ty), mask=changed[:, None] & (dv < DV)[None, :])
+    tl.store(lse, logs, mask=changed)
 
 
 @triton.jit

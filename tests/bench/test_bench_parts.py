@@ -49,11 +49,11 @@ def test_inputs_of_the_model_are_a_layers_own():
         from_model(2**20, SHAPES["llama-3.1-8b"], torch.float32, CPU)
 
 
-@pytest.mark.parametrize("stage", [None, TokenCoverage(0.3, 4, 3, 0), FlexPrefill(0.6, block_size=16)])
+@pytest.mark.parametrize("stage", [None, TokenCoverage(0.3, 4, 3, 0, sinks=2), FlexPrefill(0.6, block_size=16)])
 def test_the_truth_by_head_is_the_oracle(stage):
     p = structured(200, Shape("small", 4, 2, 16), torch.float32, CPU)
     plan = stage(p) if stage else Plan()
-    plan = Plan(plan.queries, plan.keys, plan.blocks, SlidingWindow(8))
+    plan = Plan(plan.queries, plan.keys, plan.blocks, SlidingWindow(8, sinks=0))
     truth = Truth.of(p, plan)
     torch.testing.assert_close(truth.o, oracle(p, plan, truth.rows).o)
     right = attend(p, plan).o

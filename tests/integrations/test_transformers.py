@@ -253,7 +253,7 @@ def test_sliding_layers_are_windowed_problems(qwen3):
 @torch.no_grad()
 def test_a_token_stage_leaves_sliding_layers_whole_and_the_stages_after_it_choose_there(qwen3):
     """Under the model's own window: a sliding layer computes none of the pairs outside it, and says nothing."""
-    tokens, seen = "token_coverage(tau=0.3, window=8, pool=3, min_tokens=8)", []
+    tokens, seen = "token_coverage(tau=0.3, window=8, pool=3, min_tokens=8, sinks=2)", []
     with sparsify(qwen3, tokens, watch=seen.append) as handle, warnings.catch_warnings():
         warnings.simplefilter("error")
         whole(qwen3)

@@ -94,23 +94,31 @@ def gather_kernels(name):
 
 def scatter_kernels(name):
     pointers = dict.fromkeys("ranks lows highs sinks".split(), "*i32") | {"short_lse": "*fp32", "lse": "*fp32"}
-    for D, fill, every in product((64, 128, 256), (False, True), (False, True)):
-        if every and not fill:
-            continue
+    for D, fill in product((64, 128, 256), (False, True)):
         M, N, warps, stages = (
             scatter_tokens.fill_tiles(D, torch.bfloat16, name) if fill else (scatter_tokens.COPIED, 16, 4, 2)
         )
         constants = dict(
-            M=M, N=N, D=D, DV=D, D_TILE=D, DV_TILE=D, SOME=True, SHORT=True, FILL=fill, ALL=every, WIDE=tl.float32,
+            M=M, N=N, D=D, DV=D, D_TILE=D, DV_TILE=D, SOME=True, SHORT=True, FILL=fill, WIDE=tl.float32,
             PRECISION="tf32",
         )  # fmt: skip
         low = tensors("bf16", "q k v short_o o")
         kernel = compile_kernel(scatter_tokens._scatter, name, low | pointers, constants, warps, stages)
-        yield f"scatter_tokens D={D} fill={fill} all={every}", kernel
+        yield f"scatter_tokens D={D} fill={fill}", kernel
+
+
+def finish_kernels(name):
+    pointers = dict.fromkeys("q_pos k_pos ranks".split(), "*i32") | {"short_lse": "*fp32", "lse": "*fp32"}
+    for D, N in product((64, 128), (16, 64)):
+        constants = dict(
+            M=scatter_tokens.FINISHED, N=N, D=D, DV=D, D_TILE=D, DV_TILE=D, WIDE=tl.float32, PRECISION="tf32", o_d=1
+        )
+        low = tensors("bf16", "q k v short_o o")
+        yield f"sinks D={D} N={N}", compile_kernel(scatter_tokens._finish, name, low | pointers, constants)
 
 
 def main(name):
-    for kernels in (attend_kernels, gather_kernels, scatter_kernels):
+    for kernels in (attend_kernels, gather_kernels, scatter_kernels, finish_kernels):
         for what, kernel in kernels(name):
             print(line(name, what, kernel), flush=True)
 

@@ -18,13 +18,13 @@ from sparsekit import Pipeline, Problem, attend, dispatch
 FILL = "decompress(fill=sliding_window(20, sinks=3))"
 SPECS = (
     "dense",
-    f"token_coverage(tau=0.3, window=40, min_tokens=30) | {FILL}",
-    f'token_coverage(tau=0.3, window=40, min_tokens=30, per="group") | compress(mode="indexed") | {FILL}',
+    f"token_coverage(tau=0.3, window=40, min_tokens=30, sinks=2) | {FILL}",
+    f'token_coverage(tau=0.3, window=40, min_tokens=30, sinks=2, per="group") | compress(mode="indexed") | {FILL}',
     "flex_prefill(gamma=0.8, tau=0, block_size=32)",
     "flex_prefill(gamma=0.8, tau=1, block_size=64)",
-    "token_coverage(tau=0.3, min_tokens=30) | flex_prefill(gamma=0.8, block_size=32)",
+    "token_coverage(tau=0.3, min_tokens=30, sinks=2) | flex_prefill(gamma=0.8, block_size=32)",
     "block_topk(keep=0.3, block_size=64)",
-    'token_coverage(tau=0.3, window=40, min_tokens=30) | decompress(fill=sliding_window(20, queries="all"))',
+    "token_coverage(tau=0.3, window=40, min_tokens=30, sinks=2) | decompress(fill=sliding_window(20, sinks=0))",
 )
 # queries, keys, query heads, key heads, head dim, dtype
 SHAPES = (

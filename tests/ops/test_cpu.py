@@ -48,7 +48,7 @@ def kinds(H, Q, K, B=2):
     if Q == K:
         yield "tokens", Plan(t, t, fill=SlidingWindow(20, sinks=3))
         yield "tokens and blocks", Plan(t, t, tiles(4, H, t.idx.shape[-1], t.idx.shape[-1], 32, 0.4, B))
-    yield "other keys than queries", Plan(some(5, Q, 0.5, 2, B), t, fill=SlidingWindow(200))
+    yield "other keys than queries", Plan(some(5, Q, 0.5, 2, B), t, fill=SlidingWindow(200, sinks=0))
 
 
 @pytest.mark.parametrize("backend", dispatch.AUTO["cpu"])
@@ -113,6 +113,6 @@ def test_inputs_are_left_alone_and_grouped_heads_are_read_in_place(backend):
 def test_auto_takes_the_fast_backend_on_a_cpu():
     q = randn(0, 1, 1, 8, 4)
     assert dispatch.choose("attend", "cpu", Problem.of(q, q, q), Plan()) == "cpu"
-    filled = Plan(queries=Tokens.of(torch.ones(1, 1, 8, dtype=torch.bool)), fill=SlidingWindow(2))
+    filled = Plan(queries=Tokens.of(torch.ones(1, 1, 8, dtype=torch.bool)), fill=SlidingWindow(2, sinks=0))
     assert dispatch.choose("sliding_window", "cpu", Problem.of(q, q, q), filled) == "cpu"
     assert sk.why_not("cpu", "sliding_window", Problem.of(q, q, q), Plan()) is not None

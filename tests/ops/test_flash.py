@@ -140,10 +140,10 @@ def test_a_sliding_window_by_its_documentation_is_the_oracle(data):
 @pytest.mark.parametrize(
     "reason,plan",
     [
-        ("nothing to attend to", Plan(fill=SlidingWindow(4))),
+        ("nothing to attend to", Plan(fill=SlidingWindow(4, sinks=0))),
         ("nothing to attend to", Plan(some(0, 8, 0.5, 1))),
         ("no sinks", Plan(some(0, 8, 0.5, 1), fill=SlidingWindow(4, sinks=1))),
-        ("the tensors are on cpu", Plan(some(0, 8, 0.5, 1), fill=SlidingWindow(4))),
+        ("the tensors are on cpu", Plan(some(0, 8, 0.5, 1), fill=SlidingWindow(4, sinks=0))),
     ],
 )
 def test_it_says_which_fills_are_not_its_own(reason, plan):

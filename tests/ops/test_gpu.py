@@ -45,13 +45,15 @@ def plans(B, H, Q, K):
     if Q == K:
         t, few = some(1, K, 0.4, H, B), some(7, K, 0.05, H, B)
         yield "tokens", Plan(t, t, fill=SlidingWindow(128, sinks=3))
-        yield "few tokens", Plan(few, few, fill=SlidingWindow(100))
-        yield "all see the window", Plan(t, t, fill=SlidingWindow(128, queries="all"))
-        yield "few tokens, all see the window", Plan(few, few, fill=SlidingWindow(100, queries="all"), dense_last=200)
-        yield "last queries besides", Plan(t, t, fill=SlidingWindow(64), dense_last=200)
+        yield "few tokens", Plan(few, few, fill=SlidingWindow(100, sinks=0))
+        yield "window and sinks", Plan(t, t, fill=SlidingWindow(128))
+        yield "few tokens, many sinks", Plan(few, few, fill=SlidingWindow(100, sinks=150), dense_last=200)
+        yield "last queries besides", Plan(t, t, fill=SlidingWindow(64, sinks=0), dense_last=200)
         yield "tokens and blocks", Plan(t, t, tiles(4, H, t.idx.shape[-1], t.idx.shape[-1], 128, 0.4, B))
-    yield "keys, all see the window", Plan(keys=some(6, K, 0.1, H, B), fill=SlidingWindow(50, queries="all"))
-    yield "other keys than queries", Plan(some(5, Q, 0.5, 1, B), some(6, K, 0.4, H, B), fill=SlidingWindow(200))
+    yield (
+        "other keys than queries",
+        Plan(some(5, Q, 0.5, 1, B), some(6, K, 0.4, H, B), fill=SlidingWindow(200, sinks=0)),
+    )
 
 
 def poisoned(x):
@@ -131,7 +133,7 @@ def test_past_two_to_the_31_elements():
     kept = (torch.arange(L, device="cuda") % 50 == 0).expand(1, 1, L).clone()
     kept[..., -300:] = True
     t = sk.Tokens.of(kept)
-    plan = Plan(t, t, fill=SlidingWindow(64))
+    plan = Plan(t, t, fill=SlidingWindow(64, sinks=0))
     out = attend(p, plan, backend="triton")
     rows = torch.tensor([0, 49, L // 2, L - 400, L - 1], device="cuda")
     last = p.head(H - 1)
@@ -176,7 +178,7 @@ def test_a_pipeline_of_known_sizes_is_captured_in_a_graph(backend, spec):
 
 @pytest.mark.parametrize("spec", [
     "dense", "streaming(sinks=128, window=512)", "block_topk(keep=0.3)",
-    "token_coverage(tau=0.3) | decompress(fill=sliding_window(128))", "flex_prefill(gamma=0.9)",
+    "token_coverage(tau=0.3) | decompress(fill=sliding_window(128, sinks=2))", "flex_prefill(gamma=0.9)",
 ])  # fmt: skip
 def test_how_often_the_host_waits(spec):
     """Once for each choice whose size the data decide; never for the rest."""
@@ -244,7 +246,10 @@ def test_a_later_key_that_is_no_number_reaches_no_earlier_row(name, bad):
 def test_large_activations_in_float16_choose_what_they_choose_in_float32():
     x = [randn(i, 1, 4, 512, 64, dtype=torch.float32).cuda() for i in range(3)]
     x[:2] = [t * 200 for t in x[:2]]
-    for stage in (sk.TokenCoverage(tau=0.2, window=16, min_tokens=8), sk.FlexPrefill(gamma=0.9, block_size=64)):
+    for stage in (
+        sk.TokenCoverage(tau=0.2, window=16, min_tokens=8, sinks=2),
+        sk.FlexPrefill(gamma=0.9, block_size=64),
+    ):
         wide, half = (Problem.of(*y, scale=1 / 320_000) for y in (x, [t.half() for t in x]))
         a, b = stage(wide), stage(half)
         assert abs(a.density(wide) - b.density(half)) < 0.02

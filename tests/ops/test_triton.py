@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from closeness import no_worse, plain_torch, same
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import covering, plans, problems, randn, tokens
+from strategies import covering, padded, plans, problems, randn, tokens
 from test_cpu import kinds
 
 import sparsekit as sk
-from sparsekit import Output, Plan, Problem, SlidingWindow, Zeros, attend, dispatch, oracle
+from sparsekit import Output, Plan, Problem, SlidingWindow, Tokens, Zeros, attend, dispatch, oracle
 from sparsekit.problem import to_heads
 
 pytest.importorskip("triton", reason="the kernels are Triton's, and it is only made for Linux")
@@ -85,19 +85,34 @@ def test_gathering_is_compressing(data):
 
 @interpreted
 @settings(max_examples=30)
-@given(data=st.data(), merge=st.booleans())
-def test_rows_are_put_over_others_or_merged(data, merge):
+@given(data=st.data())
+def test_rows_are_put_over_others(data):
     from sparsekit_kernels.triton.scatter_tokens import put_rows
 
     p = data.draw(problems())
     plan = Plan(data.draw(tokens(p, "q")))
     short, out = oracle(plan.compress(p), Plan()), oracle(p, Plan(keys=data.draw(tokens(p, "k"))))
     put, kept = plan.decompress(short), to_heads(plan.queries.kept(), p.q.shape[1])
-    expected = out.merge(put)
-    if not merge:
-        expected = Output(torch.where(kept[..., None], put.o, out.o), torch.where(kept, put.lse, out.lse))
-    put_rows(plan.queries, short, out, merge)
+    expected = Output(torch.where(kept[..., None], put.o, out.o), torch.where(kept, put.lse, out.lse))
+    put_rows(plan.queries, short, out)
     same(out, expected)
+
+
+@interpreted
+@settings(max_examples=30)
+@given(data=st.data(), window=st.integers(1, 9), sinks=st.sampled_from([1, 3, 17, 2**31 - 1]))
+def test_sinks_are_added_to_what_the_window_gives(data, window, sinks):
+    """Before, each row holds its window alone. Kept rows are replaced, and dropped ones get the sinks too."""
+    from sparsekit_kernels.triton.scatter_tokens import put_rows_and_sinks
+
+    p = data.draw(problems(causal=True, most=40) | padded())
+    assume(p.causal)
+    plan = Plan(data.draw(tokens(p, "q")), fill=SlidingWindow(window, sinks))
+    short = oracle(plan.compress(p), Plan())
+    whole = Plan(Tokens.of(torch.zeros(1, 1, p.q.shape[2], dtype=torch.bool)), fill=SlidingWindow(window, sinks=0))
+    out = oracle(p, whole)
+    put_rows_and_sinks(p, plan, short, out)
+    same(out, dispatch.run("scatter_tokens", "cpu", p, plan, short, backend="reference"))
 
 
 @interpreted
@@ -161,7 +176,7 @@ def test_it_says_why_not():
     assert "not a sliding window" in sk.why_not("triton", "sliding_window", p, Plan(kept, kept))
     wide = randn(0, 1, 1, 8, 300, dtype=torch.float32)
     assert "300 is larger than 256" in sk.why_not("triton", "attend", Problem.of(wide, wide, wide), Plan())
-    filled, wide = Plan(kept, kept, fill=SlidingWindow(2)), Problem.of(wide, wide, wide)
+    filled, wide = Plan(kept, kept, fill=SlidingWindow(2, sinks=0)), Problem.of(wide, wide, wide)
     assert "300 is larger than 256" in sk.why_not("triton", "scatter_tokens", wide, filled, oracle(wide))
     if WHERE == "cpu":
         half = x.bfloat16()

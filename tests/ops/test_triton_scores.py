@@ -230,8 +230,8 @@ def test_votes_are_the_definition(data):
     scored = torch.randint(0, K + 1, (2, h, 1)) if h else torch.tensor(K - K // 3)
     real = scored + torch.randint(0, K + 1, scored.shape).minimum(K - scored)
     x, pool = x * torch.arange(1, 7, device=WHERE)[:, None], data.draw(st.sampled_from([1, 3, 7]))
-    lengths = [n.to(WHERE) if h else n for n in (scored, real)]
-    for mine, theirs in zip(*(run("token_votes", x, *lengths, pool) for run in (fast, plain)), strict=True):
+    lengths, sinks = [n.to(WHERE) if h else n for n in (scored, real)], data.draw(st.sampled_from([0, 1, 5]))
+    for mine, theirs in zip(*(run("token_votes", x, *lengths, pool, sinks) for run in (fast, plain)), strict=True):
         torch.testing.assert_close(mine, theirs, equal_nan=True)
 
 

@@ -1,12 +1,24 @@
-"""What each block stage promises always to keep, beyond the laws."""
+"""What each stage promises always to keep, beyond the laws."""
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import problems
+from strategies import padded, problems
 
-from sparsekit import BlockTopK, FlexPrefill, Pipeline, Plan, Problem, SlidingWindow, Streaming, TokenCoverage, Union
+from sparsekit import (
+    BlockTopK,
+    Decompress,
+    FlexPrefill,
+    Pipeline,
+    Plan,
+    Problem,
+    SlidingWindow,
+    Streaming,
+    TokenCoverage,
+    Union,
+)
+from sparsekit.problem import to_heads
 
 SIZES = st.integers(1, 5)
 
@@ -64,7 +76,7 @@ def test_a_union_is_the_union(p, m):
 def test_token_coverage_keeps_window_and_least_and_as_many_in_every_head(p, per, tau):
     if p.q.shape[2] > p.k.shape[2]:
         return
-    plan = TokenCoverage(tau, window=3, pool=3, min_tokens=4, per=per)(p)
+    plan = TokenCoverage(tau, window=3, pool=3, min_tokens=4, sinks=2, per=per)(p)
     if plan.keys is None:
         assert p.k.shape[2] <= 4 + min(3, p.q.shape[2]) or plan == Plan()
         return
@@ -75,6 +87,25 @@ def test_token_coverage_keeps_window_and_least_and_as_many_in_every_head(p, per,
     for t in (plan.queries, plan.keys):
         assert (t.kept().sum(-1) == t.kept().sum(-1)[:, :1]).all(), "every head keeps as many"
     assert torch.equal(plan.queries.kept(), kept[..., -p.q.shape[2] :])
+
+
+@settings(max_examples=60)
+@given(
+    data=st.data(), per=st.sampled_from(["head", "group", "layer"]), tau=st.sampled_from([0.3, 0.9, 1.0]),
+    sinks=st.integers(0, 5), window=st.integers(1, 3),
+)  # fmt: skip
+def test_no_query_loses_the_sinks(data, per, tau, sinks, window):
+    """Kept ones by the stage, dropped ones by the fill; of a chunk and beside padding, too."""
+    p = data.draw(problems(causal=True) | padded())
+    assume(p.causal and p.q.shape[2] <= p.k.shape[2])
+    stage = TokenCoverage(tau, window=1, pool=1, min_tokens=0, sinks=sinks, per=per)
+    plan = Pipeline([stage, Decompress(SlidingWindow(window, sinks=sinks))])(p)
+    first = to_heads(p.k_pos < sinks, p.q.shape[1])[..., None, :] & p.visible()
+    assert not (first & ~plan.pairs(p)).any()
+
+
+def test_sinks_are_seen_unless_someone_says_otherwise():
+    assert SlidingWindow().sinks == TokenCoverage().sinks == Streaming().sinks // 8 == 16
 
 
 def test_token_coverage_drops_what_nobody_looks_at():
@@ -88,7 +119,7 @@ def test_token_coverage_drops_what_nobody_looks_at():
         k[0, h, liked[h], 0] = 12.0
         q[0, h, :, 0] = 4.0
     p = Problem.of(q, k, torch.randn(1, heads, n, d))
-    plan = TokenCoverage(tau=0.02, window=8, pool=1, min_tokens=0)(p)
+    plan = TokenCoverage(tau=0.02, window=8, pool=1, min_tokens=0, sinks=2)(p)
     for h in range(heads):
         assert plan.keys.kept()[0, h, liked[h]].all()
     assert plan.kept(p) < 0.3

@@ -152,7 +152,7 @@ def test_a_prompt_becomes_tokens_once_for_all_pipelines(model, monkeypatch):
 
 def test_kept_and_density_are_by_layer(model):
     prompts = Prompts(TEXT, ("single_key",), (1024,), each=1)
-    keep = "token_coverage(tau=0.5, min_tokens=64)"
+    keep = "token_coverage(tau=0.5, min_tokens=64, sinks=2)"
     lines = run(model, None, {"a schedule": {"1-2": keep, 3: Pipeline.from_spec(BLIND)}}, prompts)
     price = next(line for line in lines if line["kind"] == "price" and not line["dense"])
     assert price["what"] == json.dumps({"1-2": keep, "3": BLIND})
