@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from sparsekit.testbed.records import Record, origin
+from sparsekit.evaluation.records import Record, origin
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "bench" / "records"

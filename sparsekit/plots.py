@@ -1,9 +1,6 @@
 """Pictures of plans, of layer profiles and of schedules: as PNG, or what the suffix of the path says, written whole."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import fill
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,10 +12,8 @@ from .problem import Problem
 
 if TYPE_CHECKING:
     from .schedules import LayerProfile, Schedule
-    from .testbed.front import Row
 
 ROWS, COLUMNS = 768, 768  # cells of a picture
-NEAR = 10  # points of percent below the best that a panel of its own shows larger
 KINDS = {"future": "#e8e8e8", "skipped": "#ffffff", "computed": "#1f5fbf", "fill of a dropped query": "#f08c2e"}
 
 
@@ -29,7 +24,7 @@ def draw_plan(problem: Problem, plan: Plan, path: Path | str, *, head: int = 0, 
     a cell is as dark as the part of it that is computed. `head` is a query head of the first sequence. Returns
     `path`, written whole. Raises ImportError without matplotlib, ValueError for a head that is not there.
     """
-    figure = _figure(13, 6.4)
+    figure = new_figure(13, 6.4)
     from matplotlib.colors import LogNorm, to_rgb
     from matplotlib.patches import Patch
 
@@ -65,12 +60,12 @@ def draw_plan(problem: Problem, plan: Plan, path: Path | str, *, head: int = 0, 
     for axes in (left, right):
         axes.set(xlabel="key", ylabel="query")
     figure.suptitle(title)
-    return _saved(figure, path)
+    return save_whole(figure, path)
 
 
 def draw_profile(profile: "LayerProfile", path: Path | str) -> Path:
     """The drift of each layer, those to sparsify in colour. Returns `path`. Raises ImportError without matplotlib."""
-    figure = _figure(9, 4)
+    figure = new_figure(9, 4)
     from matplotlib.patches import Patch
 
     axes = figure.subplots()
@@ -81,7 +76,7 @@ def draw_profile(profile: "LayerProfile", path: Path | str) -> Path:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(handles=[Patch(facecolor=colour, label=kind) for kind, colour in kinds.items()])
     axes.set_title(f"{len(profile.layers)} of {len(profile.drift)} layers to sparsify, quantile {profile.quantile:g}")
-    return _saved(figure, path)
+    return save_whole(figure, path)
 
 
 def draw_schedule(schedule: "Schedule", path: Path | str) -> Path:
@@ -89,7 +84,7 @@ def draw_schedule(schedule: "Schedule", path: Path | str) -> Path:
 
     Above the score that the target is about, below the time. Returns `path`. Raises ImportError without matplotlib.
     """
-    figure = _figure(11, 7)
+    figure = new_figure(11, 7)
     axes = figure.subplots(2, sharex=True)
     for pipeline in dict.fromkeys(one.pipeline for one in schedule.measured):
         mine = [one for one in schedule.measured if one.pipeline == pipeline]
@@ -105,83 +100,10 @@ def draw_schedule(schedule: "Schedule", path: Path | str) -> Path:
     axes[1].xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize="small")
     figure.suptitle(f"attention {schedule.speed_up:.2f} times as fast as dense; rings: what each layer gets")
-    return _saved(figure, path)
+    return save_whole(figure, path)
 
 
-def draw_front(
-    rows: "Sequence[Row]", path: Path | str, *, title: str = "", marked: Mapping[str, str] = MappingProxyType({})
-) -> Path:
-    """Accuracy over speed-up of the rows of one length, the front as a step line: at this speed-up, so good at best.
-
-    Points on the front have the numbers of `ranked(rows)`, colours are first stages, bars 95% intervals. `marked` are
-    pipelines that get a ring and a letter, each with the text that says what it is. Where some points are far below the
-    best, a second panel shows those near it. Returns `path`, written whole. Raises ImportError without matplotlib,
-    ValueError if no row has both figures.
-    """
-    from .testbed.front import ranked
-
-    placed = [row for row in rows if row.right and row.speed_up]
-    if not placed:
-        raise ValueError("rows: got none with answers and a speed-up; allowed are rows with both: measure some first")
-    best, steps = max(map(_percent, placed)), ranked(placed)
-    near = [row for row in placed if _percent(row) > best - NEAR]
-    panels = {"all": placed} | ({f"within {NEAR:g} points of the best": near} if 1 < len(near) < len(placed) else {})
-    rings = [row for row in placed if row.pipeline in marked]
-    listed = [(str(number), row.pipeline, row) for number, row in enumerate(steps, 1)]
-    listed += [(chr(ord("a") + at), marked[row.pipeline], row) for at, row in enumerate(rings)]
-    texts = [f"{sign}  {called}: {row.speed_up:.2f}x, {_percent(row):.1f}%" for sign, called, row in listed]
-    names = [fill(text, 75 * len(panels)) for text in texts]
-    figure = _figure(7 * len(panels), 5.2 + 0.19 * sum(name.count("\n") + 1 for name in names))
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import LogLocator, MaxNLocator
-
-    families = sorted({row.family for row in placed if not row.dense})
-    colours = {family: f"C{i % 10}" for i, family in enumerate(families)} | {"dense": "#222222"}
-    for axes, (name, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for row in shown:
-            assert row.right
-            bars = [[_percent(row) - 100 * row.right.low], [100 * row.right.high - _percent(row)]]
-            strong = dict(alpha=1.0, ms=8, elinewidth=1.2, zorder=4) if row.front else {}
-            weak: dict[str, Any] = dict(alpha=0.45, ms=5, elinewidth=0.6, zorder=3)
-            how: dict[str, Any] = dict(color=colours[row.family], fmt="s" if row.dense else "o") | weak | strong
-            axes.errorbar(row.speed_up, _percent(row), bars, **how)
-        line = [row for row in steps if row in shown]
-        axes.step([row.speed_up for row in line], [*map(_percent, line)], where="pre", color="#888888", zorder=2)
-        for at, (sign, _, row) in enumerate(listed):
-            if row not in shown:
-                continue
-            ringed = sign.isalpha()
-            if ringed:
-                axes.plot(row.speed_up, _percent(row), "o", ms=11, mfc="none", mec="#222222", zorder=5)
-            side = -14 if at % 2 else 6  # neighbours may be the same point but for a hair
-            where: dict[str, Any] = dict(xytext=(-14 if ringed else 6, side), textcoords="offset points", zorder=5)
-            axes.annotate(sign, (row.speed_up, _percent(row)), fontweight="bold", **where)
-        axes.set_axisbelow(True)
-        axes.grid(color="#eeeeee")
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(LogLocator(base=2) if _wide(shown) else MaxNLocator(6))
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:.3g}x")
-        axes.set(xlabel="attention, speed-up over the fastest dense, log scale", ylabel="answers right, %")
-        axes.set_title(name if len(panels) > 1 else "")
-    handles = [Line2D([], [], marker="s" if f == "dense" else "o", ls="", color=c, label=f) for f, c in colours.items()]
-    figure.axes[0].legend(handles=handles, loc="best", fontsize="small")
-    dots = [Line2D([], [], marker="s" if row.dense else "o", ls="", color=colours[row.family]) for _, _, row in listed]
-    figure.legend(dots, names, loc="outside lower center", fontsize="small", frameon=False)
-    figure.suptitle(title)
-    return _saved(figure, path)
-
-
-def _percent(row: "Row") -> float:
-    return 100 * row.right.value if row.right else 0.0
-
-
-def _wide(rows: "Sequence[Row]") -> bool:
-    """Whether speed-ups lie so far apart that powers of two mark them."""
-    speeds = [row.speed_up for row in rows if row.speed_up]
-    return max(speeds) > 4 * min(speeds)
-
-
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """Return an empty figure, in inches, that needs no screen."""
     needs("matplotlib", "plots")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -192,7 +114,8 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _saved(figure: Any, path: Path | str) -> Path:
+def save_whole(figure: Any, path: Path | str) -> Path:
+    """Write a figure as what the suffix of the path says: never half a file. Return `path`."""
     path = Path(path)
     unfinished = path.with_name(f".{path.name}{path.suffix}")
     figure.savefig(unfinished, dpi=110)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sparsekit import dispatch
 from sparsekit.cli import main
+from sparsekit.commands.evaluate import _apart
 from sparsekit.schedules import Schedule
 
 SPECS = [
@@ -146,50 +147,129 @@ def test_calibrate_measures_each_candidate_in_each_layer(folder, text, tmp_path,
     assert "schedule: attention" in ran.stdout and "target" not in ran.stderr
 
 
-def rows_of(text):
-    """The cells of each row of the tables that a command printed; of a folded one, those of its first line."""
-    lines = [line.split("│")[1:-1] for line in text.splitlines() if line.startswith("│")]
-    return [[cell.strip() for cell in line] for line in lines if line[1].strip()]
+def tables_of(text):
+    """The cells of each row of the tables that a command printed, by the row's name and the column's."""
+    found, head = {}, []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("│")]
+        if cells[0] in ("pipeline", "task"):
+            head = cells
+        elif len(cells) == len(head) and cells[0]:
+            found[cells[0]] = found.get(cells[0], {}) | dict(zip(head[1:], cells[1:], strict=True))
+    return found
 
 
 def test_eval_asks_the_embedded_model_and_writes_records_and_a_page(tmp_path, here):
     out, page = tmp_path / "results.jsonl", tmp_path / "results.md"
     words = ["eval", "embedded", "--tasks", "single_key,multi_key", "--lengths", "1K", "--questions", 1, "--timed", 1]
-    words += ["--pipelines", f"dense; {SPECS[1]}", "--out", out, "--page", page]
+    words += ["--pipelines", f"dense; {SPECS[1]}", "--texts", 1, "--out", out, "--page", page]
     ran = here(*words)
     assert ran.returncode == 0, ran.stderr
-    dense, kernels, blind = rows_of(ran.stdout)
-    assert dense[0] == "dense" and dense[1].startswith("100.0% [34.2, 100.0]"), "the model itself is right"
-    assert kernels[0] == "dense, sparsekit" and blind[0] == SPECS[1]
-    assert blind[1].startswith("0.0%") and blind[2].startswith("-100.0"), "seeing itself alone it cannot remember"
-    assert all(float(row[3].replace(",", "")) <= float(row[5].replace(",", "")) for row in (dense, kernels, blind))
-    assert float(blind[-1]) < 0.01 and dense[-1] == "1.000" and "1,024 bytes, 1,024 tokens" in ran.stdout
+    found = tables_of(ran.stdout)
+    dense, blind = found["dense"], found[SPECS[1]]
+    assert dense["right"].startswith("100.0% [34.2, 100.0]"), "the model itself is right"
+    assert blind["right"].startswith("0.0%"), "seeing itself alone it cannot remember"
+    assert blind["difference"].startswith("-100.0") and blind["p"] == "0.500", "of two prompts"
+    assert found["single_key"] == found["multi_key"] and found["single_key"]["counts"] == "yes"
+    assert float(blind["density"]) < 0.01 and dense["density"] == "1.000" and float(blind["KL"]) > 0.1
+    assert "1K bytes: answers" in ran.stdout and "dense, sparsekit" in found
     assert f"| `{SPECS[1]}` | 0.0%" in page.read_text() and (tmp_path / "results-1K.png").is_file()
 
     before, wrote = out.read_bytes(), page.read_bytes()
     out.write_bytes(before[:-9])
     ran = here(*words)
     assert ran.returncode == 0 and "its last line was cut off and is done again" in ran.stdout, ran.stderr
-    assert rows_of(ran.stdout) == [dense, kernels, blind], "the same answers, and the price is not taken again"
+    assert tables_of(ran.stdout) == found, "the same answers, and the price is not taken again"
     assert out.read_bytes().startswith(before[: before[:-9].rfind(b"\n") + 1])
     assert here("page", out, page).returncode == 0 and page.read_bytes() != wrote, "there are two runs now"
     out.write_bytes(before)
     assert here("page", out, page).returncode == 0 and page.read_bytes() == wrote
 
 
-def test_eval_asks_any_other_model(folder, here):
-    words = ["--pipeline", SPECS[1], "--pipeline", SPECS[0], "--length", 1024, "--length", 1100, "--timed", 1]
-    ran = here("eval", folder, *words, "--questions", 1, "--tasks", "trained,single_key")
+def test_eval_asks_any_other_model_in_words(folder, tmp_path, here):
+    out, page = tmp_path / "words.jsonl", tmp_path / "words.md"
+    words = ["eval", folder, "--pipelines", f"{SPECS[1]},fast", "--questions", 1, "--texts", 2, "--timed", 0]
+    words += ["--tasks", "needle_questions,copy_span", "--out", out, "--page", page]
+    ran = here(*words)
     assert ran.returncode == 0, ran.stderr
-    assert "1,024 bytes, 1,024 tokens" in ran.stdout and "1,100 bytes, 1,100 tokens" in ran.stdout
-    assert len(rows_of(ran.stdout)) == 2 * 4
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {line["length"] for line in lines[1:]} == {2048}, "by default 2K and what the model has positions for"
+    assert lines[0]["unit"] == "tokens" and lines[0]["rope"]["rope_type"] == "default"
+    asked = [line for line in lines if line["kind"] == "answers"]
+    assert {(x["pipeline"], x["task"]) for x in asked} == {
+        (name, task) for name in ("dense", SPECS[1], "fast") for task in ("needle_questions", "copy_span")
+    }
+    assert all(x["answers"] == len(x["values"]) == 4 and x["found"] == sum(x["values"]) for x in asked)
+    assert [x["seed"] for x in lines if x["kind"] == "after"] == [0, 0, 0, 1, 1, 1]
+    assert "2K tokens: right by task" in ran.stdout and "## 2K tokens\n" in page.read_text()
+    before = out.read_bytes()
+    assert here(*words).returncode == 0 and out.read_bytes() == before, "nothing was left to do"
+
+
+def test_eval_goes_beyond_a_models_positions_only_with_rope_scaling(folder, tmp_path, here):
+    words = [
+        "eval",
+        folder,
+        "--pipelines",
+        "dense",
+        "--questions",
+        1,
+        "--texts",
+        0,
+        "--timed",
+        0,
+        "--tasks",
+        "copy_span",
+    ]
+    ran = here(*words, "--lengths", "3K")
+    assert ran.returncode == 2 and "lengths: got 3,072 tokens, and the model was made for 2,048 positions" in ran.stderr
+    assert '--rope-scaling "yarn:4"' in ran.stderr and ran.stderr.count("\n") == 1
+    out = tmp_path / "beyond.jsonl"
+    for scaling in ("yarn:1.5", '{"rope_type": "linear", "factor": 1.5}'):
+        out.unlink(missing_ok=True)
+        ran = here(*words, "--lengths", "3K", "--rope-scaling", scaling, "--out", out)
+        assert ran.returncode == 0, ran.stderr
+        rope = json.loads(out.read_text().splitlines()[0])["rope"]
+        assert rope["factor"] == 1.5 and rope["rope_type"] in scaling
+    ran = here(*words, "--out", out)
+    assert ran.returncode == 2 and "out: got records of rope" in ran.stderr, "another model"
+    ran = here(*words, "--lengths", "4K", "--rope-scaling", "yarn:1.5")
+    assert "made for 3,072 positions, stretched by yarn:1.5" in ran.stderr
+    for wrong in ("yarn", "yarn:1", "dynamic:2", "{", '{"rope_type": "dynamic", "factor": 2}', "[]"):
+        ran = here(*words, "--rope-scaling", wrong)
+        assert ran.returncode == 2 and f"rope-scaling: got {wrong!r}; allowed are" in ran.stderr
+
+
+def test_a_gguf_file_is_refused_by_what_lacks(tmp_path, here, monkeypatch):
+    ran = here("eval", tmp_path / "gone.gguf")
+    assert ran.returncode == 2 and "gone.gguf', which is no file; allowed is a .gguf file" in ran.stderr
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    ran = here("eval", tmp_path / "model.gguf")
+    assert ran.returncode == 2 and 'this needs gguf: pip install "sparsekit[gguf]"' in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "given, apart",
+    [
+        (["lossless,balanced,fast"], ["lossless", "balanced", "fast"]),
+        (["a(x=1, y=2) | b(c(1,2), 3) , fast; d"], ["a(x=1, y=2) | b(c(1,2), 3)", "fast", "d"]),
+        (["union([a(1,2), b]),fast", "fast"], ["union([a(1,2), b])", "fast"]),
+        (["a(mode='x,y;z'),b", " ;, "], ["a(mode='x,y;z')", "b"]),
+    ],
+)
+def test_pipelines_are_apart_at_commas_outside_brackets_and_quotes(given, apart):
+    assert list(_apart(given)) == apart
 
 
 @pytest.mark.parametrize(
     "words,message",
     [
         (["run", "nowhere", "--prompt-file", "text", "--pipeline", "dense"], "MODEL: 'nowhere' cannot be loaded"),
-        (["run", "./no/where/at/all", "--prompt-file", "text", "--pipeline", "dense"], "no folder and no hub id"),
+        (
+            ["run", "./no/where/at/all", "--prompt-file", "text", "--pipeline", "dense"],
+            "no folder, no .gguf file and no hub id",
+        ),
         (
             ["run", "empty", "--prompt-file", "text", "--pipeline", "dense"],
             "cannot be loaded (ValueError: Unrecognized model in empty",
@@ -219,6 +299,9 @@ def test_eval_asks_any_other_model(folder, here):
         (["eval", "embedded", "--pipeline", "streaming", "--length", 1024, "--timed=-1"], "timed: got -1"),
         (["eval", "embedded", "--pipeline", "streaming", "--length", 1024, "--out", "text"], "line 1 of 'text' is no"),
         (["eval", "embedded", "--pipeline", "other.json", "--length", 1024], "layer 8, but the model has 0 to 7"),
+        (["eval", "embedded", "--length", "256K"], "lengths: got 262,144 bytes, and the model was made for 131,072"),
+        (["eval", "embedded", "--rope-scaling", "yarn:4"], "rope-scaling: got 'yarn:4' for the embedded model"),
+        (["eval", "embedded", "--texts=-1", "--length", "1K"], "texts: got -1"),
         (["page", "gone", "page.md"], "records: got 'gone', which is no file"),
         (["page", "text", "page.md"], "line 1 of 'text' is no record"),
         (["page", "blank", "page.md"], "records: got no results"),

@@ -251,7 +251,7 @@ The tasks, most in several wordings (code and prose), keys of 5 random letters, 
 
 Trained for as well, and learned in part: lists of words, of which the most common or the most frequent are asked for,
 and questions about made-up people in other words than the text's. No claim rests on these. Each byte is judged after
-the right bytes before it; values with every byte right are fewer, and docs/front.md counts them:
+the right bytes before it; values with every byte right are fewer:
 
 {partly}
 

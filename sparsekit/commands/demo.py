@@ -46,10 +46,11 @@ def demo(
     for sentence in found.sentences():
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     console.print(f"figures: {found.save(out / 'demo.json')}", markup=False, highlight=False, soft_wrap=True)
-    shown = found.picture
-    title = f"{found.rows[-1].spec}\nlayer {shown.layer}, head {shown.head}"
+    title = (
+        f"{next(row.what for row in found.rows if row.pipeline == found.drawn)}\nlayer {found.layer}, head {found.head}"
+    )
     try:
-        picture = str(draw_plan(shown.problem, shown.plan, out / "plan.png", head=shown.head, title=title))
+        picture = str(draw_plan(found.problem, found.plan, out / "plan.png", head=found.head, title=title))
     except ImportError as missing:
         picture = f"none: {missing}"
     console.print(f"picture: {picture}", markup=False, highlight=False, soft_wrap=True)

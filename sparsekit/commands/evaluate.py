@@ -1,42 +1,74 @@
 """sparsekit eval"""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+from rich.box import MINIMAL
 from rich.console import Console
 from rich.table import Column, Table
 from typer import Option
 
+from ..parameters import check_choice
 from .loading import load
 from .options import EMBEDDED, MOST_PROMPTS, Device, Model, Seed
+from .positions import most_positions
 from .progress import progress
 
 if TYPE_CHECKING:
-    from ..testbed.front import Row
+    from ..evaluation.rows import Row
+
+
+RECIPES = ("lossless,balanced,fast",)
+FIRST = 2048  # of the lengths that double
+COLUMNS = 6  # pipelines side by side in a table by task
+WHOLE = ("right", "difference", "text, nats")  # columns whose cells stay on a line
+TABLES = {
+    (
+        "{}: answers and attention",
+        "[ ]: 95% intervals; difference: from dense, on the same prompts, in points, ~: none is sure; p: how likely it "
+        "is by chance; density: pairs computed; speed-up: of attention, over the fastest dense of the run",
+    ): ("right", "difference", "p", "density", "attention ms", "speed-up"),
+    (
+        "{}: the text that follows",
+        "text: loss less that after a dense prefill, nats per token; KL: from dense, nats; agreement: the likeliest "
+        "token is the same; kept: queries",
+    ): ("text, nats", "KL", "agreement", "kept", "first token ms"),
+}
 
 
 def evaluate(
     model: Model,
     pipelines: Annotated[
-        list[str],
+        list[str] | None,
         Option(
             "--pipelines",
             "--pipeline",
-            help="Specs, or schedules (a .json file or a folder with one), with ; between; may be given several times",
+            help="Recipes, specs or schedules (a .json file or a folder with one), with commas or ; between; may be "
+            "given several times; default: lossless,balanced,fast",
         ),
-    ],
+    ] = None,
     lengths: Annotated[
-        list[str], Option("--lengths", "--length", help='Bytes of a prompt, at least 1024, such as "4K,32K"')
-    ],
+        list[str] | None,
+        Option(
+            "--lengths",
+            "--length",
+            help='Tokens of a prompt with its reply, or for "embedded" bytes of a prompt, such as "4K,32K"; default: '
+            "2K, 4K, 8K, ... up to the positions that the model was made for",
+        ),
+    ] = None,
     tasks: Annotated[
-        str, Option(help="Tasks, with commas between; claimed: those that the embedded model can do; trained; all")
+        str, Option(help="Tasks, with commas between; claimed: those that a claim may rest on; all")
     ] = "claimed",
     questions: Annotated[int, Option(max=MOST_PROMPTS, help="Prompts of each task at each length, at least 1")] = 4,
+    texts: Annotated[int, Option(max=MOST_PROMPTS, help="Real texts of each length, for the loss of what follows")] = 4,
     file: Annotated[Path | None, Option(help="Text to hide facts in; default: Python's standard library")] = None,
     seed: Seed = 0,
     device: Device = "auto",
+    rope_scaling: Annotated[
+        str | None, Option(help='Stretch rotary positions to go beyond the model\'s own: "yarn:4", or JSON')
+    ] = None,
     out: Annotated[Path | None, Option(help="Records, one a line; what is there already is not done again")] = None,
     page: Annotated[Path | None, Option(help="Markdown page to write, its pictures beside it")] = None,
     timed: Annotated[int, Option(max=MOST_PROMPTS, help="Prompts of each length that times are of; 0: no times")] = 3,
@@ -45,59 +77,103 @@ def evaluate(
         str | None, Option(envvar="SPARSEKIT_COMMIT", help="Of the code, as git describe --always --dirty says it")
     ] = None,
 ) -> None:
-    """Ask a model for facts hidden in real text, dense beside sparse: answers right, and what attention costs.
+    """Ask a model about long texts, dense beside sparse: answers found, text that follows, and what attention costs.
 
-    Pipelines run however short a prompt is: this is what they do, not whether they pay.
+    MODEL may be a .gguf file, too. Pipelines run however short a prompt is: this is what they do, not whether they pay.
     """
     from .. import testbed
+    from ..evaluation import tasks as in_words
+    from ..evaluation.comparison import DENSE, Prompts, compare
+    from ..evaluation.page import write_page
+    from ..evaluation.records import Records
+    from ..evaluation.rows import front
+    from ..evaluation.words import Words
     from ..schedules import read_pipeline
-    from ..testbed.comparison import DENSE, Prompts, compare
-    from ..testbed.front import front
-    from ..testbed.page import write_page
-    from ..testbed.records import Records
+    from ..testbed.source import Bytes
 
     console = Console()
     say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
-    asked = {name: read_pipeline(name) for name in _words(pipelines, ";") if name != DENSE}
-    groups = {"all": testbed.TASKS, "claimed": testbed.CLAIMED, "trained": testbed.TRAINED}
-    chosen = tuple(dict.fromkeys(task for word in _words([tasks], ",") for task in groups.get(word, (word,))))
-    prompts = Prompts(testbed.read_text(file), chosen, _lengths(lengths), questions, seed)
+    asked = {name: read_pipeline(name) for name in _apart(pipelines or RECIPES) if name != DENSE}
+    given = _lengths(lengths) if lengths else None
+    known = (*testbed.TASKS, "trained") if model == EMBEDDED else (*in_words.TASKS,)
+    for word in _words([tasks], ","):  # before a model is loaded, which takes its time
+        check_choice("tasks", word, (*known, "claimed", "all"))
+    text = testbed.read_text(file)
     if page and page.is_dir():
         raise ValueError(f"page: got {str(page)!r}, which is a folder; allowed is a file to write: name one in it")
     records = Records(out)
     if records.torn:
         say(f"{out}: its last line was cut off and is done again")
-    loaded = load(model, device)
-    name = Path(model).resolve().name if model != EMBEDDED and Path(model).is_dir() else model
-    given = loaded.model, asked, prompts, records
     with progress() as on_step:
-        compare(*given, name=name, tokenizer=loaded.tokenizer, timed=timed, again=again, commit=commit, on_step=on_step)
+        loaded = load(model, device, rope_scaling)
+        source = Bytes(text) if loaded.words is None else Words(loaded.words, text)
+        chosen = tuple(
+            dict.fromkeys(task for word in _words([tasks], ",") for task in source.groups.get(word, (word,)))
+        )
+        sizes = _within(loaded.model, given, source.unit, rope_scaling)
+        prompts = Prompts(source, chosen, sizes, questions, texts, seed)
+        what = loaded.model, asked, prompts, records
+        compare(*what, name=loaded.name, timed=timed, again=again, commit=commit, on_step=on_step)
     shown = {DENSE, *asked}
-    rows = [
-        row for row in front(records.lines) if row.length in prompts.lengths and (row.dense or row.pipeline in shown)
-    ]
-    for length in prompts.lengths:
-        console.print(_table([row for row in rows if row.length == length]))
+    rows = [row for row in front(records.lines) if row.length in sizes and (row.dense or row.pipeline in shown)]
+    for length in sizes:
+        for table in _tables([row for row in rows if row.length == length], source.unit):
+            console.print(table)
     for row in rows:
         if row.failed:
-            say(f"{row.pipeline}, {row.length:,} bytes: {row.failed}")
+            say(f"{row.pipeline}, {row.length:,} {source.unit}: {row.failed}")
     if page:
         say(f"page: {write_page(records.lines, page)}")
 
 
-def _table(rows: "Sequence[Row]") -> Table:
-    from ..testbed.page import figures
+def _within(model: Any, lengths: tuple[int, ...] | None, unit: str, rope_scaling: str | None) -> tuple[int, ...]:
+    """Return the lengths, by default as many as a model has positions for. Raises ValueError for longer ones."""
+    most = most_positions(model)
+    if lengths is None:
+        if most is None:
+            raise ValueError(
+                "lengths: got none, and the model does not say how many positions it has; allowed are numbers of "
+                f'{unit}: pass --lengths, such as "4K"'
+            )
+        return tuple(FIRST << i for i in range(most.bit_length()) if FIRST << i <= most) or (most,)
+    if most is not None and max(lengths) > most:
+        already = f", stretched by {rope_scaling}" if rope_scaling else ""
+        raise ValueError(
+            f"lengths: got {max(lengths):,} {unit}, and the model was made for {most:,} positions{already}; allowed "
+            'are these: pass shorter lengths, or stretch the positions, such as --rope-scaling "yarn:4"'
+        )
+    return lengths
 
-    table = Table(
-        Column("pipeline", overflow="fold"),
-        title=f"{rows[0].length:,} bytes, {rows[0].tokens:,.0f} tokens",
-        caption="[ ]: 95% intervals; difference: from dense, on the same prompts, ~: none is sure; attention: over all "
-        "layers; speed-up: of attention, over the fastest dense of the run; kept: queries, density: pairs",
-    )
-    for name in figures(rows[0]):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(row.pipeline, *figures(row).values())
+
+def _tables(rows: "Sequence[Row]", unit: str) -> Iterator[Table]:
+    """Yield what is found of the rows of one length, for a terminal of 100 columns."""
+    from ..evaluation.page import counts, figures, parts, that_were_asked, thousands
+    from ..evaluation.rows import COUNTS
+
+    if not rows:
+        return
+    where = f"{thousands(rows[0].length)} {unit}"
+    for (title, caption), names in TABLES.items():
+        shown = [row for row in rows if any(figures(row)[name] for name in names)]
+        filled = [name for name in names if any(figures(row)[name] for row in shown)]
+        table = _table(title.format(where), caption, "pipeline", *filled)
+        for row in shown:
+            table.add_row(row.pipeline, *(figures(row)[name] for name in filled))
+        if shown:
+            yield table
+    asked = that_were_asked(rows)
+    for some in (asked[at : at + COLUMNS] for at in range(0, len(asked), COLUMNS)):
+        caption = f"in percent; tasks of which dense finds less than {COUNTS:.0%} do not count"
+        table = _table(f"{where}: right by task", caption, "task", *(row.pipeline for row in some), "counts")
+        for task in dict.fromkeys(task for row in some for task in row.tasks):
+            table.add_row(task, *parts(some, task), counts(some, task))
+        yield table
+
+
+def _table(title: str, caption: str, first: str, *others: str) -> Table:
+    table = Table(Column(first, overflow="fold"), title=title, caption=caption, box=MINIMAL)
+    for name in others:
+        table.add_column(name, justify="right", overflow="fold", no_wrap=name in WHOLE)
     return table
 
 
@@ -106,8 +182,30 @@ def _lengths(texts: Iterable[str]) -> tuple[int, ...]:
     words = _words(texts, ",")
     found = [re.fullmatch(r"(\d+)(K?)", word, re.IGNORECASE) for word in words]
     if not all(found):
-        raise ValueError(f'lengths: got {",".join(words)!r}; allowed are numbers of bytes such as "4K,5000": write so')
+        raise ValueError(f'lengths: got {",".join(words)!r}; allowed are numbers such as "4K,5000": write so')
     return tuple(int(match[1]) * (1024 if match[2] else 1) for match in found if match)
+
+
+def _apart(texts: Iterable[str]) -> tuple[str, ...]:
+    """Return what stands between commas and semicolons, but for those inside brackets or quotes."""
+    found = []
+    for text in texts:
+        start = depth = 0
+        quote = ""
+        for at, letter in enumerate(text):
+            if quote:
+                quote = "" if letter == quote else quote
+            elif letter in "'\"":
+                quote = letter
+            elif letter in "([{":
+                depth += 1
+            elif letter in ")]}":
+                depth -= 1
+            elif letter in ",;" and depth <= 0:
+                found.append(text[start:at])
+                start = at + 1
+        found.append(text[start:])
+    return tuple(dict.fromkeys(word.strip() for word in found if word.strip()))
 
 
 def _words(texts: Iterable[str], between: str) -> tuple[str, ...]:

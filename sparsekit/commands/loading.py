@@ -3,7 +3,8 @@
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -16,16 +17,25 @@ from ..extras import needs
 from ..parameters import check_count
 from ..testbed.text import as_utf8, no_text
 from .options import EMBEDDED
+from .rope import scaled
+
+GGUF = ".gguf"
 
 
 @dataclass(frozen=True)
 class Loaded:
     model: Any  # in evaluation mode
     tokenizer: testbed.Tokenizer
+    name: str  # of the model
+    words: Any = None  # the tokenizer as transformers has it; None of the embedded model, which reads bytes
 
 
-def load(name: str, device: str) -> Loaded:
-    """The model `name`, a folder, a hub id or "embedded", on a device. Raises ValueError for what cannot be loaded."""
+def load(name: str, device: str, rope_scaling: str | None = None) -> Loaded:
+    """Return the model `name`, a folder, a .gguf file, a hub id or "embedded", on a device.
+
+    `rope_scaling` stretches its positions: see `rope.scaled`. Raises ValueError for what cannot be loaded, ImportError
+    for a package that it takes.
+    """
     needs("transformers", "hf")
     from huggingface_hub.utils import logging as hub_logging
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -36,22 +46,62 @@ def load(name: str, device: str) -> Loaded:
     logging.set_verbosity_error()  # its advice is for authors of scripts
     hub_logging.set_verbosity_error()  # it tells of every retry, and then fails with a reason
     if name == EMBEDDED:
+        if rope_scaling:
+            raise ValueError(
+                f"rope-scaling: got {rope_scaling!r} for the embedded model; allowed are other models: leave it out"
+            )
         dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
-        return Loaded(testbed.load_model(dtype, where), testbed.ByteTokenizer())
-    if not os.path.isdir(name) and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        return Loaded(testbed.load_model(dtype, where), testbed.ByteTokenizer(), name)
+    file = Path(name) if name.endswith(GGUF) else None
+    if file is not None and not file.is_file():
         raise ValueError(
-            f'MODEL: got {name!r}, which is no folder and no hub id; allowed are both, and "{EMBEDDED}": check the path'
+            f"MODEL: got {name!r}, which is no file; allowed is a {GGUF} file that is there: check the path"
         )
+    if file is None and not os.path.isdir(name) and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise ValueError(
+            f"MODEL: got {name!r}, which is no folder, no {GGUF} file and no hub id; allowed are these, and "
+            f'"{EMBEDDED}": check the path'
+        )
+    if file is not None:
+        needs("gguf", "gguf")
+    path, how = (str(file.parent), {"gguf_file": file.name}) if file is not None else (name, {})
+    with _said_of(name):
+        config = AutoConfig.from_pretrained(path, **how)  # first: its absence is what is wrong with most folders
+    if rope_scaling:
+        config = scaled(config, rope_scaling)
+    with _said_of(name):
+        tokenizer = AutoTokenizer.from_pretrained(path, **how)
+        how |= _whole_weights(where) if file is not None else {"dtype": "auto"}
+        model: Any = AutoModelForCausalLM.from_pretrained(path, config=config, **how)
+    return Loaded(model.to(where).eval(), testbed.TextTokenizer(tokenizer), _called(name, file), tokenizer)
+
+
+@contextmanager
+def _said_of(name: str) -> Iterator[None]:
+    """Turn whatever is wrong with a folder, a file or a hub into what the user has to mend."""
     try:
-        AutoConfig.from_pretrained(name)  # first: its absence is what is wrong with most folders
-        tokenizer = testbed.TextTokenizer(AutoTokenizer.from_pretrained(name))
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-    except Exception as error:  # whatever is wrong with a folder or a hub, the user has to mend it
+        yield
+    except Exception as error:
         raise ValueError(
             f"MODEL: {name!r} cannot be loaded ({type(error).__name__}: {shorten(str(error), 200)}); allowed are a "
-            f'folder or a hub id with a model and its tokenizer, and "{EMBEDDED}": check the path'
+            f'folder, a {GGUF} file or a hub id with a model and its tokenizer, and "{EMBEDDED}": check the path'
         ) from error
-    return Loaded(model.to(where).eval(), tokenizer)
+
+
+def _whole_weights(where: torch.device) -> dict[str, Any]:
+    """Return how to load the weights of a .gguf file: unpacked, which new versions of transformers have to be told."""
+    import transformers
+
+    packed = getattr(transformers, "GgufConfig", None)
+    dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
+    return {"dtype": dtype} | ({"quantization_config": packed(dequantize=True)} if packed else {})
+
+
+def _called(name: str, file: Path | None) -> str:
+    """Return what records call a model: a folder's name, of a file its folder's too, or the hub id."""
+    if file is not None:
+        return "/".join(file.resolve().parts[-2:])
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def read_prompts(files: Sequence[Path], tokenizer: testbed.Tokenizer, most: int | None = None) -> list[list[int]]:

@@ -12,8 +12,8 @@ def page(
     out: Annotated[Path, Argument(help="Markdown file to write; its pictures come beside it")],
 ) -> None:
     """Write the page of an evaluation's records: tables, and accuracy over speed-up."""
-    from ..testbed.page import write_page
-    from ..testbed.records import Records
+    from ..evaluation.page import write_page
+    from ..evaluation.records import Records
 
     if not records.is_file():
         raise ValueError(f"records: got {str(records)!r}, which is no file; allowed is what sparsekit eval --out wrote")

@@ -43,6 +43,14 @@ def check_lengths(model: Any, prompts: Iterable[tuple[object, list[int]]], gener
             )
 
 
+def most_positions(model: Any) -> int | None:
+    """Return for how many positions a model was made, as its table of them or its config says; None if neither does."""
+    text = model.config.get_text_config()
+    token = next(id for id in range(LOOK) if id != getattr(text, "pad_token_id", None))
+    learned, made_for = learned_positions(model, token), getattr(text, "max_position_embeddings", None)
+    return learned if learned is not None else made_for if isinstance(made_for, int) else None
+
+
 @torch.no_grad()
 def learned_positions(model: Any, token: int) -> int | None:
     """Return for how many positions a model has a learned vector, or None if it computes them.

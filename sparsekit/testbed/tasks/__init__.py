@@ -37,7 +37,7 @@ TRAINED: tuple[str, ...] = (
 )  # fmt: skip
 
 # What a claim may rest on: at least 95% of the answers found by the embedded model under dense attention, at 32K and
-# 128K (bench/records/front). The others it was trained for as well and learned in part, the less the longer a prompt.
+# 128K (bench/records/front). Others it may have learned in part (testbed/model/README.md), or nobody asked it yet.
 CLAIMED: tuple[str, ...] = (*TRAINED, "multi_query", "conversation")
 
 __all__ = [

@@ -1,0 +1,73 @@
+"""What is claimed of recipes. Only this is checked against the records: anything else may be measured, or not yet."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+
+from bench.front.measured import Measured
+from sparsekit.evaluation.rows import Row
+
+
+@dataclass(frozen=True)
+class Claim:
+    """It holds on every model and length in the records, of the tasks that count there."""
+
+    sure_loss: bool = True  # False: neither all answers nor those of one task are surely fewer than dense attention's
+    answers: float = 0.0  # least part of dense attention's answers, in [0, 1], at each model and length
+    average: float = 0.0  # the same, of the mean over models and lengths
+    text: float | None = None  # the whole interval of the loss of following text is below, nats a token
+
+    def __str__(self) -> str:
+        parts = [] if self.sure_loss else ["no sure loss of answers, in all or of one task"]
+        mean = f", {self.average:.0%} on average" if self.average else ""
+        parts += [f"at least {self.answers:.0%} of dense attention's answers{mean}"] if self.answers else []
+        parts += [f"following text loses less than {self.text:g} nats a token"] if self.text else []
+        return "; ".join(parts)
+
+
+TARGETS: Mapping[str, Claim] = {  # what the names of recipes promise
+    "lossless": Claim(sure_loss=False, text=0.003),
+    "balanced": Claim(answers=0.97, average=0.99, text=0.01),
+    "fast": Claim(answers=0.95),
+}
+CLAIMS: Mapping[str, Claim] = {}  # the targets of recipes whose records are of what they are today: none yet
+ENOUGH = 200  # answers that a claim rests on, at each model and length
+
+
+def broken(models: Iterable[Measured], claims: Mapping[str, Claim] = CLAIMS) -> list[str]:
+    """Return a sentence for each claim that the records do not bear out, and each place where they say nothing."""
+    models, found = list(models), []
+    for recipe, claim in claims.items():
+        parts = []
+        for measured in models:
+            for length in measured.lengths:
+                where = f"{recipe} on {measured.model} at {measured.named(length)}"
+                row, dense = measured.recipe(recipe, length), measured.dense(length)
+                if not dense.right:  # no task counts there: the page says so
+                    continue
+                if not row or not row.right:
+                    found.append(f"{where}: claimed, and not measured")
+                    continue
+                parts.append(row.right.value / dense.right.value)
+                found += [f"{where}: {fault}" for fault in _faults(claim, measured, row, parts[-1])]
+        if parts and fmean(parts) < claim.average:
+            found.append(f"{recipe}: {fmean(parts):.1%} of dense attention's answers on average")
+    return found
+
+
+def _faults(claim: Claim, measured: Measured, row: Row, part: float) -> list[str]:
+    """Return what of a claim does not hold at one model and length."""
+    found = []
+    if (asked := measured.answers(row)) < ENOUGH:
+        found.append(f"{asked} answers, fewer than {ENOUGH}")
+    if part < claim.answers:
+        found.append(f"{part:.1%} of dense attention's answers")
+    if not claim.sure_loss:
+        losses = {"all tasks": row.difference} | measured.differences(row)
+        found += [f"a sure loss, {name}" for name, gap in losses.items() if gap and gap.high < 0]
+    if claim.text is not None:
+        if row.text is None:
+            found.append("text that follows was not read")
+        elif row.text.high >= claim.text:
+            found.append(f"text that follows loses up to {row.text.high:.4f} nats a token")
+    return found

@@ -1,0 +1,116 @@
+"""Results in a file: one a line, appended and never changed. Lines of one run share its id."""
+
+import hashlib
+import json
+import os
+import platform
+import uuid
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("sparsekit", "triton", "flash-attn-4", "nvidia-cutlass-dsl", "transformers")
+SOME = 64  # numbers of each parameter that tell weights apart
+Record = dict[str, Any]
+
+
+class Records:
+    """The lines of a file, and how more get there. Without a path they are held in memory alone.
+
+    Raises ValueError for a file with a line that is no record. The start of a line, which a run that was killed left
+    at the end, is taken off: `torn` is its number of bytes.
+    """
+
+    def __init__(self, path: Path | str | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self.lines: list[Record] = []
+        self.torn = 0
+        if self.path is not None and self.path.exists():
+            whole = self.path.read_bytes()
+            end = whole.rfind(b"\n") + 1
+            self.lines = [_record(self.path, number, line) for number, line in enumerate(whole[:end].splitlines(), 1)]
+            self.torn = len(whole) - end
+            if self.torn:
+                os.truncate(self.path, end)
+
+    def append(self, *records: Record) -> None:
+        """Each a whole line, written out before the next one begins."""
+        self.lines += records
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                for record in records:
+                    file.write(f"{json.dumps(record)}\n")
+                    file.flush()
+
+
+def provenance(model: Any, name: str, text: str, commit: str | None = None) -> Record:
+    """Where a run came from: model, weights, dtype, rotary positions, chip, versions, commit, date, an id.
+
+    `text` says which text facts are hidden in. `commit` is what `git describe --always --dirty --abbrev=40 --exclude
+    '*'` says of the code; it ends in -dirty if the tree was not clean. None if nobody said.
+    """
+    what: Record = {"kind": "run", "model": name, "weights": fingerprint(model), "text": text}
+    what["dtype"] = str(model.dtype).removeprefix("torch.")
+    what["rope"] = getattr(model.config.get_text_config(), "rope_parameters", None)
+    return what | origin(model.device, commit)
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """Tells weights apart that have the same name: a hash of some of each parameter, the same in any dtype."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        digest.update(name.encode())
+        if not weight.is_meta:  # one that is not in memory
+            some = weight.detach().flatten()[:: max(1, weight.numel() // SOME)][:SOME]
+            digest.update(some.to("cpu", torch.bfloat16).float().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def origin(device: torch.device, commit: str | None) -> Record:
+    """The part of it that is not about a model: an id, chip, versions, commit, whether the tree was clean, date."""
+    return {
+        "run": uuid.uuid4().hex[:12],
+        "gpu": chip(device),
+        "versions": versions(),
+        "commit": commit.removesuffix("-dirty") if commit else None,
+        "clean": not commit.endswith("-dirty") if commit else None,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def chip(device: torch.device) -> str:
+    """The name of the GPU, or of the CPU with its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """Of torch, Python, and what of PACKAGES is installed."""
+    found = {"torch": torch.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _record(path: Path, number: int, line: bytes) -> Record:
+    try:
+        found = json.loads(line)
+        if "kind" in found and "run" in found:
+            return found
+    except (ValueError, TypeError):
+        pass
+    raise ValueError(
+        f"out: line {number} of {str(path)!r} is no record; allowed is a file that sparsekit eval wrote, or a new one: "
+        "pass another path"
+    )
