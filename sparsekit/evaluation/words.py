@@ -63,7 +63,8 @@ class Words:
         self._tokenizer, self._following = tokenizer, following
         self._pieces = list(_cut(text.decode(errors="replace")))
         self._ends = list(accumulate(map(len, self._pieces)))
-        special = sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True)
+        named = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        special = sorted(named.union(filter(None, tokenizer.all_special_tokens)), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special))) if special else None
         self._first = _added_first(tokenizer)
         self._identity = f"{identity(text)}, questions {_fingerprint()}"

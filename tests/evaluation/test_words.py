@@ -43,7 +43,6 @@ def trained(chat):
     if not chat:
         made.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
     found = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="<|end|>")
-    found.add_special_tokens({"additional_special_tokens": special[2:]})
     found.chat_template = TEMPLATE if chat else None
     return found
 
@@ -190,9 +189,10 @@ def test_lines_of_any_length_are_cut_and_markers_in_a_text_are_not_read_as_marke
         assert [document.index(fact) for fact in question.facts] == sorted(document.index(f) for f in question.facts)
         assert document.index(question.facts[0]) < len(document) / 3
         assert document.index(question.facts[-1]) > len(document) * 2 / 3
-    marked = "\n".join(f"{word} <|end|>" if i % 3 else word for i, word in enumerate(words))
-    source = Words(tokenizers["chat"], marked.encode())
-    assert source.decode(source.case("needle_single", 0, 4096).prompt).count("<|end|>") == 1, "the template's own"
+    for mark in ("<|end|>", "<|user|>"):
+        marked = "\n".join(f"{word} {mark}" if i % 3 else word for i, word in enumerate(words))
+        source = Words(tokenizers["chat"], marked.encode())
+        assert source.decode(source.case("needle_single", 0, 4096).prompt).count(mark) == 1, "the template's own"
 
 
 def test_questions_of_another_wording_are_told_apart(tokenizers, monkeypatch):
