@@ -2,7 +2,7 @@ import os
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any is imported
@@ -10,7 +10,8 @@ if not torch.cuda.is_available():
 os.environ["HF_HUB_OFFLINE"] = "1"  # a model that is not here is not looked for elsewhere; read on import, too
 
 settings.register_profile("sparsekit", deadline=None, max_examples=60, derandomize=True, database=None)
-settings.load_profile("sparsekit")
+settings.register_profile("faults", settings.get_profile("sparsekit"), phases=[Phase.explicit, Phase.generate])
+settings.load_profile(os.environ.get("SPARSEKIT_HYPOTHESIS", "sparsekit"))  # tests/faults.py names the other
 
 
 def pytest_collection_modifyitems(items):

@@ -77,12 +77,15 @@ def test_padding_anywhere_in_a_row_changes_nothing(llama, pipeline, run, other):
 
 
 @settings(max_examples=25)
-@given(pipeline=PIPELINES, left=st.integers(0, LENGTH - 1), right=st.integers(0, LENGTH - 1))
+@given(
+    pipeline=PIPELINES, padded=st.lists(st.tuples(st.integers(0, LENGTH - 1), st.booleans()), min_size=4, max_size=4)
+)
 @torch.no_grad()
-def test_so_it_is_in_layers_with_a_sliding_window(qwen3, pipeline, left, right):
-    """Of which one row may be longer than the window, and the other not."""
-    mask = torch.ones(2, LENGTH, dtype=torch.long)
-    mask[0, :left], mask[1, LENGTH - right :] = 0, 0
+def test_so_it_is_in_layers_with_a_sliding_window(qwen3, pipeline, padded):
+    """Of which some rows may be longer than the window, and others not: in any order, for four rows have orders."""
+    mask = torch.ones(4, LENGTH, dtype=torch.long)
+    for row, (n, on_the_left) in zip(mask, padded, strict=True):
+        row[slice(n) if on_the_left else slice(LENGTH - n, None)] = 0
     with sparsify(qwen3, pipeline):
         for together, alone in zip(rows_together(qwen3, mask), rows_alone(qwen3, mask), strict=True):
             assert error(together, alone) < 1e-9

@@ -6,6 +6,8 @@ import warnings
 import pytest
 import torch
 from closeness import error, no_worse
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import sparsekit as sk
@@ -342,6 +344,17 @@ def test_whatever_a_model_does_with_the_carrier_is_done_with_the_mask():
     q = torch.randn(2, 3, 5, 4)
     sdpa = torch.nn.functional.scaled_dot_product_attention
     assert torch.equal(sdpa(q, q, q, attn_mask=carrier), sdpa(q, q, q, attn_mask=whole_))
+
+
+@given(queries=st.integers(2, 8), before=st.integers(0, 4), last=st.integers(1, 8), padding=st.integers(0, 9))
+def test_the_last_rows_of_a_carrier_are_those_of_the_mask(queries, before, last, padding):
+    keys = before + queries
+    real = (torch.arange(keys) >= min(padding, keys - 1)).expand(2, -1)
+    carrier = mask(batch_size=2, q_length=queries, kv_length=keys, q_offset=before, attention_mask=real, device="cpu")
+    rows = carrier[:, :, -last:]
+    expected = torch.ones(keys, keys).tril().bool()[None, None, before:] & real[:, None, None]
+    assert isinstance(rows, Carrier) and torch.equal(rows.whole(), expected[:, :, -last:])
+    assert rows.question.keys == keys
 
 
 def test_a_carrier_moves_with_its_question():
