@@ -48,3 +48,18 @@ def test_the_record_is_of_many_classes_and_has_no_fault():
     verdicts = {name: sweep.verdict(record) for name, record in sweep.read(RECORD).items()}
     assert {name: found for name, found in verdicts.items() if found in sweep.FAULTS} == {}
     assert sum(found in ("equal", "refused") for found in verdicts.values()) >= 251
+
+
+def test_what_was_not_tried_stands_on_the_page_with_the_kind_of_reason():
+    skipped = {
+        "A": "ImportError: TimmWrapperModel requires the timm library but it was not found",
+        "B": "tokens: IndexError: index out of range in self; own: RuntimeError: sizes differ",
+        "C": "no test of it in these tests; ValueError: `condition_dim` (768) must equal `hidden_size` (32).",
+        "D": "not done after 60 s",
+        "E": 'own: NotImplementedError: Module [E] is missing the required "forward" function',
+    }
+    records = {name: {"class": name, "skipped": why} for name, why in skipped.items()}
+    kinds = [sweep.why_not_tried(record) for record in records.values()]
+    page = "\n".join(sweep.paragraph(records))
+    assert len(set(kinds)) == 5 and "library" in kinds[0] and "inputs" in kinds[1] and "config" in kinds[2]
+    assert all(f"- 1 not tried, {kind}: {name}." in page for name, kind in zip(records, kinds, strict=True))
