@@ -219,9 +219,9 @@ JUDGES = {
     "sparsekit/integrations": (
         f"{INTEGRATION}/test_transformers.py", f"{INTEGRATION}/test_alone.py", f"{INTEGRATION}/test_odd_models.py",
     ),
-    "sparsekit_kernels/triton/attend.py": ("tests/ops/test_triton.py",),
-    "sparsekit_kernels/triton/gather_tokens.py": ("tests/ops/test_triton.py",),
-    "sparsekit_kernels/triton/scatter_tokens.py": ("tests/ops/test_triton.py",),
+    "sparsekit_kernels/triton/attend.py": ("tests/ops/test_triton.py", "tests/ops/test_triton_scores.py"),
+    "sparsekit_kernels/triton/gather_tokens.py": ("tests/ops/test_triton.py", "tests/ops/test_triton_scores.py"),
+    "sparsekit_kernels/triton/scatter_tokens.py": ("tests/ops/test_triton.py", "tests/ops/test_triton_scores.py"),
     "sparsekit_kernels/triton": ("tests/ops/test_triton_scores.py", "tests/ops/test_triton.py"),
     "sparsekit_kernels/flash": ("tests/ops/test_flash.py",),
     "": (
