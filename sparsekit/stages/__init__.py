@@ -1,9 +1,10 @@
 """The ways to decide what to compute: one file a stage, one line here."""
 
+from .block_threshold import BlockThreshold
 from .block_topk import BlockTopK
 from .flex_prefill import FlexPrefill
 from .streaming import Streaming
 from .token_coverage import TokenCoverage
 from .union import Union
 
-__all__ = ["BlockTopK", "FlexPrefill", "Streaming", "TokenCoverage", "Union"]
+__all__ = ["BlockThreshold", "BlockTopK", "FlexPrefill", "Streaming", "TokenCoverage", "Union"]

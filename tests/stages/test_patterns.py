@@ -1,5 +1,8 @@
 """What each stage promises always to keep, beyond the laws."""
 
+import math
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from strategies import padded, problems
 
 from sparsekit import (
+    BlockThreshold,
     BlockTopK,
     Decompress,
     FlexPrefill,
@@ -18,7 +22,7 @@ from sparsekit import (
     TokenCoverage,
     Union,
 )
-from sparsekit.problem import to_heads
+from sparsekit.problem import PAD, to_heads
 
 SIZES = st.integers(1, 5)
 
@@ -123,6 +127,33 @@ def test_token_coverage_drops_what_nobody_looks_at():
     for h in range(heads):
         assert plan.keys.kept()[0, h, liked[h]].all()
     assert plan.kept(p) < 0.3
+
+
+@settings(max_examples=60)
+@given(data=st.data(), m=SIZES, alpha=st.sampled_from([0.01, 0.3, 1.0]), sinks=st.integers(0, 5), w=st.integers(1, 4))
+def test_block_threshold_keeps_what_scores_near_the_best(data, m, alpha, sinks, w):
+    """By the definition, one query block and group at a time; of a chunk and beside padding, too."""
+    p = data.draw(problems() | padded())
+    assume(p.q.shape[2] <= p.k.shape[2])
+    H, G = p.q.shape[1], p.k.shape[1]
+    mask = BlockThreshold(alpha, sinks, w, m)(p).blocks.mask()
+    always = to_heads(Streaming(sinks, w, m)(p).blocks.mask(), H)
+    seen = p.visible()
+    for b, g, i in product(range(p.q.shape[0]), range(G), range(mask.shape[2])):
+        heads, rows = slice(g * H // G, (g + 1) * H // G), slice(i * m, (i + 1) * m)
+        energy = torch.full((mask.shape[3],), -torch.inf, dtype=torch.float64)
+        for j in range(mask.shape[3]):
+            real = p.k_pos[b, 0, j * m : (j + 1) * m] != PAD
+            if real.any():
+                mean = p.k[b, g, j * m : (j + 1) * m][real].mean(0)
+                scores = p.q[b, heads, rows] @ mean * p.scale
+                energy[j] = scores[seen[b, heads, rows, j * m]].logsumexp(0)
+        some = seen[b, heads, rows].any(0).any(0)
+        open_ = torch.tensor([bool(some[j * m : (j + 1) * m].any()) for j in range(mask.shape[3])])
+        edge = energy.max() + math.log(alpha)
+        sure, close = open_ & (energy > edge + 1e-9), (energy - edge).abs() <= 1e-9
+        forced = always[b, heads, i].any(0)
+        assert torch.equal((mask[b, g, i] | close), (sure | forced | close))
 
 
 def test_flex_prefill_finds_verticals_and_slashes():

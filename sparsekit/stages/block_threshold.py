@@ -1,0 +1,89 @@
+"""Block threshold: the key blocks that matter about as much as the best one, found without sorting.
+
+Scored: for each query block and key/value group, every key block by the sum over the block's queries, of all heads of
+the group, of exp(q . mean key), each block of keys for the queries that see its first token. Kept: the blocks that
+score at least `alpha` times as much as the best one. Always kept: the blocks of the first `sinks` tokens, every block
+that a query's last `window` keys reach, and the diagonal.
+Source: FlashPrefill, arXiv:2603.06199, and FlashPrefill V2, arXiv:2608.19758; alpha .08 to .18 there, by model.
+Differs from the authors' code: a query block holds `block_size` positions of every head of a group (theirs 128 rows of
+heads and positions together); the last queries are not dense unless `Decompress(dense_last=...)` says so (theirs: the
+last two query blocks); blocks that are left out are not replaced by their means; means skip padding; batches run.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .. import dispatch
+from ..parameters import check_amount, check_ratio, check_size
+from ..plan import Blocks, Plan
+from ..problem import Problem, to_heads
+from .streaming import sinks_and_band
+
+ENTRIES = 2**24  # scores that exist at a time: 64 MiB in float32
+
+
+@dataclass(frozen=True)
+class BlockThreshold:
+    """Keeps the key blocks that score near the best one; returns a Plan with blocks per key/value group."""
+
+    alpha: float = 0.1  # part of the best block's score that a block needs, in [0, 1]; 0 keeps every block
+    sinks: int = 256  # first tokens every query sees, >= 0
+    window: int = 512  # nearest keys every query sees, itself among them, >= 1
+    block_size: int = 128  # tokens, >= 1, of queries and of keys
+    chooses: ClassVar[str] = "blocks"
+
+    def __post_init__(self) -> None:
+        check_ratio("alpha", self.alpha)
+        check_amount(self, "sinks", 0)
+        check_amount(self, "window", 1)
+        check_size("block_size", self.block_size)
+
+    def __call__(self, problem: Problem) -> Plan:
+        p, m, H = problem, self.block_size, problem.q.shape[1]
+        if self.alpha == 0:
+            return Plan()
+        means = dispatch.run("block_means", p.k.device.type, p.k, p.k_pos, m)  # [B, G, J, D]
+        grouped = lambda x: to_heads(x, H).unflatten(1, (means.shape[1], -1))  # noqa: E731
+        start = torch.arange(means.shape[2], device=means.device) * m
+        reach = p.reach()
+        rows = grouped(pad(reach, (0, -reach.shape[2] % m)).unflatten(2, (-1, m)))  # [B, G, R, I, m]
+        open_ = start < rows.amax((2, 4))[..., None]  # [B, G, I, J], some pair is visible
+        if p.window is not None:  # positions ascend: the first row of a block sees furthest back
+            open_ = open_ & (start + m > grouped(p.start())[..., ::m].amin(2)[..., None])
+        scores = _scores(p, means, rows, start).masked_fill(~open_, 0.0)
+        best = scores >= self.alpha * scores.amax(-1, keepdim=True)
+        forced = grouped(sinks_and_band(p, self.sinks, self.window, m)).any(2)
+        return Plan(blocks=Blocks.of(forced | (open_ & best), (m, m)))
+
+
+def _scores(p: Problem, means: Tensor, rows: Tensor, start: Tensor) -> Tensor:
+    """Return the sum of exp(q . mean key) over each block's queries, up to one factor a block: [B, G, I, J].
+
+    `rows` [B, G, R, I, m] is the reach of each query: it scores the blocks whose first token it sees.
+    """
+    B, G, R, I, m = rows.shape  # noqa: E741
+    q = pad(p.q, (0, 0, 0, I * m - p.q.shape[2])).view(B, G, R, I, m, -1)
+    step = max(1, ENTRIES // (B * G * R * m * len(start)))
+    parts = []
+    for i in range(0, I, step):
+        some = slice(i, i + step)
+        scores = torch.einsum("bgrimd,bgjd->bgrimj", q[:, :, :, some].to(means.dtype), means) * p.scale
+        seen = start < rows[:, :, :, some, :, None]
+        scores = scores.nan_to_num(0.0, 0.0, 0.0).masked_fill(~seen, -math.inf)
+        top = scores.amax((2, 4, 5), keepdim=True)
+        top = top.masked_fill(top == -math.inf, 0.0)  # a block of padding
+        parts.append((scores - top).exp().sum((2, 4)))
+    return torch.cat(parts, 2)
+
+
+EXAMPLES = (
+    BlockThreshold(alpha=0.5, sinks=1, window=1, block_size=2),
+    BlockThreshold(alpha=0.9, sinks=4, window=5, block_size=4),
+    BlockThreshold(alpha=1.0, sinks=0, window=1, block_size=3),
+)
+DENSE = BlockThreshold(alpha=0.0)
