@@ -6,6 +6,7 @@ from sparsekit import Pipeline, recipes
 from sparsekit.schedules import Layers
 
 LOW = "1-2", "4-5"  # the half of the embedded model's layers with least inter-layer drift, as profile_layers says
+HALF = "0-3"  # the first half of the embedded model's layers
 PUBLISHED = {  # the papers' settings
     "tokens .005, zeros, low": "Token Sparse Attention as published",
     "FlexPrefill .95": "FlexPrefill as published, gamma .95",
@@ -66,15 +67,39 @@ def smooth() -> dict[str, str | Layers]:
     return found
 
 
+def leads(half: str) -> dict[str, str | Layers]:
+    """What may become recipes. `half` is the first half of the layers: in the others most queries need little."""
+    deep = "streaming(sinks=128, window=1024) | decompress(dense_last=128)"
+    near = "decompress(fill=sliding_window(1024))"
+    last = "decompress(dense_last=128)"
+    found: dict[str, str | Layers] = {
+        f"threshold {_short(alpha)}, last 128": f"block_threshold(alpha={alpha}) | {last}" for alpha in (0.03, 0.1)
+    }
+    for tau in (0.02, 0.05):
+        name = f"smooth {_short(tau)}, 128 vote | FlexPrefill .99, window 1024"
+        found[name] = tokens(tau, blocks(0.99), near, pool=31)
+    found["smooth .05, 128 vote | threshold .03, window 1024"] = tokens(
+        0.05, "block_threshold(alpha=0.03)", near, pool=31
+    )
+    if half:
+        shallow = {"dense": "dense", "FlexPrefill .99": blocks(0.99)}
+        shallow |= {f"threshold {_short(alpha)}": f"block_threshold(alpha={alpha})" for alpha in (0.03, 0.1)}
+        for name, spec in shallow.items():
+            found[f"{name}, then streaming, last 128"] = {half: spec, "default": deep}
+        then = tokens(0.2, "decompress(fill=sliding_window(512), dense_last=128)", pool=31)
+        found["threshold .03, then smooth .2, last 128"] = {half: "block_threshold(alpha=0.03)", "default": then}
+    return found
+
+
 def _short(x: float) -> str:
     return f"{x:g}".removeprefix("0")
 
 
-def pipelines(layers: Sequence[str] = LOW) -> dict[str, str | Layers]:
-    """Recipes by their names, and all others that were tried; `layers` are those of least drift."""
+def pipelines(layers: Sequence[str] = LOW, half: str = HALF) -> dict[str, str | Layers]:
+    """Recipes by their names, and all others that were tried; `layers` are those of least drift, `half` the first."""
     named: dict[str, str | Layers] = {name: recipe().to_spec() for name, recipe in recipes.PIPELINES.items()}
     specs = set(named.values())
-    tried = papers(layers) | smooth()
+    tried = papers(layers) | smooth() | leads(half)
     same = {
         name for name, spec in tried.items() if isinstance(spec, str) and Pipeline.from_spec(spec).to_spec() in specs
     }

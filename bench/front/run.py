@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from torch.multiprocessing import get_context
 
-from bench.front.pipelines import LOW, pipelines
+from bench.front.pipelines import HALF, LOW, pipelines
 from bench.inputs import lengths as parse_lengths
 from sparsekit import Pipeline
 from sparsekit.commands.loading import Loaded, load
@@ -54,6 +54,7 @@ def main(
             "embedded model needed by the papers' settings, which are left out without"
         ),
     ] = "",
+    half: Annotated[str, typer.Option(help='First half of the layers, such as "0-11"; as for --low')] = "",
     seed: Annotated[int, typer.Option(help="Of the first prompt of each task")] = 0,
     file: Annotated[Path | None, typer.Option(help="Text to hide facts in; default: Python's library")] = None,
     packages: Annotated[str, typer.Option(help="Or the source of these installed packages, split at commas")] = "",
@@ -76,14 +77,15 @@ def main(
             _take(records, part)
     named = [name.strip() for name in tasks.split(",") if name.strip()]
     layers = [part.strip() for part in low.split(",") if part.strip()] or (list(LOW) if model == EMBEDDED else [])
-    asked = dict(model=model, words=words, low=layers, tasks=named, sizes=sizes, text=text, commit=commit)
+    half = half or (HALF if model == EMBEDDED else "")
+    asked = dict(model=model, words=words, low=layers, half=half, tasks=named, sizes=sizes, text=text, commit=commit)
     if timed:
         loaded = load(model, device)
         for size in sizes:
             source = cases(loaded, text)
             prompts = Prompts(source, (named or source.groups["claimed"])[:timed], [size], 1, seed=seed)
             how: dict[str, Any] = dict(name=loaded.name, timed=timed, commit=commit)
-            compare(loaded.model, chosen(words, layers), prompts, records, **how)
+            compare(loaded.model, chosen(words, layers, half), prompts, records, **how)
         del loaded
     context = get_context("spawn")
     where = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if device == "cuda" else [device]
@@ -109,6 +111,7 @@ def ask(
     device: str,
     words: list[str],
     low: list[str],
+    half: str,
     tasks: list[str],
     sizes: list[int],
     text: bytes,
@@ -118,7 +121,7 @@ def ask(
     """One process: its seeds, one after another, so that a deadline cuts off prompts and not pipelines."""
     if device.startswith("cuda"):
         torch.cuda.set_device(device)  # Triton launches on the current one
-    loaded, records, ways = load(model, device), Records(part), chosen(words, low)
+    loaded, records, ways = load(model, device), Records(part), chosen(words, low, half)
     source = cases(loaded, text)
 
     def on_step(*_: Any) -> None:
@@ -151,12 +154,12 @@ def source_of(packages: Iterable[str]) -> bytes:
     return b"".join(files[name].read_bytes() for name in sorted(files))
 
 
-def chosen(words: list[str], low: list[str]) -> dict[str, Any]:
+def chosen(words: list[str], low: list[str], half: str) -> dict[str, Any]:
     """The pipelines of these names; a word that is no name stands for all that have it in theirs; none for all.
 
     Raises ValueError for a word that stands for none.
     """
-    known = pipelines(low)
+    known = pipelines(low, half)
     parts = [word for word in words if word not in known]
     for word in parts:
         if not any(word in name for name in known):

@@ -1,14 +1,14 @@
-"""Decompress by FlashAttention-4: all queries attend to their sliding window, then each row is finished.
+"""Decompress by FlashAttention-4: all queries attend to their sliding window, then to the sinks.
 
 Few are kept, so little is done in vain, and FlashAttention-4 does a window in half the time of a kernel of Triton's.
-A second kernel writes the rows of the kept queries over it, and merges the sinks into those of the dropped ones.
+The sinks before the window are merged by log-sum-exp. At last the kept queries get their rows.
 """
 
 from sparsekit import dispatch
 from sparsekit.plan import Plan
 from sparsekit.problem import PAD, Output, Problem, to_heads
 
-from ..triton.scatter_tokens import put_rows, put_rows_and_sinks
+from ..triton.scatter_tokens import add_sinks, put_rows
 from . import attend, fourth_missing
 
 
@@ -32,9 +32,8 @@ def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> Output:
     window = min(plan.window.window, problem.k.shape[2])
     out = attend.fourth(problem, None, dispatch.capability(problem.q.device)[0], window)
     if plan.window.sinks:
-        put_rows_and_sinks(problem, plan, short, out)
-    else:
-        put_rows(plan.queries, short, out)
+        add_sinks(problem, plan.window, out)
+    put_rows(plan.queries, short, out)
     return out
 
 

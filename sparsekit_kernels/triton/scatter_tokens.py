@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from sparsekit.fills import SlidingWindow
 from sparsekit.plan import Plan, Tokens
 from sparsekit.problem import PAD, Output, Problem
 
@@ -17,7 +18,7 @@ from . import target, tile, why_not_here
 from .attend import DESCRIBED, LN2, PRECISE, online_softmax
 
 COPIED = 64  # rows of a program that only copies
-FINISHED = 64  # rows of a program that adds sinks
+ADDED = 64, 4  # rows and warps of a program that adds sinks
 NOWHERE = tl.constexpr(PAD)
 # for head dims up to 64, 128, 256: rows and keys of a tile that fills, warps, stages; anywhere, and on DESCRIBED
 FILLED = ((64, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2))
@@ -80,27 +81,24 @@ def put_rows(tokens: Tokens, short: Output, out: Output) -> None:
     )  # fmt: skip
 
 
-def put_rows_and_sinks(problem: Problem, plan: Plan, short: Output, out: Output) -> None:
-    """Finish `out`, in place, which holds what each query gets from its window alone, short of the sinks.
+def add_sinks(problem: Problem, fill: SlidingWindow, out: Output) -> None:
+    """Merge the sinks before each query's window into `out`, in place, which holds what the query gets from its window.
 
-    Kept queries get their rows of `short`. Dropped ones attend to the sinks before their window, and the two parts are
-    merged by log-sum-exp: one pass that reads and writes each dropped row once.
+    Each row is read and written once; the two parts are merged by log-sum-exp.
     """
-    p, fill, t = problem, plan.window, plan.queries
-    assert fill and t
+    p = problem
     (B, H, Q, D), (G, K, Dv) = p.q.shape, (*p.k.shape[1:3], p.v.shape[3])
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (p.q, p.k, p.v))
-    given = short.o if short.o.stride(3) == 1 else short.o.contiguous()
-    ranks, sinks = t.rank(), min(fill.sinks, K)
-    wide = out.lse.dtype
-    _finish[(triton.cdiv(Q, FINISHED), B * H)](
-        q, k, v, p.q_pos, p.k_pos, ranks, given, short.lse, out.o, out.lse,
+    sinks, wide = min(fill.sinks, K), out.lse.dtype
+    m, warps = ADDED
+    _add_sinks[(triton.cdiv(Q, m), B * H)](
+        q, k, v, p.q_pos, p.k_pos, out.o, out.lse,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *p.q_pos.stride(), *p.k_pos.stride(),
-        *given.stride()[:3], *short.lse.stride(), *out.o.stride(), *out.lse.stride(),
-        p.scale / math.log(2), fill.window, sinks, H, H // G, p.q_pos.shape[1], p.k_pos.shape[1], ranks.shape[1], Q,
-        M=FINISHED, N=max(16, min(triton.next_power_of_2(sinks), 64)), D=D, DV=Dv, D_TILE=tile(D, 1024),
+        *out.o.stride(), *out.lse.stride(),
+        p.scale / math.log(2), fill.window, sinks, H, H // G, p.q_pos.shape[1], p.k_pos.shape[1], Q,
+        M=m, N=max(16, min(triton.next_power_of_2(sinks), 64)), D=D, DV=Dv, D_TILE=tile(D, 1024),
         DV_TILE=tile(Dv, 1024), WIDE=tl.float64 if wide == torch.float64 else tl.float32,
-        PRECISION="ieee" if wide == q.dtype else "tf32",
+        PRECISION="ieee" if wide == q.dtype else "tf32", num_warps=warps,
     )  # fmt: skip
 
 
@@ -198,65 +196,48 @@ def _put(
 
 
 @triton.jit
-def _finish(
-    q, k, v, q_pos, k_pos, ranks, short_o, short_lse, o, lse,
+def _add_sinks(
+    q, k, v, q_pos, k_pos, o, lse,
     q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, p_b, p_h, p_l, r_b, r_h, r_l,
-    s_b, s_h, s_l, t_b, t_h, t_l, o_b, o_h, o_l, o_d, lse_b, lse_h, lse_l,
-    scale, window, sinks, H, R, q_heads, k_heads, choices, Q,
+    o_b, o_h, o_l, o_d, lse_b, lse_h, lse_l,
+    scale, window, sinks, H, R, q_heads, k_heads, Q,
     M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D_TILE: tl.constexpr, DV_TILE: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     b, head = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
     h, group = head.to(tl.int64), (head // R).to(tl.int64)
     row = tl.program_id(0) * M + tl.arange(0, M)
-    real, row_at = row < Q, row.to(tl.int64)
-    d, dv = tl.arange(0, D_TILE), tl.arange(0, DV_TILE)
-    rank = tl.load(ranks + (b * choices + head * choices // H) * Q + row, mask=real, other=0)
-    kept = real & (rank >= 0)
-    both = kept[:, None] & (dv < DV)[None, :]
-    at = rank.to(tl.int64)
-    values = tl.load(short_o + b * s_b + h * s_h + at[:, None] * s_l + dv, mask=both, other=0.0).to(WIDE)
-    logs = tl.load(short_lse + b * t_b + h * t_h + at * t_l, mask=kept, other=-float("inf"))
-    o += b * o_b + h * o_h + row_at[:, None] * o_l + dv * o_d
-    lse += b * lse_b + h * lse_h + row_at * lse_l
-
-    place = tl.load(q_pos + b * p_b + head * q_heads // H * p_h + row * p_l, mask=real & ~kept, other=-1)
+    at = row.to(tl.int64)
+    place = tl.load(q_pos + b * p_b + head * q_heads // H * p_h + row * p_l, mask=row < Q, other=-1)
     last = place - window  # sinks up to here are not in the window, which is causal; padding has no window
     beyond = (last >= 0) & (place != NOWHERE)
     if tl.max(beyond.to(tl.int32), 0) > 0:
-        x = tl.load(
-            q + b * q_b + h * q_h + row_at[:, None] * q_l + d, mask=beyond[:, None] & (d < D)[None, :], other=0.0
-        )
+        d, dv = tl.arange(0, D_TILE), tl.arange(0, DV_TILE)
+        wide = beyond[:, None] & (dv < DV)[None, :]
+        x = tl.load(q + b * q_b + h * q_h + at[:, None] * q_l + d, mask=beyond[:, None] & (d < D)[None, :], other=0.0)
+        cells, ends = o + b * o_b + h * o_h + at[:, None] * o_l + dv * o_d, lse + b * lse_b + h * lse_h + at * lse_l
+        near, near_lse = tl.load(cells, mask=wide, other=0.0), tl.load(ends, mask=beyond, other=-float("inf"))
         keys, contents = k + b * k_b + group * k_h, v + b * v_b + group * v_h
-        k_pos += b * r_b + head * k_heads // H * r_h
+        places = k_pos + b * r_b + head * k_heads // H * r_h
         top = tl.full([M], -float("inf"), WIDE)  # base 2
         total = tl.zeros([M], WIDE)
         acc = tl.zeros([M, DV_TILE], WIDE)
         for start in range(0, sinks, N):
             slot = start + tl.arange(0, N)
-            inside = slot < sinks
-            key = tl.load(k_pos + slot * r_l, mask=inside, other=NOWHERE)
-            y = tl.load(
-                keys + slot.to(tl.int64)[None, :] * k_l + d[:, None], mask=inside[None, :] & (d < D)[:, None], other=0.0
-            )
+            inside, where = slot < sinks, slot.to(tl.int64)
+            key = tl.load(places + slot * r_l, mask=inside, other=NOWHERE)
+            y = tl.load(keys + where[None, :] * k_l + d[:, None], mask=inside[None, :] & (d < D)[:, None], other=0.0)
             z = tl.load(
-                contents + slot.to(tl.int64)[:, None] * v_l + dv[None, :],
-                mask=inside[:, None] & (dv < DV)[None, :],
-                other=0.0,
+                contents + where[:, None] * v_l + dv[None, :], mask=inside[:, None] & (dv < DV)[None, :], other=0.0
             )
             visible = (key < sinks)[None, :] & (key[None, :] <= last[:, None]) & beyond[:, None]
             top, total, acc = online_softmax(x, y, z, visible, scale, top, total, acc, False, PRECISION)
         empty = total == 0.0
         total = tl.where(empty, 1.0, total)
         far = tl.where(empty, -float("inf"), (top + tl.log2(total)) * LN2)
-        near = tl.load(o, mask=beyond[:, None] & (dv < DV)[None, :], other=0.0).to(WIDE)
-        near_lse = tl.load(lse, mask=beyond, other=-float("inf"))
-        filled, filled_lse = _merged(near, near_lse, acc / total[:, None], far)
-        values = tl.where(beyond[:, None], filled, values)
-        logs = tl.where(beyond, filled_lse, logs)
-    changed = kept | beyond
-    tl.store(o, values.to(o.dtype.element_ty), mask=changed[:, None] & (dv < DV)[None, :])
-    tl.store(lse, logs, mask=changed)
+        values, logs = _merged(near.to(WIDE), near_lse, acc / total[:, None], far)
+        tl.store(cells, values.to(o.dtype.element_ty), mask=wide)
+        tl.store(ends, logs, mask=beyond)
 
 
 @triton.jit

@@ -52,7 +52,9 @@ def renamed(lines, model):
 
 
 def test_what_is_added_to_old_records_is_of_its_own_run(tmp_path):
-    how = dict(model="embedded", words=["smooth .1, 512"], low=[], tasks=["single_key"], sizes=[1024], device="cpu")
+    how = dict(
+        model="embedded", words=["smooth .1, 512"], low=[], half="", tasks=["single_key"], sizes=[1024], device="cpu"
+    )
     how["text"] = read_text(None)
     records = Records(tmp_path / "first.jsonl")
     ask([0], records.path, **how, deadline=time.time() + 600, commit="a" * 40)

@@ -107,18 +107,17 @@ def scatter_kernels(name):
         yield f"scatter_tokens D={D} fill={fill}", kernel
 
 
-def finish_kernels(name):
-    pointers = dict.fromkeys("q_pos k_pos ranks".split(), "*i32") | {"short_lse": "*fp32", "lse": "*fp32"}
+def sink_kernels(name):
+    m, warps = scatter_tokens.ADDED
+    pointers = dict.fromkeys("q_pos k_pos".split(), "*i32") | {"lse": "*fp32"}
     for D, N in product((64, 128), (16, 64)):
-        constants = dict(
-            M=scatter_tokens.FINISHED, N=N, D=D, DV=D, D_TILE=D, DV_TILE=D, WIDE=tl.float32, PRECISION="tf32", o_d=1
-        )
-        low = tensors("bf16", "q k v short_o o")
-        yield f"sinks D={D} N={N}", compile_kernel(scatter_tokens._finish, name, low | pointers, constants)
+        constants = dict(M=m, N=N, D=D, DV=D, D_TILE=D, DV_TILE=D, WIDE=tl.float32, PRECISION="tf32", o_d=1)
+        low = tensors("bf16", "q k v o")
+        yield f"sinks D={D} N={N}", compile_kernel(scatter_tokens._add_sinks, name, low | pointers, constants, warps)
 
 
 def main(name):
-    for kernels in (attend_kernels, gather_kernels, scatter_kernels, finish_kernels):
+    for kernels in (attend_kernels, gather_kernels, scatter_kernels, sink_kernels):
         for what, kernel in kernels(name):
             print(line(name, what, kernel), flush=True)
 

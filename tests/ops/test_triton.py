@@ -102,17 +102,17 @@ def test_rows_are_put_over_others(data):
 @settings(max_examples=30)
 @given(data=st.data(), window=st.integers(1, 9), sinks=st.sampled_from([1, 3, 17, 2**31 - 1]))
 def test_sinks_are_added_to_what_the_window_gives(data, window, sinks):
-    """Before, each row holds its window alone. Kept rows are replaced, and dropped ones get the sinks too."""
-    from sparsekit_kernels.triton.scatter_tokens import put_rows_and_sinks
+    """Of every query; padding stays as it is."""
+    from sparsekit_kernels.triton.scatter_tokens import add_sinks
 
     p = data.draw(problems(causal=True, most=40) | padded())
     assume(p.causal)
-    plan = Plan(data.draw(tokens(p, "q")), fill=SlidingWindow(window, sinks))
-    short = oracle(plan.compress(p), Plan())
-    whole = Plan(Tokens.of(torch.zeros(1, 1, p.q.shape[2], dtype=torch.bool)), fill=SlidingWindow(window, sinks=0))
-    out = oracle(p, whole)
-    put_rows_and_sinks(p, plan, short, out)
-    same(out, dispatch.run("scatter_tokens", "cpu", p, plan, short, backend="reference"))
+    alone, both = (
+        oracle(p, Plan(Tokens.of(torch.zeros(1, 1, p.q.shape[2], dtype=torch.bool)), fill=SlidingWindow(window, n)))
+        for n in (0, sinks)
+    )
+    add_sinks(p, SlidingWindow(window, sinks), alone)
+    same(alone, both)
 
 
 @interpreted
