@@ -1,6 +1,7 @@
 """The pipelines that are asked, by name: the papers' methods over their parameters, and the recipes."""
 
 from collections.abc import Sequence
+from itertools import product
 
 from sparsekit import Pipeline, recipes
 from sparsekit.schedules import Layers
@@ -75,9 +76,10 @@ def leads(half: str) -> dict[str, str | Layers]:
     found: dict[str, str | Layers] = {
         f"threshold {_short(alpha)}, last 128": f"block_threshold(alpha={alpha}) | {last}" for alpha in (0.03, 0.1)
     }
-    for tau in (0.02, 0.05):
-        name = f"smooth {_short(tau)}, 128 vote | FlexPrefill .99, window 1024"
-        found[name] = tokens(tau, blocks(0.99), near, pool=31)
+    for tau, votes in product((0.02, 0.05), (128, 512)):
+        name = f"smooth {_short(tau)}, {votes} vote"
+        found[f"{name}, window 1024"] = tokens(tau, near, pool=31, window=votes)
+        found[f"{name} | FlexPrefill .99, window 1024"] = tokens(tau, blocks(0.99), near, pool=31, window=votes)
     found["smooth .05, 128 vote | threshold .03, window 1024"] = tokens(
         0.05, "block_threshold(alpha=0.03)", near, pool=31
     )

@@ -89,14 +89,14 @@ def add_sinks(problem: Problem, fill: SlidingWindow, out: Output) -> None:
     p = problem
     (B, H, Q, D), (G, K, Dv) = p.q.shape, (*p.k.shape[1:3], p.v.shape[3])
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (p.q, p.k, p.v))
-    sinks, wide = min(fill.sinks, K), out.lse.dtype
+    slots, wide = min(fill.sinks, K), out.lse.dtype  # no other key can have a position that low
     m, warps = ADDED
     _add_sinks[(triton.cdiv(Q, m), B * H)](
         q, k, v, p.q_pos, p.k_pos, out.o, out.lse,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *p.q_pos.stride(), *p.k_pos.stride(),
         *out.o.stride(), *out.lse.stride(),
-        p.scale / math.log(2), fill.window, sinks, H, H // G, p.q_pos.shape[1], p.k_pos.shape[1], Q,
-        M=m, N=max(16, min(triton.next_power_of_2(sinks), 64)), D=D, DV=Dv, D_TILE=tile(D, 1024),
+        p.scale / math.log(2), fill.window, fill.sinks, slots, H, H // G, p.q_pos.shape[1], p.k_pos.shape[1], Q,
+        M=m, N=max(16, min(triton.next_power_of_2(slots), 64)), D=D, DV=Dv, D_TILE=tile(D, 1024),
         DV_TILE=tile(Dv, 1024), WIDE=tl.float64 if wide == torch.float64 else tl.float32,
         PRECISION="ieee" if wide == q.dtype else "tf32", num_warps=warps,
     )  # fmt: skip
@@ -200,7 +200,7 @@ def _add_sinks(
     q, k, v, q_pos, k_pos, o, lse,
     q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, p_b, p_h, p_l, r_b, r_h, r_l,
     o_b, o_h, o_l, o_d, lse_b, lse_h, lse_l,
-    scale, window, sinks, H, R, q_heads, k_heads, Q,
+    scale, window, sinks, slots, H, R, q_heads, k_heads, Q,
     M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D_TILE: tl.constexpr, DV_TILE: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -222,9 +222,9 @@ def _add_sinks(
         top = tl.full([M], -float("inf"), WIDE)  # base 2
         total = tl.zeros([M], WIDE)
         acc = tl.zeros([M, DV_TILE], WIDE)
-        for start in range(0, sinks, N):
+        for start in range(0, slots, N):
             slot = start + tl.arange(0, N)
-            inside, where = slot < sinks, slot.to(tl.int64)
+            inside, where = slot < slots, slot.to(tl.int64)
             key = tl.load(places + slot * r_l, mask=inside, other=NOWHERE)
             y = tl.load(keys + where[None, :] * k_l + d[:, None], mask=inside[None, :] & (d < D)[:, None], other=0.0)
             z = tl.load(

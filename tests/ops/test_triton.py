@@ -16,7 +16,7 @@ from test_cpu import kinds
 
 import sparsekit as sk
 from sparsekit import Output, Plan, Problem, SlidingWindow, Tokens, Zeros, attend, dispatch, oracle
-from sparsekit.problem import to_heads
+from sparsekit.problem import PAD, to_heads
 
 pytest.importorskip("triton", reason="the kernels are Triton's, and it is only made for Linux")
 WHERE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -100,13 +100,17 @@ def test_rows_are_put_over_others(data):
 
 @interpreted
 @settings(max_examples=30)
-@given(data=st.data(), window=st.integers(1, 9), sinks=st.sampled_from([1, 3, 17, 2**31 - 1]))
-def test_sinks_are_added_to_what_the_window_gives(data, window, sinks):
-    """Of every query; padding stays as it is."""
+@given(
+    data=st.data(), window=st.integers(1, 9), sinks=st.sampled_from([1, 3, 17, 103, 2**31 - 1]),
+    later=st.sampled_from([0, 0, 100]),
+)  # fmt: skip
+def test_sinks_are_added_to_what_the_window_gives(data, window, sinks, later):
+    """Of every query, wherever its sequence begins; padding stays as it is."""
     from sparsekit_kernels.triton.scatter_tokens import add_sinks
 
     p = data.draw(problems(causal=True, most=40) | padded())
     assume(p.causal)
+    p = replace(p, **{x: getattr(p, x) + later * (getattr(p, x) != PAD) for x in ("q_pos", "k_pos")})
     alone, both = (
         oracle(p, Plan(Tokens.of(torch.zeros(1, 1, p.q.shape[2], dtype=torch.bool)), fill=SlidingWindow(window, n)))
         for n in (0, sinks)
