@@ -9,7 +9,7 @@ cut off goes on. Of bench/records/front/, each with --device cuda --processes 16
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,7 +83,7 @@ def main(
         loaded = load(model, device)
         for size in sizes:
             source = cases(loaded, text)
-            prompts = Prompts(source, (named or source.groups["claimed"])[:timed], [size], 1, seed=seed)
+            prompts = Prompts(source, asked_of(source, named)[:timed], [size], 1, seed=seed)
             how: dict[str, Any] = dict(name=loaded.name, timed=timed, commit=commit)
             compare(loaded.model, chosen(words, layers, half), prompts, records, **how)
         del loaded
@@ -131,11 +131,16 @@ def ask(
     try:
         for seed in share:
             for size in sizes:
-                prompts = Prompts(source, tasks, [size], 1, texts=1, seed=seed)
+                prompts = Prompts(source, asked_of(source, tasks), [size], 1, texts=1, seed=seed)
                 how: dict[str, Any] = dict(name=loaded.name, timed=0, commit=commit, on_step=on_step)
                 compare(loaded.model, ways, prompts, records, **how)
     except Late:
         pass
+
+
+def asked_of(source: Source, tasks: Sequence[str]) -> tuple[str, ...]:
+    """Return the tasks that are named, or those that claims rest on."""
+    return tuple(tasks) or source.groups["claimed"]
 
 
 def cases(loaded: Loaded, text: bytes) -> Source:

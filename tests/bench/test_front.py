@@ -8,9 +8,10 @@ import pytest
 from bench.front import claims, report
 from bench.front.claims import CLAIMS, TARGETS, Claim, broken
 from bench.front.measured import Measured, read_all
-from bench.front.run import ask
+from bench.front.run import ask, asked_of, cases
 from bench.records import FOLDER
 from sparsekit import Pipeline, recipes
+from sparsekit.commands.loading import load
 from sparsekit.evaluation.page import write_page
 from sparsekit.evaluation.records import Records
 from sparsekit.testbed import TASKS, read_text
@@ -71,6 +72,11 @@ def test_what_is_added_to_old_records_is_of_its_own_run(tmp_path):
     commits = {line["run"]: line["commit"] for line in lines if line["kind"] == "run"}
     assert {commits[line["run"]] for line in lines if line["kind"] == "after"} == {"b" * 40}
     assert {commits[line["run"]] for line in lines if line["kind"] == "answers"} == {"a" * 40}
+
+
+def test_without_names_the_tasks_are_those_that_claims_rest_on():
+    source = cases(load("embedded", "cpu"), read_text(None))
+    assert asked_of(source, []) == source.groups["claimed"] and asked_of(source, ["copy_span"]) == ("copy_span",)
 
 
 def test_the_records_bear_out_what_is_claimed():
