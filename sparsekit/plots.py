@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .extras import needs
+from .fills import SINKS
 from .plan import Plan
 from .problem import Problem
 
@@ -64,18 +65,30 @@ def draw_plan(problem: Problem, plan: Plan, path: Path | str, *, head: int = 0, 
 
 
 def draw_profile(profile: "LayerProfile", path: Path | str) -> Path:
-    """The drift of each layer, those to sparsify in colour. Returns `path`. Raises ImportError without matplotlib."""
-    figure = new_figure(9, 4)
+    """The drift of each layer, those to sparsify in colour, and below it the attention on the first keys.
+
+    Returns `path`. Raises ImportError without matplotlib.
+    """
+    figure = new_figure(9, 7 if profile.sinks else 4)
     from matplotlib.patches import Patch
 
-    axes = figure.subplots()
+    panels = figure.subplots(2, sharex=True) if profile.sinks else [figure.subplots()]
     kinds = {"sparse": KINDS["computed"], "dense": "#c4c4c4"}
-    colours = [kinds["sparse" if layer in profile.layers else "dense"] for layer in profile.drift]
-    axes.bar(list(profile.drift), list(profile.drift.values()), color=colours)
-    axes.set(xlabel="layer", ylabel="inter-layer drift, log scale", yscale="log")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(handles=[Patch(facecolor=colour, label=kind) for kind, colour in kinds.items()])
-    axes.set_title(f"{len(profile.layers)} of {len(profile.drift)} layers to sparsify, quantile {profile.quantile:g}")
+    colours = {layer: kinds["sparse" if layer in profile.layers else "dense"] for layer in profile.drift}
+    panels[0].bar(list(profile.drift), list(profile.drift.values()), color=list(colours.values()))
+    panels[0].set(ylabel="inter-layer drift, log scale", yscale="log")
+    panels[0].legend(handles=[Patch(facecolor=colour, label=kind) for kind, colour in kinds.items()])
+    panels[0].set_title(
+        f"{len(profile.layers)} of {len(profile.drift)} layers to sparsify, quantile {profile.quantile:g}"
+    )
+    if profile.sinks:
+        mine, found = [colours[layer] for layer in profile.sinks], list(profile.sinks.values())
+        panels[1].bar(list(profile.sinks), [one.mean for one in found], color=mine, label="mean over heads")
+        panels[1].plot(list(profile.sinks), [one.largest for one in found], "k.", label="largest head")
+        panels[1].set(ylabel=f"attention on the first {SINKS} keys", ylim=(0, 1.02))
+        panels[1].legend()
+    panels[-1].set(xlabel="layer")
+    panels[-1].xaxis.get_major_locator().set_params(integer=True)
     return save_whole(figure, path)
 
 

@@ -20,6 +20,7 @@ from .oracle import oracle
 from .pipeline import Pipeline, attend
 from .plan import Plan
 from .problem import Problem, to_heads
+from .sinks import SINKS, Sinks, measure, share
 from .timing import now_ms
 
 ROWS = 64  # query rows the accuracy is measured on
@@ -39,16 +40,22 @@ class Step:
 
 @dataclass(frozen=True)
 class Report:
-    """What each step kept, cost and lost; `print(report)` shows it as a table."""
+    """What each step kept, cost and lost; `print(report)` shows it as a table, with its warning below."""
 
     steps: tuple[Step, ...]
     dense_ms: float  # plain dense attention, the same call
     notes: tuple[str, ...]  # what a reader must know: NaN in the input, sampling, host synchronisations
+    sinks: Sinks | None = None  # attention on the first keys; None if no query sees more than these
 
     @property
     def ms(self) -> float:
         """The whole call."""
         return sum(step.ms for step in self.steps)
+
+    @property
+    def warning(self) -> str | None:
+        """Return in one line that the plan leaves out what attention rests on; None where that is not so."""
+        return self.sinks.warning() if self.sinks else None
 
     def table(self) -> RenderableType:
         """For rich."""
@@ -68,6 +75,8 @@ class Report:
         console = Console(width=100)
         with console.capture() as capture:
             console.print(self.table())
+            if line := self.warning:
+                console.print(f"WARNING: {line}", markup=False, highlight=False, soft_wrap=True)
         return capture.get()
 
 
@@ -101,7 +110,9 @@ def explain(pipeline: Pipeline, problem: Problem) -> Report:
     with clock("dense"):
         attend(problem, backend=policy["backend"])
     told = reason(pipeline.stages, pipeline.attend.break_even, problem)
-    return Report(tuple(steps), ms["dense"], (*_notes(problem, plan, len(rows)), *([told] if told else [])))
+    sinks = measure(problem, rows, plan)
+    notes = *_notes(problem, plan, len(rows), sinks), *([told] if told else [])
+    return Report(tuple(steps), ms["dense"], notes, sinks)
 
 
 def sampled_rows(problem: Problem) -> Tensor:
@@ -137,7 +148,12 @@ def accuracy(
     return plan.kept(problem), plan.density(problem), mass.item(), error.item()
 
 
-def _notes(problem: Problem, plan: Plan, rows: int) -> Iterator[str]:
+def _notes(problem: Problem, plan: Plan, rows: int, sinks: Sinks | None) -> Iterator[str]:
+    if sinks:
+        yield (
+            f"attention mass on the first {SINKS} keys (sinks): {share(sinks.mean)}; most in head {sinks.head}: "
+            f"{share(sinks.largest)}"
+        )
     for name in ("q", "k", "v"):
         bad = (~getattr(problem, name).isfinite()).sum().item()
         if bad:

@@ -8,7 +8,7 @@ that keep what matters. Both work on any decoder model of transformers; nothing 
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, TypeAlias
@@ -23,6 +23,7 @@ from .pipeline import Pipeline, attend
 from .plan import Plan
 from .problem import Problem
 from .report import accuracy, dense_rows, last_rows, sampled_rows
+from .sinks import SINKS, Sinks, measure, over_prompts
 from .timing import now_ms
 
 FILE = "sparsekit.json"  # the name of a schedule beside its model
@@ -37,10 +38,11 @@ Prompt = Tensor | Sequence[int]  # token ids, [n] or [1, n]
 
 @dataclass(frozen=True)
 class LayerProfile:
-    """How much each layer changes the hidden states."""
+    """How much each layer changes the hidden states, and how much of its attention the first keys hold."""
 
     drift: dict[int, float]  # by layer: |output - input| / |input| of a token, mean over all tokens of all prompts
     quantile: float  # part of the layers to sparsify, in [0, 1]
+    sinks: dict[int, Sinks] = field(default_factory=dict)  # by layer that can be sparse: mass on the first keys
 
     @property
     def ranks(self) -> dict[int, float]:
@@ -58,15 +60,28 @@ class LayerProfile:
     def schedule(self, pipeline: Pipeline | str) -> "Schedule":
         """That pipeline in the layers to sparsify, dense in the others."""
         spec = _parsed(pipeline).to_spec()
-        return Schedule(by_range({layer: spec if layer in self.layers else DENSE for layer in self.drift}))
+        specs = {layer: spec if layer in self.layers else DENSE for layer in self.drift}
+        return Schedule(by_range(specs), sinks={layer: one.figures() for layer, one in self.sinks.items()})
+
+    def warning(self) -> str | None:
+        """Return in one line in which layers to sparsify the pipeline measured leaves out the sinks; None if in none.
+
+        Only of a profile that was made with a pipeline.
+        """
+        return sinks_left_out({layer: one for layer, one in self.sinks.items() if layer in self.layers})
 
     def table(self) -> Table:
         """For rich."""
-        table = Table("layer", title="inter-layer drift", caption=f"sparsify: of rank {self.quantile:g} or less")
-        for name in ("drift", "rank", "sparsify"):
+        caption = f"sparsify: of rank {self.quantile:g} or less"
+        caption += f"; sinks: attention mass on the first {SINKS} keys, mean over heads, and the largest head"
+        table = Table("layer", title="inter-layer drift", caption=caption)
+        for name in ("drift", "rank", "sparsify", "sinks", "largest head"):
             table.add_column(name, justify="right")
         for layer, rank in self.ranks.items():
-            table.add_row(str(layer), f"{self.drift[layer]:.4f}", f"{rank:.2f}", "yes" if layer in self.layers else "")
+            one = self.sinks.get(layer)
+            sinks = (f"{one.mean:.3f}", f"{one.largest:.3f} ({one.head})") if one else ("", "")
+            chosen = "yes" if layer in self.layers else ""
+            table.add_row(str(layer), f"{self.drift[layer]:.4f}", f"{rank:.2f}", chosen, *sinks)
         return table
 
 
@@ -96,6 +111,7 @@ class Schedule:
     pipeline: Layers  # specs
     measured: tuple[Measured, ...] = ()  # every candidate in every layer
     target: float | None = None  # the least score every layer had to keep
+    sinks: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # by layer: `Sinks.figures` of a profile
 
     @property
     def chosen(self) -> dict[int, Measured]:
@@ -133,7 +149,8 @@ class Schedule:
         path = Path(path)
         path = path / FILE if path.is_dir() else path
         layers = [asdict(one) for one in self.measured]
-        measured = {"target": self.target, "layers": layers} if layers else {}
+        measured: dict[str, Any] = {"target": self.target, "layers": layers} if layers else {}
+        measured |= {"sinks": self.sinks} if self.sinks else {}
         unfinished = path.with_name(f".{path.name}")
         unfinished.write_text(json.dumps({"pipeline": self.pipeline, "measured": measured}, indent=1) + "\n")
         return unfinished.replace(path)
@@ -151,6 +168,7 @@ class Schedule:
                 {name: _parsed(spec).to_spec() for name, spec in layers.items()},
                 tuple(Measured(**one) for one in measured.get("layers", ())),
                 measured.get("target"),
+                {int(layer): dict(one) for layer, one in measured.get("sinks", {}).items()},
             )
         except OSError as error:
             raise ValueError(
@@ -191,21 +209,38 @@ def always(pipeline: Pipeline | Layers) -> Pipeline | Layers:
 
 
 def profile_layers(
-    model: Any, prompts: Iterable[Prompt], *, quantile: float = 0.5, on_step: OnStep | None = None
+    model: Any,
+    prompts: Iterable[Prompt],
+    *,
+    quantile: float = 0.5,
+    pipeline: Pipeline | str | None = None,
+    on_step: OnStep | None = None,
 ) -> LayerProfile:
-    """The inter-layer drift of a model on prompts: one dense prefill each.
+    """The inter-layer drift of a model on prompts, and the attention on its sinks: one dense prefill each.
 
     `model` is a decoder model of transformers, or one with a head on it; `prompts` are token ids, [n] each, and
-    `quantile` in [0, 1] is the part of the layers to sparsify. `on_step(done, total, name)` is called after each
+    `quantile` in [0, 1] is the part of the layers to sparsify. With a `pipeline`, which runs however short the prompts
+    are, the profile knows from how many queries it takes the sinks, see `LayerProfile.warning`.
+    `on_step(done, total, name)` is called after each
     layer of each prompt. Raises ValueError for text instead of ids, no prompts, a model in training mode, or one none
     of whose layers can be sparse.
     """
     check_ratio("quantile", quantile)
+    needs("transformers", "hf")
+    from .integrations.transformers import LayerCall, sparsify
+
+    decides = None if pipeline is None else Pipeline([_parsed(pipeline)], break_even=0)
     given, layers = _ids(model, prompts), _decoder_layers(model)
     _require_attention(model, given)
     changes = dict.fromkeys(layers, 0.0)
     tokens = sum(ids.numel() for ids in given)
     done = 0
+    found: dict[int, list[Sinks]] = {}
+
+    def watch(call: LayerCall) -> None:
+        plan = decides.decide(call.problem) if decides else None
+        if (one := measure(call.problem, sampled_rows(call.problem), plan)) is not None:
+            found.setdefault(call.layer, []).append(one)
 
     def hook(layer: int) -> Callable:
         def measure(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
@@ -222,12 +257,14 @@ def profile_layers(
 
     handles = [module.register_forward_hook(hook(layer), with_kwargs=True) for layer, module in layers.items()]
     try:
-        for ids in given:
-            _prefill(model, ids)
+        with sparsify(model, DENSE, watch=watch):
+            for ids in given:
+                _prefill(model, ids)
     finally:
         for handle in handles:
             handle.remove()
-    return LayerProfile({layer: change / tokens for layer, change in changes.items()}, quantile)
+    drift = {layer: change / tokens for layer, change in changes.items()}
+    return LayerProfile(drift, quantile, {layer: over_prompts(each) for layer, each in sorted(found.items())})
 
 
 def calibrate(
@@ -316,6 +353,22 @@ def by_range(specs: Mapping[int, str]) -> Layers:
         else:
             runs.append([layer])
     return {str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}": specs[run[0]] for run in runs}
+
+
+def numbered(layers: Iterable[int]) -> str:
+    """[0, 1, 2, 5] -> "layers 0-2, 5"."""
+    names = list(by_range(dict.fromkeys(layers, "")))
+    return f"layer{'s' if len(names) > 1 or '-' in str(names[0]) else ''} {', '.join(map(str, names))}"
+
+
+def sinks_left_out(found: Mapping[int, Sinks]) -> str | None:
+    """Return in one line in which layers a plan leaves out what attention rests on; None if in none."""
+    bad = {layer: one for layer, one in found.items() if one.matters}
+    if not bad:
+        return None
+    worst = max(bad, key=lambda layer: bad[layer].mean * bad[layer].left_out)
+    others = [layer for layer in bad if layer != worst]
+    return f"in layer {worst} {bad[worst].warning()}" + (f"; likewise {numbered(others)}" if others else "")
 
 
 def _over_prompts(layer: int, pipeline: str, figures: Sequence[tuple[float, ...]]) -> Measured:

@@ -135,6 +135,31 @@ def test_profile_writes_a_schedule_that_run_takes(folder, text, tmp_path, here):
     assert density == pytest.approx((3 + 4 / 481) / 4, abs=1e-3)
 
 
+def test_profile_and_run_say_where_a_pipeline_leaves_out_the_sinks(folder, text, tmp_path, here):
+    """The model's attention is flat: of 100 tokens a query puts a third on the first 16."""
+    words = [folder, "--prompt-file", text, "--most", 100]
+    seeing = "streaming(sinks=16, window=16, block_size=16) | attend(break_even=0)"
+    for spec, blind in ((f"{SPECS[1]} | attend(break_even=0)", True), (seeing, False)):
+        profiled = here("profile", *words, "--pipeline", spec, "--quantile", 1, "--out", tmp_path)
+        ran = here("run", *words, "--pipeline", spec, "--tokens", 1)
+        for done in (profiled, ran):
+            assert done.returncode == 0, done.stderr
+            warned = [line for line in done.stdout.splitlines() if line.startswith("WARNING: ")]
+            assert len(warned) == blind
+            for line in warned:
+                assert "of its mass on the first 16 tokens (head " in line and "; likewise layers " in line
+                assert line.split("of the queries: ")[1].startswith("let the block stage keep the first block")
+        rows = [line.split("│")[1:-1] for line in profiled.stdout.splitlines() if line.startswith("│")]
+        saved = json.loads((tmp_path / "sparsekit.json").read_text())["measured"]["sinks"]
+        assert [row[0].strip() for row in rows] == list(saved) == ["0", "1", "2", "3"]
+        for row, one in zip(rows, saved.values(), strict=True):
+            assert row[4].strip() == f"{one['mean']:.3f}" and row[5].strip() == f"{one['largest']:.3f} ({one['head']})"
+            assert one["keys"] == 16 and 0.2 < one["mean"] <= one["largest"] < 0.6
+        assert Schedule.load(tmp_path).sinks == {int(layer): one for layer, one in saved.items()}
+    without = here("profile", *words, "--out", tmp_path)
+    assert without.returncode == 0 and "WARNING" not in without.stdout, "no pipeline, no plan"
+
+
 def test_calibrate_measures_each_candidate_in_each_layer(folder, text, tmp_path, here):
     specs = ["token_coverage(tau=0.0)", SPECS[1]]
     words = sum((["--pipeline", spec] for spec in specs), [])

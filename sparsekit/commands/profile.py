@@ -21,7 +21,10 @@ def profile(
     device: Device = "auto",
     out: Annotated[Path, Option(help="Folder for drift.png and sparsekit.json")] = Path("schedule"),
 ) -> None:
-    """Measure how much each layer changes the hidden states; those that change them least are to be sparse."""
+    """Measure how much each layer changes the hidden states: those that change them least are to be sparse.
+
+    Also how much attention rests on the first tokens, and whether the pipeline takes them away.
+    """
     from ..pipeline import Pipeline
     from ..plots import draw_profile
     from ..schedules import profile_layers
@@ -32,9 +35,11 @@ def profile(
     check_lengths(loaded.model, zip(prompt_file, prompts, strict=True))
     out.mkdir(parents=True, exist_ok=True)
     with progress() as on_step:
-        found = profile_layers(loaded.model, prompts, quantile=quantile, on_step=on_step)
+        found = profile_layers(loaded.model, prompts, quantile=quantile, pipeline=made, on_step=on_step)
     console.print(found.table())
     say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
+    if line := found.warning():
+        say(f"WARNING: {line}")
     if made is not None:
         say(f"schedule: {found.schedule(made).save(out)}")
     try:

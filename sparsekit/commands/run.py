@@ -2,7 +2,7 @@
 
 import statistics
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,9 @@ from ..parameters import check_count
 from ..pipeline import Pipeline
 from ..plan import Plan
 from ..problem import Problem
-from ..schedules import by_range, read_pipeline
+from ..report import sampled_rows
+from ..schedules import numbered, read_pipeline, sinks_left_out
+from ..sinks import Sinks, measure
 from ..timing import now_ms
 from .loading import load, read_prompts
 from .options import Device, Model, Most, PromptFiles
@@ -49,6 +51,7 @@ class Layer:
     kept: float = 1.0  # part of the queries, in [0, 1]
     density: float = 1.0  # part of the dense pairs, in [0, 1]
     dense: str | None = None  # why it computed all of them; None if it did not
+    sinks: Sinks | None = None  # attention on the first keys, and what the plan leaves out of it
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,11 @@ def run(
             dense, answer = _compare(loaded.model, prompt, tokens, sparse, on_step)
         say(f"{file}: {len(prompt):,} tokens")
         console.print(_table(dense, answer))
-        for line in (_what_ran(str(file), answer.layers, len(prompt)), _how_sure(dense, answer)):
+        for line in (
+            _what_ran(str(file), answer.layers, len(prompt)),
+            _how_sure(dense, answer),
+            _sinks(answer.layers),
+        ):
             if line:
                 say(line)
         for name, one in {"dense": dense, "sparse": answer}.items():
@@ -130,7 +137,7 @@ def _compare(
     for turn in range(TURNS):
         for name, how in ways.items():
             on_step(2 * turn + (name == "sparse"), 2 * TURNS, name)
-            timed, seen = _generate(model, ids, 1 if turn else tokens, how, look=not ids.is_cuda)
+            timed, seen = _generate(model, ids, 1 if turn else tokens, how, look=not ids.is_cuda and not layers)
             found[name].append(timed)
             layers = layers or seen
         if any(runs[0].first_ms > LONG for runs in found.values()):
@@ -145,7 +152,8 @@ def _generate(model: Any, ids: torch.Tensor, tokens: int, pipeline: Any, look: b
     from ..integrations.transformers import sparsify
 
     times: list[float] = []
-    calls: dict[int, tuple[Plan, Problem]] = {}
+    calls: dict[int, tuple[Plan, Problem, Sinks | None]] = {}
+    looked = 0.0  # ms that were spent on looking, before the first token
 
     class Clock(BaseStreamer):
         def put(self, value: torch.Tensor) -> None:
@@ -155,8 +163,13 @@ def _generate(model: Any, ids: torch.Tensor, tokens: int, pipeline: Any, look: b
             pass
 
     def watch(call: "LayerCall") -> None:
+        nonlocal looked
+        began = now_ms(model.device)
+        sinks = measure(call.problem, sampled_rows(call.problem), call.plan)
         q, k, v = (x.new_empty(1).expand(x.shape) for x in (call.problem.q, call.problem.k, call.problem.v))
-        calls[call.layer] = call.plan, replace(call.problem, q=q, k=k, v=v)  # shapes and positions are all that counts
+        short = replace(call.problem, q=q, k=k, v=v)  # shapes and positions are all that counts from here on
+        calls[call.layer] = call.plan, short, sinks
+        looked += now_ms(model.device) - began
 
     handle = sparsify(model, pipeline, watch=watch if look else None) if pipeline is not None else None
     entered: AbstractContextManager = handle or nullcontext()
@@ -166,12 +179,12 @@ def _generate(model: Any, ids: torch.Tensor, tokens: int, pipeline: Any, look: b
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens, streamer=Clock()
         )  # puts the prompt, then each token
         ended = now_ms(model.device)
-    timed = Timed(times[1] - began, ended - times[1], out[0, ids.shape[1] :].tolist())
+    timed = Timed(times[1] - began - looked, ended - times[1], out[0, ids.shape[1] :].tolist())
     return timed, _layers(model, pipeline, calls, handle.dense) if handle and look else {}
 
 
 def _layers(
-    model: Any, pipeline: Any, calls: Mapping[int, tuple[Plan, Problem]], refused: Mapping[int, str]
+    model: Any, pipeline: Any, calls: Mapping[int, tuple[Plan, Problem, Sinks | None]], refused: Mapping[int, str]
 ) -> dict[int, Layer]:
     """Return what each layer did that was called; `refused` says why some ran dense in spite of their pipeline."""
     from ..integrations.transformers.schedule import by_layer
@@ -179,10 +192,10 @@ def _layers(
     named = range(getattr(model.config.get_text_config(), "num_hidden_layers", 0))
     pipelines = by_layer(pipeline, sorted({*named, *calls, *refused}))
     found = {layer: Layer(dense=reason) for layer, reason in refused.items()}
-    for layer, (plan, problem) in calls.items():
+    for layer, (plan, problem, sinks) in calls.items():
         kept, density = plan.kept(problem), plan.density(problem)
         why = refused.get(layer) or (_why_whole(pipelines[layer], problem) if density >= WHOLE else None)
-        found[layer] = Layer(kept, density, why)
+        found[layer] = Layer(kept, density, why, sinks)
     return dict(sorted(found.items()))
 
 
@@ -208,17 +221,17 @@ def _what_ran(file: str, layers: Mapping[int, Layer], tokens: int) -> str | None
         return f"nothing ran sparse in {file}: {why}"
     if not reasons:
         return None
-    each = [f"{_numbered(numbers)}: {reason}" for reason, numbers in reasons.items()]
+    each = [f"{numbered(numbers)}: {reason}" for reason, numbers in reasons.items()]
     dense = sum(map(len, reasons.values()))
     if dense < len(layers):
         return f"{dense} of {len(layers)} layers ran dense in {file}: {'; '.join(each)}"
     return f"nothing ran sparse in {file}: {next(iter(reasons)) if len(each) == 1 else '; '.join(each)}"
 
 
-def _numbered(layers: Iterable[int]) -> str:
-    """[0, 1, 2, 5] -> "layers 0-2, 5"."""
-    names = list(by_range(dict.fromkeys(layers, "")))
-    return f"layer{'s' if len(names) > 1 or '-' in str(names[0]) else ''} {', '.join(map(str, names))}"
+def _sinks(layers: Mapping[int, Layer]) -> str | None:
+    """Return the line that warns of sinks left out; None if there is nothing to warn of."""
+    line = sinks_left_out({number: layer.sinks for number, layer in layers.items() if layer.sinks})
+    return f"WARNING: {line}" if line else None
 
 
 def _ran_sparse(sparse: Found) -> bool:
