@@ -6,7 +6,7 @@ and the plan of one layer, to draw.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ from .testbed.source import Bytes
 
 PIPELINES = {
     "dense": "dense",
-    "token": "token_coverage(tau=0.02)",
-    "token + fill": "token_coverage(tau=0.2) | decompress(fill=sliding_window(128))",
+    "token": "token_coverage(tau=0.2)",
+    "token + window": "token_coverage(tau=0.2) | decompress(fill=sliding_window(128, sinks=0))",
+    "token + window + sinks": "token_coverage(tau=0.2) | decompress(fill=sliding_window(128))",
     "block": "flex_prefill(gamma=0.95)",
     "stacked": "token_coverage(tau=0.05) | flex_prefill(gamma=0.99) | decompress(fill=sliding_window(128))",
 }
+BESIDE = ("token", "token + window", "token + window + sinks")  # the same tokens: drawn side by side
 TIMED = {"cpu": 1, "cuda": 3}  # passes of the first question that times are of: one takes seconds on a CPU
 
 
@@ -46,14 +48,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Demo:
-    """What was asked, and one layer's attention to draw: where the last pipeline that ran read the first prompt."""
+    """What was asked, and one layer's attention to draw: where the last pipeline drawn read the first prompt."""
 
     device: str
     rows: tuple[Row, ...]  # of the pipelines, the model's own dense attention first
     answers: Mapping[str, tuple[Answer, ...]]  # by pipeline
-    drawn: str  # that pipeline
     problem: Problem
-    plan: Plan
+    plans: Mapping[str, Plan]  # by pipeline drawn; of several, one choice of tokens with the fill of each
     layer: int
     head: int
 
@@ -65,6 +66,22 @@ class Demo:
         """Return that of attention over the model's own dense attention, if both were timed."""
         own = self.rows[0].attention_ms
         return own.p50 / row.attention_ms.p50 if own and row.attention_ms else None
+
+    def draw(self, path: Path) -> Path:
+        """Draw one head of one layer: a plan beside dense attention, or several fills side by side. Return `path`.
+
+        Raises ImportError without matplotlib.
+        """
+        from .plots import draw_fills, draw_plan
+
+        rows = {row.pipeline: row for row in self.rows}
+        where = f"layer {self.layer}, head {self.head}"
+        if len(self.plans) == 1:
+            [(name, plan)] = self.plans.items()
+            return draw_plan(self.problem, plan, path, head=self.head, title=f"{rows[name].what}\n{where}")
+        asked = len(self.answers[self.rows[0].pipeline])
+        right = [f"{self.right(rows[name])} of {asked} answers right" for name in self.plans]
+        return draw_fills(self.problem, self.plans, path, right, head=self.head, title=where)
 
     def table(self) -> Table:
         """Return the figures for rich."""
@@ -175,14 +192,16 @@ def run_demo(
             expected = source.decode(source.case(line["task"], line["seed"], length).reply)
             right = line["found"] == line["answers"]
             answers.setdefault(line["pipeline"], []).append(Answer(line["task"], expected, line["answer"], right))
-    drawn = [row for row in rows if not row.failed][-1].pipeline
-    shown = _looked_at(model, source.case(tasks[0], seed, length).prompt, asked.get(drawn, Pipeline()))
+    ran = [row.pipeline for row in rows if not row.failed]
+    drawn = BESIDE if set(BESIDE) <= set(ran) else ran[-1:]
+    problem, plan, layer, head = _looked_at(model, source.case(tasks[0], seed, length).prompt, asked.get(drawn[-1]))
+    plans = {name: replace(plan, fill=asked[name].decompress.fill) for name in drawn} if drawn == BESIDE else {}
     by_name = {name: tuple(mine) for name, mine in answers.items()}
     chip = torch.cuda.get_device_name(where) if where.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    return Demo(chip, tuple(rows), by_name, drawn, *shown)
+    return Demo(chip, tuple(rows), by_name, problem, plans or {drawn[0]: plan}, layer, head)
 
 
-def _looked_at(model: Any, prompt: Sequence[int], pipeline: Pipeline) -> tuple[Problem, Plan, int, int]:
+def _looked_at(model: Any, prompt: Sequence[int], pipeline: Pipeline | None) -> tuple[Problem, Plan, int, int]:
     """Return what a layer in the middle is asked when a prompt is read, its plan, the layer, and its busiest head."""
     from .integrations.transformers import LayerCall, sparsify  # transformers is an optional extra
 
@@ -192,7 +211,7 @@ def _looked_at(model: Any, prompt: Sequence[int], pipeline: Pipeline) -> tuple[P
         if call.layer == middle:
             caught.append((call.problem, call.plan))
 
-    with sparsify(model, Pipeline([pipeline], break_even=0), watch=watch):
+    with sparsify(model, Pipeline([pipeline or Pipeline()], break_even=0), watch=watch):
         first_token(model, torch.tensor([prompt], device=model.device))
     problem, plan = caught[0]
     return problem, plan, middle, int(plan.work(problem)[0].argmax())

@@ -1,5 +1,6 @@
 """Pictures of plans, of layer profiles and of schedules: as PNG, or what the suffix of the path says, written whole."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,16 @@ if TYPE_CHECKING:
     from .schedules import LayerProfile, Schedule
 
 ROWS, COLUMNS = 768, 768  # cells of a picture
+SHOWN = 512  # first tokens in a picture of fills: all of a long prompt would make 16 of them thinner than a dot
 KINDS = {"future": "#e8e8e8", "skipped": "#ffffff", "computed": "#1f5fbf", "fill of a dropped query": "#f08c2e"}
+
+FILLED = {
+    "future: no query sees it": "#e8e8e8",
+    "skipped": "#ffffff",
+    "a kept query sees a kept key": "#1f5fbf",
+    "a dropped query sees its window": "#f08c2e",
+    "a dropped query sees the first keys (sinks)": "#c2185b",
+}
 
 
 def draw_plan(problem: Problem, plan: Plan, path: Path | str, *, head: int = 0, title: str = "") -> Path:
@@ -62,6 +72,81 @@ def draw_plan(problem: Problem, plan: Plan, path: Path | str, *, head: int = 0, 
         axes.set(xlabel="key", ylabel="query")
     figure.suptitle(title)
     return save_whole(figure, path)
+
+
+def draw_fills(
+    problem: Problem,
+    plans: Mapping[str, Plan],
+    path: Path | str,
+    beside: Sequence[str] = (),
+    *,
+    head: int = 0,
+    title: str = "",
+) -> Path:
+    """Draw plans that differ in what a dropped query sees side by side: one head, the first SHOWN tokens.
+
+    Under each the row of one dropped query, and in words what such a query sees. `plans` are by name, and `beside`
+    has a text for each, such as the answers right. Returns `path`, written whole. Raises ImportError without
+    matplotlib.
+    """
+    figure = new_figure(5.2 * len(plans), 7.6)
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    heads, one = problem.q.shape[1], problem.head(head)
+    rows = torch.arange(min(one.q.shape[2], SHOWN), device=one.q.device)
+    end = min(one.k.shape[2], SHOWN)
+    visible, place = one.visible(rows)[0, 0, :, :end], one.k_pos[0, 0, :end]
+    colours = ListedColormap(list(FILLED.values()))
+    panels = figure.subplots(2, len(plans), height_ratios=[14, 1], squeeze=False)
+    for i, (name, whole) in enumerate(plans.items()):
+        plan, (main, strip) = whole.head(head, heads), panels[:, i]
+        computed = plan.pairs(one, rows)[0, 0, :, :end]
+        dropped = plan.dropped(one)[0, 0, rows]
+        filled = computed & dropped[:, None]
+        kind = visible.long() + computed + filled + (filled & (place < (plan.window.sinks if plan.window else 0)))
+        example = _far_from_kept(dropped)
+        main.imshow(
+            kind.cpu().numpy(), extent=(0, end, len(rows), 0), cmap=colours, vmin=0, vmax=4, interpolation="nearest"
+        )
+        note = beside[i] if beside else ""
+        main.set_title(f"{name}\n{plan.density(one):.1%} of the pairs" + (f", {note}" if note else ""))
+        main.set(xlabel="key", ylabel="query")
+        strip.set(yticks=[], xticks=[])
+        strip.set_xlabel(_what_is_seen(plan), fontsize=11)
+        if example is not None:
+            strip.imshow(
+                kind[example, None].cpu().numpy(), extent=(0, end, 1, 0), cmap=colours, vmin=0, vmax=4, aspect="auto"
+            )
+            strip.set_title(f"the row of query {example} (arrow), which was dropped", fontsize=10, loc="left")
+            main.annotate(
+                "", (0, example), (-0.06 * end, example), arrowprops=dict(arrowstyle="->"), annotation_clip=False
+            )
+    legend = [Patch(facecolor=colour, edgecolor="#888888", label=kind) for kind, colour in FILLED.items()]
+    figure.legend(handles=legend, loc="outside lower center", ncols=len(legend))
+    what = "Which keys each query sees: the same tokens are kept, and only what the dropped queries see differs"
+    figure.suptitle(f"{what}\n{title}, the first {end} of {one.k.shape[2]:,} tokens")
+    return save_whole(figure, path)
+
+
+def _far_from_kept(dropped: Tensor) -> int | None:
+    """Return the dropped query of the second half that is farthest from kept ones, to point at; None if none is."""
+    half = len(dropped) // 2
+    slot = torch.arange(len(dropped), device=dropped.device)
+    if not dropped[half:].any():
+        return None
+    kept = torch.cat((slot[~dropped], slot.new_tensor([len(dropped)])))
+    return half + int((slot[half:, None] - kept).abs().amin(-1).argmax())
+
+
+def _what_is_seen(plan: Plan) -> str:
+    """Return in plain words what a dropped query sees."""
+    if plan.window is None:
+        return "A dropped query sees nothing:\nits output is zero, and it forgets what it read."
+    near = f"A dropped query sees the {plan.window.window} keys nearest to it"
+    if not plan.window.sinks:
+        return f"{near},\nnot the first ones, on which pretrained models rest."
+    return f"{near},\nand the first {plan.window.sinks}, on which pretrained models rest."
 
 
 def draw_profile(profile: "LayerProfile", path: Path | str) -> Path:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sparsekit import dispatch
 from sparsekit.cli import main
 from sparsekit.commands.evaluate import _apart
+from sparsekit.demo import BESIDE
 from sparsekit.schedules import Schedule
 
 SPECS = [
@@ -61,6 +62,19 @@ def test_the_demo_answers_draws_and_saves(tmp_path):
     picture = matplotlib.image.imread(tmp_path / "plan.png")
     assert picture.shape[0] > 400 and picture.std() > 0.05, "not an empty picture"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demo.json", "plan.png"], "nothing half-written is left"
+
+
+def test_the_demo_explains_zeros_windows_and_sinks_in_one_picture(tmp_path, here):
+    ran = here("demo", "--length", 2048, "--questions", 1, "--out", tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    rows = {row["name"]: row for row in json.loads((tmp_path / "demo.json").read_text())["rows"]}
+    assert list(rows)[:4] == ["dense", *BESIDE]
+    assert len({rows[name]["pipeline"].split(" | ")[0] for name in BESIDE}) == 1, "the same choice of tokens"
+    densities = [rows[name]["density"] for name in BESIDE]
+    assert densities == sorted(densities) and densities[0] < densities[1] < densities[2]
+    high, wide = matplotlib.image.imread(tmp_path / "plan.png").shape[:2]
+    assert wide > 1.8 * high, "three panels beside each other"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["demo.json", "plan.png"]
 
 
 def test_the_demo_reads_a_file_of_the_users(tmp_path, here):

@@ -8,7 +8,7 @@ from strategies import randn
 
 import sparsekit as sk
 from sparsekit import Plan, Problem, SlidingWindow, Tokens
-from sparsekit.plots import KINDS, draw_plan
+from sparsekit.plots import FILLED, KINDS, SHOWN, _far_from_kept, draw_fills, draw_plan
 
 
 def picture_of(plan, tmp_path, K=64, head=0):
@@ -20,7 +20,7 @@ def picture_of(plan, tmp_path, K=64, head=0):
 
 def part(picture, kind):
     """The part of the picture that has the colour of a kind."""
-    colour = torch.tensor(to_rgb(KINDS[kind]))
+    colour = torch.tensor(to_rgb((KINDS | FILLED)[kind]))
     return ((picture - colour).abs().amax(-1) < 0.02).float().mean().item()
 
 
@@ -53,3 +53,29 @@ def test_any_length_is_drawn(tmp_path, K):
 def test_a_head_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match="head: got 4; allowed is 0 to 3"):
         picture_of(Plan(), tmp_path, head=4)
+
+
+@pytest.mark.parametrize("K", [1, 40, 64, SHOWN + 89])
+def test_fills_side_by_side_show_what_a_dropped_query_sees(tmp_path, K):
+    p = Problem.of(randn(0, 1, 4, K, 8), randn(1, 1, 2, K, 8), randn(2, 1, 2, K, 8))
+    t = Tokens.of(torch.arange(K)[None, None] % 16 == 15) if K > 15 else None
+    near = K // 8 + 1
+    fills = {"zeros": None, "window": SlidingWindow(near, 0), "window and sinks": SlidingWindow(near, 3)}
+    plans = {name: Plan(t, t, fill=fill) for name, fill in fills.items()}
+    path = draw_fills(p, plans, tmp_path / "fills.png", ["none right", "1 right", "2 right"], head=3, title="layer 1")
+    assert [x.name for x in tmp_path.iterdir()] == ["fills.png"]
+    whole = torch.tensor(matplotlib.image.imread(path)[..., :3])
+    above = whole[: int(0.9 * whole.shape[0])]  # without the legend, which has every colour
+    zeros, window, sinks = above.tensor_split(3, dim=1)
+    near, first = "a dropped query sees its window", "a dropped query sees the first keys (sinks)"
+    many = 0.01 if K > 15 else -1
+    assert part(zeros, near) == part(zeros, first) == part(window, first) == 0
+    assert part(window, near) >= part(sinks, near) > many and part(sinks, first) > many / 10
+    assert part(zeros, "computed") > 0
+
+
+@pytest.mark.parametrize("n,kept,expected", [(8, [0], 4), (8, [7], 4), (9, [4, 8], 6), (4, [2, 3], None), (4, [], 2)])
+def test_the_row_pointed_at_is_a_dropped_one_far_from_kept_ones(n, kept, expected):
+    dropped = torch.ones(n, dtype=torch.bool)
+    dropped[kept] = False
+    assert _far_from_kept(dropped) == expected

@@ -155,6 +155,12 @@ def test_prompts_count_alike(heads, left_out):
     assert found.heads[found.head] == found.largest == max(found.heads)
 
 
+def test_one_head_that_rests_on_them_is_enough():
+    others = (0.01,) * 7
+    assert Sinks((HEAD_RESTS, *others), 0.1, "mend").warning() and Sinks((RESTS,) * 8, 0.1, "mend").warning()
+    assert Sinks((0.4, *others), 0.1, "mend").warning() is None, "the embedded model has such heads"
+
+
 def test_layers_are_named_by_the_worst():
     bad, worse, fine = Sinks((0.2, 0.4), 0.5, "mend"), Sinks((0.6, 0.8), 0.5, "mend"), Sinks((0.01, 0.02), 0.9, "mend")
     line = sinks_left_out({0: fine, 1: bad, 2: bad, 3: worse, 7: bad})

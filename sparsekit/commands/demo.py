@@ -20,12 +20,14 @@ def demo(
     device: Device = "auto",
     out: Annotated[Path, Option(help="Folder for plan.png and demo.json")] = Path("demo"),
 ) -> None:
-    """Ask a long-context model about real text, dense beside sparse, and draw one head's plan."""
+    """Ask a long-context model about real text, dense beside sparse, and draw what one head computes.
+
+    By default beside each other what queries that were dropped see: nothing, a window, a window and sinks.
+    """
     needs("transformers", "hf")
     from transformers.utils.logging import disable_progress_bar
 
     from ..demo import PIPELINES, run_demo
-    from ..plots import draw_plan
     from ..testbed import read_text
     from .loading import usable
 
@@ -46,11 +48,8 @@ def demo(
     for sentence in found.sentences():
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     console.print(f"figures: {found.save(out / 'demo.json')}", markup=False, highlight=False, soft_wrap=True)
-    title = (
-        f"{next(row.what for row in found.rows if row.pipeline == found.drawn)}\nlayer {found.layer}, head {found.head}"
-    )
     try:
-        picture = str(draw_plan(found.problem, found.plan, out / "plan.png", head=found.head, title=title))
+        picture = str(found.draw(out / "plan.png"))
     except ImportError as missing:
         picture = f"none: {missing}"
     console.print(f"picture: {picture}", markup=False, highlight=False, soft_wrap=True)
