@@ -52,7 +52,6 @@ class Report:
         """The whole call."""
         return sum(step.ms for step in self.steps)
 
-    @property
     def warning(self) -> str | None:
         """Return in one line that the plan leaves out what attention rests on; None where that is not so."""
         return self.sinks.warning() if self.sinks else None
@@ -75,7 +74,7 @@ class Report:
         console = Console(width=100)
         with console.capture() as capture:
             console.print(self.table())
-            if line := self.warning:
+            if line := self.warning():
                 console.print(f"WARNING: {line}", markup=False, highlight=False, soft_wrap=True)
         return capture.get()
 

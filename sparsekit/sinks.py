@@ -77,7 +77,7 @@ def measure(problem: Problem, rows: Tensor, plan: Plan | None = None) -> Sinks |
     """
     H = problem.q.shape[1]
     heads: list[float] = []
-    lost, of_kept, count = 0, 0, 0
+    count, lost = 0, dict.fromkeys(("fill", "tokens", "blocks"), 0)  # by what leaves them out
     for h in range(H):
         one = problem.head(h)
         visible = one.visible(rows)[:, 0]
@@ -93,12 +93,15 @@ def measure(problem: Problem, rows: Tensor, plan: Plan | None = None) -> Sinks |
         part = plan.head(h, H)
         out = (probability * ~part.pairs(one, rows)[:, 0, :, :SINKS]).sum(-1)
         loses = counts & (out >= RESTS) & (2 * out > probability.sum(-1))
-        lost += int(loses.sum())
-        of_kept += int((loses & ~part.dropped(one)[:, 0, rows]).sum())
+        dropped, of_tokens = part.dropped(one)[:, 0, rows], torch.zeros_like(loses)
+        if part.keys:
+            of_tokens = 2 * (probability * ~part.keys.kept()[..., :SINKS]).sum(-1) > out
+        for what, those in (("fill", dropped), ("tokens", ~dropped & of_tokens), ("blocks", ~dropped & ~of_tokens)):
+            lost[what] += int((loses & those).sum())
         count += int(counts.sum())
-    if plan is None or not lost:
+    if not any(lost.values()):
         return Sinks(tuple(heads))
-    return Sinks(tuple(heads), lost / count, _mend(plan, kept=2 * of_kept > lost))
+    return Sinks(tuple(heads), sum(lost.values()) / count, _mend(plan, max(lost, key=lambda what: lost[what])))
 
 
 def over_prompts(found: Sequence[Sinks]) -> Sinks:
@@ -108,12 +111,12 @@ def over_prompts(found: Sequence[Sinks]) -> Sinks:
     return Sinks(heads, sum(one.left_out for one in found) / len(found), worst.mend)
 
 
-def _mend(plan: Plan, kept: bool) -> str:
-    """Return what gives the sinks back, to kept queries or to dropped ones."""
-    if kept:
-        stage = "the token stage" if plan.keys is not None else "the block stage"
-        first = "the first tokens (sinks)" if plan.keys is not None else "the first block"
-        return f"let {stage} keep {first}"
-    if isinstance(plan.fill, SlidingWindow):
-        return f"give SlidingWindow sinks, not sinks={plan.fill.sinks}"
+def _mend(plan: Plan | None, what: str) -> str:
+    """Return what gives the sinks back that the fill, the tokens or the blocks of a plan leave out."""
+    if what == "tokens":
+        return "let the token stage keep the first tokens (sinks)"
+    if what == "blocks":
+        return "let the block stage keep the first block"
+    if plan and isinstance(plan.fill, SlidingWindow):
+        return f"give SlidingWindow {'more ' if plan.fill.sinks else ''}sinks, not sinks={plan.fill.sinks}"
     return "give dropped queries a SlidingWindow with sinks, not Zeros()"

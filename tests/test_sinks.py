@@ -90,21 +90,21 @@ def test_a_pipeline_that_leaves_sinks_out_is_told_what_to_do(mend):
     p = resting()
     report = Pipeline(BLIND[mend], break_even=0).explain(p.q, p.k, p.v)
     assert report.sinks.mean > 0.5 and report.sinks.left_out > 0.5
-    line = report.warning
+    line = report.warning()
     assert line.endswith(f": {mend}") and f"attention puts {report.sinks.mean:.0%} of its mass on the first 16" in line
     assert f"(head {report.sinks.head}: {report.sinks.largest:.0%})" in line
     assert f"for {report.sinks.left_out:.0%} of the queries" in line
     assert f"\nWARNING: {line}\n" in str(report), "one line, however long"
     small = resting(sinks=False)
     other = Pipeline(BLIND[mend], break_even=0).explain(small.q, small.k, small.v)
-    assert other.sinks.mean < RESTS and other.warning is None, "there is next to nothing there"
+    assert other.sinks.mean < RESTS and other.warning() is None, "there is next to nothing there"
 
 
 @pytest.mark.parametrize("stages", SEEING, ids=str)
 def test_a_pipeline_that_sees_the_sinks_is_not_warned_of(stages):
     p = resting()
     report = Pipeline(stages, break_even=0).explain(p.q, p.k, p.v)
-    assert report.sinks.mean > 0.5 and report.sinks.left_out == 0 and report.warning is None
+    assert report.sinks.mean > 0.5 and report.sinks.left_out == 0 and report.warning() is None
     assert "WARNING" not in str(report) and "attention mass on the first 16 keys (sinks): " in " ".join(report.notes)
 
 
@@ -116,14 +116,26 @@ def test_kept_queries_that_lose_the_sinks_are_told_apart():
     blind = replace(whole, blocks=replace(whole.blocks, indices=indices))
     assert measure(p, rows, blind).mend == "let the block stage keep the first block"
     plan = TokenCoverage(**PICKY)(p)
+    both = plan.then(Streaming(sinks=16, window=32, block_size=16)(plan.compress(p)))
+    indices = both.blocks.indices.clone()
+    indices[indices == 0] = 1
+    of_blocks = replace(both, blocks=replace(both.blocks, indices=indices), fill=SlidingWindow(16))
+    assert measure(p, rows, of_blocks).mend == "let the block stage keep the first block", "the keys are there"
     some = replace(plan.keys, idx=plan.keys.idx[..., SINKS:])
     assert measure(p, rows, Plan(keys=some)).mend == "let the token stage keep the first tokens (sinks)"
+
+
+def test_a_window_with_too_few_sinks_is_told_to_have_more():
+    q = torch.zeros(1, 1, 64, 4)
+    report = Pipeline([TokenCoverage(**PICKY), Decompress(SlidingWindow(1, sinks=1))]).explain(q, q, q)
+    assert report.sinks.mean == pytest.approx(sum(16 / i for i in range(17, 65)) / 48)
+    assert report.warning().endswith(": give SlidingWindow more sinks, not sinks=1")
 
 
 def test_few_keys_have_no_sinks_to_speak_of():
     q = torch.zeros(1, 1, SINKS, 4)
     report = Pipeline([]).explain(q, q, q)
-    assert report.sinks is None and report.warning is None and "sinks" not in str(report)
+    assert report.sinks is None and report.warning() is None and "sinks" not in str(report)
 
 
 class Largest(TorchDispatchMode):
@@ -157,7 +169,7 @@ def test_prompts_count_alike(heads, left_out):
 
 def test_one_head_that_rests_on_them_is_enough():
     others = (0.01,) * 7
-    assert Sinks((HEAD_RESTS, *others), 0.1, "mend").warning() and Sinks((RESTS,) * 8, 0.1, "mend").warning()
+    assert Sinks((HEAD_RESTS, *others), 0.1, "mend").warning() and Sinks((2 * RESTS,) * 8, 0.1, "mend").warning()
     assert Sinks((0.4, *others), 0.1, "mend").warning() is None, "the embedded model has such heads"
 
 
