@@ -108,6 +108,25 @@ def test_no_query_loses_the_sinks(data, per, tau, sinks, window):
     assert not (first & ~plan.pairs(p)).any()
 
 
+@settings(max_examples=80)
+@given(data=st.data(), m=st.integers(1, 5))
+def test_no_query_loses_the_first_block(data, m):
+    """By any block stage with its defaults but the size of a block, alone and on what a token stage left."""
+    p = data.draw(problems(causal=True) | padded())
+    assume(p.causal and p.q.shape[2] <= p.k.shape[2])
+    flex = (FlexPrefill(gamma=0.3, tau=tau, block_size=m) for tau in (0.0, 1.0))
+    some = TokenCoverage(0.9, window=1, pool=1, min_tokens=0, sinks=m)
+    for stage in (
+        *flex,
+        BlockTopK(0.01, m),
+        Streaming(window=1, block_size=m),
+        BlockThreshold(1.0, window=1, block_size=m),
+    ):
+        for pipeline in (Pipeline([stage]), Pipeline([some, stage, Decompress(SlidingWindow(1, sinks=m))])):
+            first = to_heads(p.k_pos < m, p.q.shape[1])[..., None, :] & p.visible()
+            assert not (first & ~pipeline(p).pairs(p)).any(), str(pipeline)
+
+
 def test_sinks_are_seen_unless_someone_says_otherwise():
     assert SlidingWindow().sinks == TokenCoverage().sinks == Streaming().sinks // 8 == 16
 
