@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bench.front.claims import CLAIMS
+from bench.front.claims import CLAIMS, TARGETS
 from bench.front.measured import Measured, read_all, runs_of_times
 from bench.front.pipelines import PAPERS, PUBLISHED
 from bench.records import FOLDER, ROOT
@@ -50,6 +50,7 @@ model is measured by `sparsekit eval MODEL`.
 
 {ABOUT}
 """
+NOT_CLAIMED = "Meant, and not claimed: the records do not show it on every model. Check a recipe before you rely on it."
 STEPS = "| | pipeline | spec | answers | difference | text, nats | density | speed-up |"
 
 
@@ -61,7 +62,7 @@ def main(
 ) -> None:
     """Bring docs/front.md and the table of recipes in the README up to date with the records."""
     models, others = read_all(records), read_all(records / "confirmation")
-    shown = "\n\n".join((table(models, ends_only=True, papers=PUBLISHED), README))
+    shown = "\n\n".join((table(models, ends_only=True, papers=PUBLISHED), *(part.strip() for part in claims()), README))
     texts = {docs / "front.md": page(models, others)}
     texts[readme] = MARKED.sub(lambda found: f"{found[1]}\n{shown}{found[2]}", readme.read_text())
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
@@ -140,9 +141,11 @@ def specs() -> list[str]:
 
 
 def claims() -> list[str]:
-    """Return what is claimed of them, which the tests check on every model in the tables."""
-    listed = [f"- `{name}`: {claim}" for name, claim in CLAIMS.items()]
-    return ["Claimed, and checked against both tables by the tests:\n", "\n".join(listed) + "\n"] if listed else []
+    """Return what is claimed of them, which the tests check on every model in the tables, and what is not."""
+    listed = lambda some: "\n".join(f"- `{name}`: {claim}" for name, claim in some.items()) + "\n"  # noqa: E731
+    meant = {name: claim for name, claim in TARGETS.items() if name not in CLAIMS}
+    parts = ["Claimed, and checked against both tables by the tests:\n", listed(CLAIMS)] if CLAIMS else []
+    return parts + ([f"{NOT_CLAIMED}\n", listed(meant)] if meant else [])
 
 
 def tasks(measured: Measured) -> list[str]:
