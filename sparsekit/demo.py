@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 
 from . import testbed
 from .evaluation.comparison import DENSE, Prompts, compare
@@ -27,12 +27,12 @@ from .testbed.source import Bytes
 PIPELINES = {
     "dense": "dense",
     "token": "token_coverage(tau=0.2)",
-    "token + window": "token_coverage(tau=0.2) | decompress(fill=sliding_window(128, sinks=0))",
-    "token + window + sinks": "token_coverage(tau=0.2) | decompress(fill=sliding_window(128))",
+    "+ window": "token_coverage(tau=0.2) | decompress(fill=sliding_window(128, sinks=0))",
+    "+ window, sinks": "token_coverage(tau=0.2) | decompress(fill=sliding_window(128))",
     "block": "flex_prefill(gamma=0.95)",
     "stacked": "token_coverage(tau=0.05) | flex_prefill(gamma=0.99) | decompress(fill=sliding_window(128))",
 }
-BESIDE = ("token", "token + window", "token + window + sinks")  # the same tokens: drawn side by side
+BESIDE = ("token", "+ window", "+ window, sinks")  # the same choice of tokens: drawn side by side
 TIMED = {"cpu": 1, "cuda": 3}  # passes of the first question that times are of: one takes seconds on a CPU
 
 
@@ -88,7 +88,7 @@ class Demo:
         first = self.rows[0]
         asked = len(self.answers[first.pipeline])
         table = Table(
-            "pipeline",
+            Column("pipeline", no_wrap=True),
             title=f"{asked} questions about {first.length:,} bytes of real text, on {self.device}",
             caption="attention: deciding and attending in all layers; prefill: the whole model, to the first token",
         )

@@ -89,6 +89,7 @@ def draw_fills(
     has a text for each, such as the answers right. Returns `path`, written whole. Raises ImportError without
     matplotlib.
     """
+    needs("matplotlib", "plots")
     figure = new_figure(5.2 * len(plans), 7.6)
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
@@ -154,6 +155,7 @@ def draw_profile(profile: "LayerProfile", path: Path | str) -> Path:
 
     Returns `path`. Raises ImportError without matplotlib.
     """
+    needs("matplotlib", "plots")
     figure = new_figure(9, 7 if profile.sinks else 4)
     from matplotlib.patches import Patch
 
