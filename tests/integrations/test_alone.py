@@ -17,7 +17,6 @@ BLOCKS = FlexPrefill(gamma=0.5, block_size=8)
 FILLS = st.one_of(
     st.just(Zeros()),
     st.builds(SlidingWindow, st.integers(1, 90), st.integers(0, 9)),
-    st.builds(SlidingWindow, st.integers(1, 90), queries=st.just("all")),
 )
 PIPELINES = st.builds(
     lambda stages, fill, last: Pipeline([*stages, Decompress(fill, dense_last=last)]),
