@@ -2,10 +2,16 @@
 
 One process alone takes the times first. Then several ask, each its share of the prompts, on the GPUs that are there:
 one would idle while the host prepares a short call. What the output has already is not asked again, so a run that was
-cut off goes on. Of bench/records/front/, each with --device cuda --processes 16 --each 16:
+cut off goes on. Of bench/records/front/, each with --device cuda:
 
-    embedded.jsonl               --lengths 32K,64K,128K
-    confirmation/embedded.jsonl  --lengths 32K,128K --timed 0 --seed 4000000 --packages hypothesis,pytest,rich,pygments
+    embedded.jsonl               --processes 16 --each 16 --lengths 32K,64K,128K
+    confirmation/embedded.jsonl  --processes 16 --each 16 --lengths 32K,128K --timed 0 --seed 4000000
+                                 --packages hypothesis,pytest,rich,pygments
+    qwen2.5-coder-0.5b.jsonl     --model qwen2.5-coder-0.5b/model.gguf --half 0-11 --processes 8 --each 8 --timed 1
+                                 --lengths 8K,16K --tasks needle_values,needle_questions,needle_before,
+                                 variable_tracking,facts_to_combine,common_words,copy_span
+                                 --only "FlexPrefill .95;FlexPrefill .99;tokens .005, zeros;last 128;128 vote |;
+                                 lossless;balanced;fast" (its times at 8K were left out: one pass, slower than at 16K)
 """
 
 import time

@@ -14,7 +14,6 @@ from fractions import Fraction
 import numpy as np
 
 Z = statistics.NormalDist().inv_cdf(0.975)  # of a 95% interval
-DRAWS = 10_000  # of a bootstrap
 FINEST = 5040  # parts of an answer count in this many steps at most, when signs are flipped
 
 
@@ -98,19 +97,6 @@ def mean_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     value, n = statistics.fmean(gaps), len(gaps)
     half = _student(n - 1) * statistics.stdev(gaps) / math.sqrt(n) if n > 1 else math.inf
     return Estimate(value, value - half, value + half, n)
-
-
-def bootstrap_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """The mean of ours - theirs, of anything, both on the same prompts in the same order.
-
-    The interval is the percentile bootstrap's (Efron 1979): it needs 10 prompts or more, and has no width where all
-    differences are the same. Raises ValueError for no prompts, or sequences that do not pair.
-    """
-    _check_pairs(ours, theirs)
-    gaps = np.subtract(ours, theirs)
-    means = np.random.default_rng(0).choice(gaps, (DRAWS, len(gaps))).mean(1)
-    low, high = map(float, np.quantile(means, (0.025, 0.975)))
-    return Estimate(float(gaps.mean()), low, high, len(gaps))
 
 
 def _wilson(share: float, n: int, worth: float) -> Estimate:

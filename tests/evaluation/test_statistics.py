@@ -5,7 +5,6 @@ import random
 import statistics
 from itertools import product
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +12,6 @@ from strategies import SEEDS
 
 from sparsekit.evaluation.statistics import (
     Estimate,
-    bootstrap_difference,
     certainty,
     difference,
     mean,
@@ -208,26 +206,3 @@ def test_bad_parts_are_refused():
         difference([float("nan")], [1.0])
     with pytest.raises(ValueError, match="theirs: got 1 parts for the 2 of ours"):
         difference([1.0, 1.0], [1.0])
-
-
-@given(st.lists(st.floats(0, 8), min_size=1, max_size=20), st.floats(-3, 3))
-def test_a_bootstrap_moves_with_its_differences(theirs, by):
-    found = bootstrap_difference([x + by for x in theirs], theirs)
-    for value in (found.value, found.low, found.high):
-        assert math.isclose(value, by, abs_tol=1e-9)
-
-
-def test_a_bootstrap_holds_the_truth_as_often_as_it_says():
-    rng, held = np.random.default_rng(0), 0
-    for _ in range(400):
-        gaps = rng.normal(0.3, 1.0, 30)
-        found = bootstrap_difference(gaps.tolist(), [0.0] * 30)
-        assert found.low <= found.value <= found.high
-        held += found.low <= 0.3 <= found.high
-    assert 0.89 < held / 400 < 0.98
-
-
-def test_a_bootstrap_needs_pairs():
-    for ours, theirs in (([], []), ([1.0], [1.0, 2.0])):
-        with pytest.raises(ValueError, match="theirs: got .* allowed is one for each"):
-            bootstrap_difference(ours, theirs)
