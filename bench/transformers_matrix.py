@@ -332,11 +332,12 @@ def _sweeps(records: Path) -> Iterator[str]:
 
 
 HOW = transformers_sweep
-SWEEP = f"""From `python bench/transformers_sweep.py`: tiny models as transformers' own model tests build them, with
-random weights of standard deviation {HOW.SPREAD}. Each is called with {HOW.TOKENS} random tokens, with a left-padded
-batch of them, with what its tests give it (images, sounds), and with random tokens after that, under `{HOW.DENSE}` and
-`{HOW.KEEP_ALL}`, which must change nothing, and under `{HOW.SPARSE}`. Names are
-without ForCausalLM and the like.
+SWEEP = f"""From `python bench/transformers_sweep.py`: tiny models as transformers' own model tests build them or, where
+none does, of a small config by its fields' names, with random weights of standard deviation {HOW.SPREAD}. Each is
+called with {HOW.TOKENS} random tokens, with a left-padded batch of them, with what its tests give it (images, sounds),
+and with random tokens after that; random numbers stand for another part's output where it needs one. Under
+`{HOW.DENSE}` and `{HOW.KEEP_ALL}` nothing may change; `{HOW.SPARSE}` tells which
+layers are sparse. Names are without ForCausalLM and the like.
 """
 
 
