@@ -1,10 +1,14 @@
 """Block threshold: the key blocks that matter about as much as the best one, found without sorting.
 
-Scored: for each query block and key/value group, every key block by the sum over the block's queries, of all heads of
-the group, of exp(q . mean key), each block of keys for the queries that see its first token. Kept: the blocks that
-score at least `alpha` times as much as the best one. Always kept: the blocks of the first `sinks` tokens, every block
-that a query's last `window` keys reach, and the diagonal.
-Source: FlashPrefill, arXiv:2603.06199, and FlashPrefill V2, arXiv:2608.19758; alpha .08 to .18 there, by model.
+Scored, for each query block and key/value group: every key block. With queries "each", by the sum over the block's
+queries, of all heads of the group, of exp(q . mean key), each block of keys for the queries that see its first token;
+kept are the blocks that score at least `alpha` times as much as the best one. With queries "mean", by
+exp(mean query . mean key) of each head; kept are the blocks that score at least `alpha` times as much as the best one
+of some head of the group. Always kept: the blocks of the first `sinks` tokens, every block that a query's last `window`
+keys reach, and the diagonal.
+Source: FlashPrefill, arXiv:2603.06199, and FlashPrefill V2, arXiv:2608.19758, which score each query; alpha .08 to .18
+there, by model. The mean query is that of MInference's block-sparse pattern, arXiv:2407.02490: `block_size` times
+cheaper, and one query with large scores does not hide what the others look for.
 Differs from the authors' code: a query block holds `block_size` positions of every head of a group (theirs 128 rows of
 heads and positions together); the last queries are not dense unless `Decompress(dense_last=...)` says so (theirs: the
 last two query blocks); blocks that are left out are not replaced by their means; means skip padding; batches run.
@@ -19,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import dispatch
-from ..parameters import check_amount, check_ratio, check_size
+from ..parameters import check_amount, check_choice, check_ratio, check_size
 from ..plan import Blocks, Plan
 from ..problem import Problem, to_heads
 from .streaming import sinks_and_band
@@ -35,6 +39,7 @@ class BlockThreshold:
     sinks: int = 256  # first tokens every query sees, >= 0
     window: int = 512  # nearest keys every query sees, itself among them, >= 1
     block_size: int = 128  # tokens, >= 1, of queries and of keys
+    queries: str = "each"  # "each" query of a block scores, as published, or their "mean", for each head
     chooses: ClassVar[str] = "blocks"
 
     def __post_init__(self) -> None:
@@ -42,6 +47,7 @@ class BlockThreshold:
         check_amount(self, "sinks", 0)
         check_amount(self, "window", 1)
         check_size("block_size", self.block_size)
+        check_choice("queries", self.queries, ("each", "mean"))
 
     def __call__(self, problem: Problem) -> Plan:
         p, m, H = problem, self.block_size, problem.q.shape[1]
@@ -55,10 +61,27 @@ class BlockThreshold:
         open_ = start < rows.amax((2, 4))[..., None]  # [B, G, I, J], some pair is visible
         if p.window is not None:  # positions ascend: the first row of a block sees furthest back
             open_ = open_ & (start + m > grouped(p.start())[..., ::m].amin(2)[..., None])
-        scores = _scores(p, means, rows, start).masked_fill(~open_, 0.0)
-        best = scores >= self.alpha * scores.amax(-1, keepdim=True)
+        if self.queries == "mean":
+            near = _near_for_some_head(p, means, open_, self.alpha, m)
+        else:
+            scores = _scores(p, means, rows, start).masked_fill(~open_, 0.0)
+            near = scores >= self.alpha * scores.amax(-1, keepdim=True)
         forced = grouped(sinks_and_band(p, self.sinks, self.window, m)).any(2)
-        return Plan(blocks=Blocks.of(forced | (open_ & best), (m, m)))
+        return Plan(blocks=Blocks.of(forced | (open_ & near), (m, m)))
+
+
+def _near_for_some_head(p: Problem, means: Tensor, open_: Tensor, alpha: float, m: int) -> Tensor:
+    """Return [B, G, I, J]: exp(mean query . mean key) is at least `alpha` times that of some head's best block."""
+    B, G, I, J = open_.shape  # noqa: E741
+    q = dispatch.run("block_means", p.q.device.type, p.q, p.q_pos, m).view(B, G, -1, I, p.q.shape[-1])
+    step = max(1, ENTRIES // (B * G * q.shape[2] * J))
+    parts = []
+    for i in range(0, I, step):
+        some = slice(i, i + step)
+        scores = torch.einsum("bgrid,bgjd->bgrij", q[:, :, :, some].to(means.dtype), means) * p.scale
+        scores = scores.nan_to_num(0.0, 0.0, 0.0).masked_fill(~open_[:, :, None, some], -math.inf)
+        parts.append((scores >= scores.amax(-1, keepdim=True) + math.log(alpha)).any(2))
+    return torch.cat(parts, 2)
 
 
 def _scores(p: Problem, means: Tensor, rows: Tensor, start: Tensor) -> Tensor:
@@ -85,5 +108,6 @@ EXAMPLES = (
     BlockThreshold(alpha=0.5, sinks=1, window=1, block_size=2),
     BlockThreshold(alpha=0.9, sinks=4, window=5, block_size=4),
     BlockThreshold(alpha=1.0, sinks=0, window=1, block_size=3),
+    BlockThreshold(alpha=0.7, sinks=2, window=3, block_size=2, queries="mean"),
 )
 DENSE = BlockThreshold(alpha=0.0)

@@ -253,3 +253,18 @@ def test_large_activations_in_float16_choose_what_they_choose_in_float32():
         wide, half = (Problem.of(*y, scale=1 / 320_000) for y in (x, [t.half() for t in x]))
         a, b = stage(wide), stage(half)
         assert abs(a.density(wide) - b.density(half)) < 0.02
+
+
+def test_block_threshold_chooses_what_it_chooses_on_a_cpu():
+    """Each key block has a topic, and each head asks for one of them: no score is near the threshold."""
+    L, H, G, m = 4096, 8, 2, 128
+    topics = torch.eye(64)[torch.randint(16, (1, G, L // m), generator=torch.Generator().manual_seed(1))]
+    wanted = torch.eye(64)[torch.randint(16, (1, H, L // m), generator=torch.Generator().manual_seed(2))]
+    k, q = (8 * x.repeat_interleave(m, 2) for x in (topics, wanted))
+    stage = sk.BlockThreshold(alpha=0.1, sinks=128, window=256)
+    here = Problem.of(q, k, k)
+    there = Problem.of(*(x.to("cuda", torch.bfloat16) for x in (q, k, k)))
+    chosen, expected = stage(there).blocks.mask().cpu(), stage(here).blocks.mask()
+    assert torch.equal(chosen, expected) and 0.1 < expected.float().mean() < 0.5
+    no_worse(attend(there, stage(there)).o, plain_torch(there, stage(there)).o, oracle(there, stage(there)).o,
+             torch.bfloat16)  # fmt: skip

@@ -150,29 +150,48 @@ def test_token_coverage_drops_what_nobody_looks_at():
 
 @settings(max_examples=60)
 @given(data=st.data(), m=SIZES, alpha=st.sampled_from([0.01, 0.3, 1.0]), sinks=st.integers(0, 5), w=st.integers(1, 4))
-def test_block_threshold_keeps_what_scores_near_the_best(data, m, alpha, sinks, w):
+@pytest.mark.parametrize("queries", ["each", "mean"])
+def test_block_threshold_keeps_what_scores_near_the_best(queries, data, m, alpha, sinks, w):
     """By the definition, one query block and group at a time; of a chunk and beside padding, too."""
     p = data.draw(problems() | padded())
     assume(p.q.shape[2] <= p.k.shape[2])
     H, G = p.q.shape[1], p.k.shape[1]
-    mask = BlockThreshold(alpha, sinks, w, m)(p).blocks.mask()
+    mask = BlockThreshold(alpha, sinks, w, m, queries)(p).blocks.mask()
     always = to_heads(Streaming(sinks, w, m)(p).blocks.mask(), H)
     seen = p.visible()
     for b, g, i in product(range(p.q.shape[0]), range(G), range(mask.shape[2])):
         heads, rows = slice(g * H // G, (g + 1) * H // G), slice(i * m, (i + 1) * m)
-        energy = torch.full((mask.shape[3],), -torch.inf, dtype=torch.float64)
+        some = seen[b, heads, rows].any(0).any(0)
+        open_ = torch.tensor([bool(some[j * m : (j + 1) * m].any()) for j in range(mask.shape[3])])
+        asking = p.q[b, heads, rows]  # [heads, rows, D]
+        if queries == "mean":
+            asking = asking[:, p.q_pos[b, 0, rows] != PAD].mean(1, keepdim=True).nan_to_num(0.0)
+        energy = torch.full((asking.shape[0] if queries == "mean" else 1, mask.shape[3]), -torch.inf, dtype=p.q.dtype)
         for j in range(mask.shape[3]):
             real = p.k_pos[b, 0, j * m : (j + 1) * m] != PAD
             if real.any():
-                mean = p.k[b, g, j * m : (j + 1) * m][real].mean(0)
-                scores = p.q[b, heads, rows] @ mean * p.scale
-                energy[j] = scores[seen[b, heads, rows, j * m]].logsumexp(0)
-        some = seen[b, heads, rows].any(0).any(0)
-        open_ = torch.tensor([bool(some[j * m : (j + 1) * m].any()) for j in range(mask.shape[3])])
-        edge = energy.max() + math.log(alpha)
-        sure, close = open_ & (energy > edge + 1e-9), (energy - edge).abs() <= 1e-9
+                scores = asking @ p.k[b, g, j * m : (j + 1) * m][real].mean(0) * p.scale
+                if queries == "mean" and open_[j]:
+                    energy[:, j] = scores[:, 0]
+                elif queries == "each":
+                    energy[0, j] = scores[seen[b, heads, rows, j * m]].logsumexp(0)
+        edge = energy.amax(1, keepdim=True) + math.log(alpha)  # of the group, or of each head
+        sure, close = open_ & (energy > edge + 1e-9).any(0), ((energy - edge).abs() <= 1e-9).any(0)
         forced = always[b, heads, i].any(0)
         assert torch.equal((mask[b, g, i] | close), (sure | forced | close))
+
+
+def test_one_loud_query_decides_alone_unless_their_mean_is_taken():
+    """All but one query of the last block look for key block 2, that one for block 1, much harder."""
+    L, m = 512, 64
+    q, k = torch.zeros(1, 1, L, 64), torch.zeros(1, 1, L, 64)
+    k[..., 64:128, 0] = k[..., 128:192, 1] = 8.0
+    q[..., -m:, 1] = 8.0
+    q[..., -1, 0] = 64.0
+    p = Problem.of(q, k, k)
+    each, mean = (BlockThreshold(0.1, 0, 1, m, queries)(p).blocks.mask()[0, 0, -1] for queries in ("each", "mean"))
+    assert each.nonzero().flatten().tolist() == [1, 7]
+    assert mean.nonzero().flatten().tolist() == [2, 7]
 
 
 def test_flex_prefill_finds_verticals_and_slashes():
