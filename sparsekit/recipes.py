@@ -1,8 +1,10 @@
 """Presets, for those who do not want to choose parameters.
 
-A spec may name them: `Pipeline.from_spec("balanced")`, `sparsify(model, "balanced")`. All of them keep tokens by votes
-that are smoothed over 31 neighbours, so that whole lines are kept and not single tokens, and give dropped queries a
-sliding window. The wider the window, the less is lost of the text that follows a prompt, which no answer depends on.
+A spec may name them: `Pipeline.from_spec("balanced")`, `sparsify(model, "balanced")`. All of them keep every key block
+that a query block looks for at least `alpha` times as hard as for its best one, the first 128 tokens and the nearest
+1,024, and give the last 1,024 queries everything: a question is among these, and further text after it. How much that
+leaves out is up to the model and the text: the longer a prompt, the more. `fast` also drops tokens that the end of the
+prompt hardly looks at.
 
 What each of them keeps, and how fast it is, stands in one table, docs/front.md, model by model, and what is claimed of
 it below that. A model of yours may differ: `sparsekit eval MODEL --pipelines 'lossless;balanced;fast' --lengths 8K`
@@ -14,7 +16,10 @@ from collections.abc import Callable, Iterable
 
 from .fills import SlidingWindow
 from .pipeline import Decompress, Pipeline
-from .stages import TokenCoverage
+from .stages import BlockThreshold, TokenCoverage
+
+NEAR = 1024  # keys before a query that it sees
+LAST = Decompress(dense_last=1024)
 
 
 def paper(layers: Iterable[int]) -> dict[int | str, Pipeline | str]:
@@ -29,31 +34,31 @@ def paper(layers: Iterable[int]) -> dict[int | str, Pipeline | str]:
 def lossless() -> Pipeline:
     """For answers and text as dense attention gives them: meant to lose nothing that can be told.
 
-    The last 4096 queries see everything, dropped ones before them the 8192 keys nearest to them and the first tokens.
-    Of a prompt of 32K that is most of it: there and below, dense attention is faster, which `break_even` does not know.
+    Of a prompt of 8K it computes nearly all, of 32K about half: up to there dense attention may be faster.
     """
-    return _smooth(tau=0.2, votes=512, near=8192, dense_last=4096)
+    return Pipeline([_blocks(0.003), LAST])
 
 
 def balanced() -> Pipeline:
     """For most uses: meant to keep nearly all answers, and to cost the text that follows little.
 
-    At 32K it is hardly faster than dense attention, below that slower, unless `break_even` runs it dense.
+    Up to 16K dense attention may be faster.
     """
-    return _smooth(tau=0.2, votes=512, near=512)
+    return Pipeline([_blocks(0.01), LAST])
 
 
 def fast() -> Pipeline:
-    """For single questions about a long text: what is asked before the last 128 tokens is missed more often.
+    """For long texts with a question at their end: meant to keep most answers; the text that follows suffers.
 
-    At 32K it is hardly faster than dense attention, below that slower, unless `break_even` runs it dense.
+    Tokens are chosen by what the last 512 queries look at. A dropped query sees the 1,024 keys nearest to it and the
+    first tokens. Up to 8K dense attention may be faster.
     """
-    return _smooth(tau=0.2, votes=128, near=128)
+    voted = TokenCoverage(tau=0.02, window=512, pool=31)  # pool: whole lines are kept and not single tokens
+    return Pipeline([voted, _blocks(0.01), Decompress(SlidingWindow(NEAR), LAST.dense_last)])
 
 
-def _smooth(tau: float, votes: int, near: int, dense_last: int = 0) -> Pipeline:
-    fill = SlidingWindow(near)
-    return Pipeline([TokenCoverage(tau=tau, window=votes, pool=31), Decompress(fill, dense_last)])
+def _blocks(alpha: float) -> BlockThreshold:
+    return BlockThreshold(alpha=alpha, sinks=128, window=NEAR, queries="mean")
 
 
 PIPELINES: dict[str, Callable[[], Pipeline]] = {"lossless": lossless, "balanced": balanced, "fast": fast}

@@ -1,7 +1,6 @@
 """The pipelines that are asked, by name: the papers' methods over their parameters, and the recipes."""
 
 from collections.abc import Sequence
-from itertools import product
 
 from sparsekit import Pipeline, recipes
 from sparsekit.schedules import Layers
@@ -70,27 +69,36 @@ def smooth() -> dict[str, str | Layers]:
 
 def leads(half: str) -> dict[str, str | Layers]:
     """What may become recipes. `half` is the first half of the layers: in the others most queries need little."""
-    deep = "streaming(sinks=128, window=1024) | decompress(dense_last=128)"
-    near = "decompress(fill=sliding_window(1024))"
-    last = "decompress(dense_last=128)"
+    last = "decompress(dense_last=1024)"
+    flex = blocks(0.99)
+
+    def smoothed(tau: float, votes: int, window: int, *stages: str, last: int = 1024) -> str:
+        fill = f"decompress(fill=sliding_window({window}), dense_last={last})"
+        return tokens(tau, *stages, fill, pool=31, window=votes)
+
     found: dict[str, str | Layers] = {
-        f"threshold {_short(alpha)}, last 128": f"block_threshold(alpha={alpha}) | {last}" for alpha in (0.03, 0.1)
+        f"threshold {_short(alpha)}, last 1024": f"{threshold(alpha)} | {last}" for alpha in (0.001, 0.03, 0.1)
     }
-    for tau, votes in product((0.02, 0.05), (128, 512)):
-        name = f"smooth {_short(tau)}, {votes} vote"
-        found[f"{name}, window 1024"] = tokens(tau, near, pool=31, window=votes)
-        found[f"{name} | FlexPrefill .99, window 1024"] = tokens(tau, blocks(0.99), near, pool=31, window=votes)
-    found["smooth .05, 128 vote | threshold .03, window 1024"] = tokens(
-        0.05, "block_threshold(alpha=0.03)", near, pool=31
-    )
+    found["threshold .003 of each query, last 1024"] = f"block_threshold(alpha=0.003, window=1024) | {last}"
+    found["FlexPrefill .99, last 1024"] = f"{flex} | {last}"
+    found["threshold .03 and FlexPrefill .95, last 1024"] = f"union([{threshold(0.03)}, {blocks(0.95)}]) | {last}"
+    for tau, votes, window in ((0.2, 512, 512), (0.2, 128, 128)):
+        found[f"smooth {_short(tau)}, {votes} vote, window {window}"] = smoothed(tau, votes, window, last=0)
+    for tau, votes, window in ((0.2, 512, 1024), (0.05, 128, 2048), (0.02, 128, 2048)):
+        found[f"smooth {_short(tau)}, {votes} vote, window {window}, last 1024"] = smoothed(tau, votes, window)
+    found["smooth .02, 128 vote | FlexPrefill .99, window 2048, last 1024"] = smoothed(0.02, 128, 2048, flex)
+    found["smooth .02, 128 vote | threshold .03, window 1024, last 1024"] = smoothed(0.02, 128, 1024, threshold(0.03))
     if half:
-        shallow = {"dense": "dense", "FlexPrefill .99": blocks(0.99)}
-        shallow |= {f"threshold {_short(alpha)}": f"block_threshold(alpha={alpha})" for alpha in (0.03, 0.1)}
-        for name, spec in shallow.items():
-            found[f"{name}, then streaming, last 128"] = {half: spec, "default": deep}
-        then = tokens(0.2, "decompress(fill=sliding_window(512), dense_last=128)", pool=31)
-        found["threshold .03, then smooth .2, last 128"] = {half: "block_threshold(alpha=0.03)", "default": then}
+        streaming = "streaming(sinks=128, window=1024) | decompress(dense_last=128)"
+        found["dense, then streaming, last 128"] = {half: "dense", "default": streaming}
+        found["dense, then smooth .1, window 2048, last 1024"] = {half: "dense", "default": smoothed(0.1, 512, 2048)}
+        for name, spec in {"threshold .01": f"{threshold(0.01)} | {last}", "FlexPrefill .99": flex}.items():
+            found[f"{name}, then smooth .1, window 1024, last 1024"] = {half: spec, "default": smoothed(0.1, 512, 1024)}
     return found
+
+
+def threshold(alpha: float) -> str:
+    return f'block_threshold(alpha={alpha}, sinks=128, window=1024, queries="mean")'
 
 
 def _short(x: float) -> str:

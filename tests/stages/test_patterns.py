@@ -181,6 +181,15 @@ def test_block_threshold_keeps_what_scores_near_the_best(queries, data, m, alpha
         assert torch.equal((mask[b, g, i] | close), (sure | forced | close))
 
 
+def test_a_query_does_not_score_a_key_block_that_begins_after_it():
+    """Positions 10 to 13 are a block of queries; the last key block begins at 12, and the query at 10 would love it."""
+    q, k = torch.zeros(1, 1, 6, 4), torch.zeros(1, 1, 16, 4)
+    k[..., :4, 0] = k[..., 12:, 3] = 2.0
+    q[..., 0], q[..., 0, 3] = 3.0, 30.0
+    kept = BlockThreshold(0.1, 0, 1, 4)(Problem.of(q, k, k)).blocks.mask()[0, 0, 0]
+    assert kept.tolist() == [True, False, True, True], "the first scores best, the last two are near"
+
+
 def test_one_loud_query_decides_alone_unless_their_mean_is_taken():
     """All but one query of the last block look for key block 2, that one for block 1, much harder."""
     L, m = 512, 64
