@@ -11,6 +11,7 @@ from torch import Tensor
 from bench.contender import Contender
 from sparsekit import Blocks, Pipeline, Plan, Problem, SlidingWindow, Tokens, attend, dispatch
 from sparsekit.pipeline import Clock
+from sparsekit.recipes import PIPELINES
 
 BLOCK, COPY = 128, "device copy"
 WINDOW = "decompress(fill=sliding_window(128))"
@@ -93,6 +94,8 @@ STAGES = [
     Case("TokenCoverage", spec=spec("token_coverage(tau=0.2)")),
     Case("TokenCoverage, window fill", spec=spec(f"token_coverage(tau=0.2) | {WINDOW}")),
     *FLEX_PREFILL,
+    Case("BlockThreshold, alpha 0.01", spec=spec('block_threshold(alpha=0.01, queries="mean")')),
+    *(Case(f"recipe {name}", spec=spec(name)) for name in PIPELINES),
     Case("stacked", spec=coverage(0.3, FLEX[0.95])),
     Case("stacked, window fill", spec=coverage(0.3, FLEX[0.95], WINDOW)),
     Case("stacked, auto", spec=coverage(0.3, FLEX[0.95]), break_even="auto"),

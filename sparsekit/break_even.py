@@ -39,7 +39,12 @@ class Prices:
 
 
 # by compute capability, from bench/records
-MEASURED = {(9, 0): Prices(700.0, {"TokenCoverage": Price(2.0, 0.6), "FlexPrefill": Price(3.7, 1.3)})}
+MEASURED = {
+    (9, 0): Prices(
+        700.0,
+        {"TokenCoverage": Price(2.0, 0.6), "FlexPrefill": Price(3.7, 1.3), "BlockThreshold, mean": Price(2.0, 0.5)},
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def prices(device: torch.device) -> Prices | None:
 def estimate(stages: Sequence[Any], problem: Problem) -> Estimate | None:
     """None where a stage, or the device, has not been measured."""
     known = prices(problem.q.device)
-    names = [type(stage).__name__ for stage in stages]
+    names = [_name(stage) for stage in stages]
     if known is None or not all(name in known.stages for name in names):
         return None
     (B, H, Q, D), K = problem.q.shape, problem.k.shape[2]
@@ -71,6 +76,12 @@ def estimate(stages: Sequence[Any], problem: Problem) -> Estimate | None:
         pairs = min(pairs, Q * problem.window)
     dense = 2 * B * H * pairs * (D + problem.v.shape[3]) / known.rate / 1e9
     return Estimate(dense, sum(known.stages[name].ms(problem) for name in names))
+
+
+def _name(stage: Any) -> str:
+    """Return the name of what a stage does; how its queries score is another amount of work."""
+    queries = getattr(stage, "queries", None)
+    return f"{type(stage).__name__}, {queries}" if queries else type(stage).__name__
 
 
 def worth_it(stages: Sequence[Any], limit: str | int, problem: Problem) -> bool:

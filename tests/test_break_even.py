@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import sparsekit as sk
 from bench.records import FOLDER, read
 from bench.report import latest
-from sparsekit import Pipeline, Plan, Problem, TokenCoverage, break_even, dispatch, oracle
+from sparsekit import Pipeline, Plan, Problem, TokenCoverage, break_even, dispatch, oracle, recipes
 
 STAGE = TokenCoverage(tau=0.5, window=4, min_tokens=2, sinks=2)
 KNOWN = break_even.Prices(1e-5, {"TokenCoverage": break_even.Price(1.5, 3000.0)})
@@ -125,8 +125,19 @@ def test_nothing_measured_runs_the_stages():
     assert Pipeline([STAGE])(problem(16)).queries is not None
 
 
-def test_a_stage_that_is_not_measured_runs(measured):
+def test_a_stage_that_is_not_measured_runs(measured, monkeypatch):
     assert break_even.estimate([sk.FlexPrefill()], problem(16)) is None
+    monkeypatch.setattr(break_even, "prices", lambda device: break_even.MEASURED[9, 0])
+    each, mean = (sk.BlockThreshold(queries=queries) for queries in ("each", "mean"))
+    assert break_even.estimate([each], problem(16)) is None, "its mean query alone was timed"
+    assert not break_even.estimate([mean], problem(16)).worth
+
+
+@pytest.mark.parametrize("name", recipes.PIPELINES)
+def test_a_recipe_is_dense_on_a_short_prompt(name, monkeypatch):
+    monkeypatch.setattr(break_even, "prices", lambda device: break_even.MEASURED[9, 0])
+    q, k = (torch.randn(1, h, 1024, 128) for h in (32, 8))
+    assert recipes.PIPELINES[name]()(Problem.of(q, k, k)) == Plan()
 
 
 @given(K=st.integers(1, 400), H=st.sampled_from([1, 2, 8]), causal=st.booleans())
