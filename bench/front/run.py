@@ -7,11 +7,15 @@ cut off goes on. Of bench/records/front/, each with --device cuda:
     embedded.jsonl               --processes 16 --each 16 --lengths 32K,64K,128K
     confirmation/embedded.jsonl  --processes 16 --each 16 --lengths 32K,128K --timed 0 --seed 4000000
                                  --packages hypothesis,pytest,rich,pygments
-    qwen2.5-coder-0.5b.jsonl     --model qwen2.5-coder-0.5b/model.gguf --half 0-11 --processes 8 --each 8 --timed 1
-                                 --lengths 8K,16K --tasks needle_values,needle_questions,needle_before,
-                                 variable_tracking,facts_to_combine,common_words,copy_span
-                                 --only "FlexPrefill .95;FlexPrefill .99;tokens .005, zeros;last 128;128 vote |;
-                                 lossless;balanced;fast"
+    qwen2.5-coder-0.5b.jsonl     --model qwen2.5-coder-0.5b --low 7-14,18-19,22-23 --half 0-11 --processes 16 --each 16
+                                 --timed 2 --lengths 8K,16K,32K --tasks needle_before,needle_questions,
+                                 facts_to_combine,variable_tracking,common_words,copy_span,needle_keys,needle_single
+                                 --only "lossless;balanced;fast;FlexPrefill .9;FlexPrefill .95;FlexPrefill .99;
+                                 FlexPrefill .995;tokens .005, zeros;tokens .005, zeros, low;
+                                 tokens .005 | FlexPrefill .95, zeros, low;smooth .2, 128 vote, window 128, no sinks;
+                                 smooth .2, 512 vote, window 512, no sinks;smooth .2, 512 vote, window 8192, no sinks"
+
+The last was cut off: it holds 8 of the 16 seeds, at 8K and 16K.
 """
 
 import time
