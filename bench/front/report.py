@@ -40,7 +40,7 @@ with least drift."""
 README = f"""{ABOUT}
 
 Lengths between, other seeds, another text and the best of what else was tried: [docs/front.md](docs/front.md). `make
-results` writes both from the records.
+results` writes both from the records. How the recipes were chosen: [docs/recipes.md](docs/recipes.md).
 """
 PAGE = f"""# Accuracy against speed
 
