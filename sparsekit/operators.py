@@ -178,6 +178,14 @@ def sliding_window(problem: Problem, plan: Plan) -> tuple[Tensor, Tensor]:
 
 
 @_operator
+def threshold_blocks(problem: Problem, alpha: float, sinks: int, near: int, size: int) -> tuple[Tensor, Tensor]:
+    longest = torch.library.get_ctx().new_dynamic_size(min=1)
+    q, heads = problem.q, max(problem.k.shape[1], problem.k_pos.shape[1])
+    lists = q.shape[0], heads, -(-q.shape[2] // size)
+    return q.new_empty(lists, dtype=torch.int32), q.new_empty(*lists, longest, dtype=torch.int32)
+
+
+@_operator
 def token_budget(votes: Tensor, tau: float, most: Tensor) -> Tensor:
     return votes.new_empty(votes.shape[0], dtype=torch.int64)
 

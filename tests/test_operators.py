@@ -75,6 +75,7 @@ CASES = {
     "seen_blocks": lambda: [(plans()[1].blocks, problem(padded=pad).reach()) for pad in (False, True)],
     "select_tokens": lambda: [(rand(0, B, h, N), ints([[3], [9]]).expand(B, h)) for h in (1, H)],
     "sliding_window": lambda: [(problem(w), filled()) for w in (None, 7)],
+    "threshold_blocks": lambda: [(problem(w, pad), 0.5, 1, 3, M) for w, pad in ((None, False), (7, True))],
     "token_budget": lambda: [(rand(0, B, N).abs(), 0.4, most) for most in (torch.tensor(9), ints([3, 20]))],
     "token_votes": lambda: [
         (rand(0, B, H, N).abs(), *lengths, 3, 2)

@@ -60,5 +60,6 @@ def _samples(device: torch.device) -> dict[str, tuple[str, tuple]]:
         "query_aware": ("query_aware", (x[:, :, 0], x, scores, p.lengths()[1], 1.0, 0.1)),
         "seen_blocks": ("seen_blocks", (blocks.blocks, p.reach())),
         "block_means": ("block_means", (x, p.q_pos, 128)),
+        "threshold_blocks": ("threshold_blocks", (p, 0.1, 16, 64, 128)),
         "vertical_slash_blocks": ("vertical_slash_blocks", (some, some, some.int(), some.int(), None, (128, 128))),
     }

@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import dispatch
+from ..band import sinks_and_band
 from ..parameters import check_amount, check_choice, check_ratio, check_size
 from ..plan import Blocks, Plan
 from ..problem import Problem, to_heads
-from .streaming import sinks_and_band
 
 ENTRIES = 2**24  # scores that exist at a time: 64 MiB in float32
 
@@ -53,6 +53,9 @@ class BlockThreshold:
         p, m, H = problem, self.block_size, problem.q.shape[1]
         if self.alpha == 0:
             return Plan()
+        if self.queries == "mean":
+            given = p, self.alpha, self.sinks, self.window, m
+            return Plan(blocks=dispatch.run("threshold_blocks", p.q.device.type, *given))
         means = dispatch.run("block_means", p.k.device.type, p.k, p.k_pos, m)  # [B, G, J, D]
         grouped = lambda x: to_heads(x, H).unflatten(1, (means.shape[1], -1))  # noqa: E731
         start = torch.arange(means.shape[2], device=means.device) * m
@@ -61,27 +64,10 @@ class BlockThreshold:
         open_ = start < rows.amax((2, 4))[..., None]  # [B, G, I, J], some pair is visible
         if p.window is not None:  # positions ascend: the first row of a block sees furthest back
             open_ = open_ & (start + m > grouped(p.start())[..., ::m].amin(2)[..., None])
-        if self.queries == "mean":
-            near = _near_for_some_head(p, means, open_, self.alpha, m)
-        else:
-            scores = _scores(p, means, rows, start).masked_fill(~open_, 0.0)
-            near = scores >= self.alpha * scores.amax(-1, keepdim=True)
+        scores = _scores(p, means, rows, start).masked_fill(~open_, 0.0)
+        best = scores >= self.alpha * scores.amax(-1, keepdim=True)
         forced = grouped(sinks_and_band(p, self.sinks, self.window, m)).any(2)
-        return Plan(blocks=Blocks.of(forced | (open_ & near), (m, m)))
-
-
-def _near_for_some_head(p: Problem, means: Tensor, open_: Tensor, alpha: float, m: int) -> Tensor:
-    """Return [B, G, I, J]: exp(mean query . mean key) is at least `alpha` times that of some head's best block."""
-    B, G, I, J = open_.shape  # noqa: E741
-    q = dispatch.run("block_means", p.q.device.type, p.q, p.q_pos, m).view(B, G, -1, I, p.q.shape[-1])
-    step = max(1, ENTRIES // (B * G * q.shape[2] * J))
-    parts = []
-    for i in range(0, I, step):
-        some = slice(i, i + step)
-        scores = torch.einsum("bgrid,bgjd->bgrij", q[:, :, :, some].to(means.dtype), means) * p.scale
-        scores = scores.nan_to_num(0.0, 0.0, 0.0).masked_fill(~open_[:, :, None, some], -math.inf)
-        parts.append((scores >= scores.amax(-1, keepdim=True) + math.log(alpha)).any(2))
-    return torch.cat(parts, 2)
+        return Plan(blocks=Blocks.of(forced | (open_ & best), (m, m)))
 
 
 def _scores(p: Problem, means: Tensor, rows: Tensor, start: Tensor) -> Tensor:

@@ -9,13 +9,10 @@ Differs from the authors' code: whole blocks are kept, so a query sees up to `bl
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from jaxtyping import Bool
-from torch import Tensor
-
+from ..band import sinks_and_band
 from ..parameters import check_amount, check_size
 from ..plan import Blocks, Plan
-from ..problem import PAD, Problem
+from ..problem import Problem
 
 
 @dataclass(frozen=True)
@@ -41,26 +38,6 @@ class Streaming:
         known = problem.full and problem.queries_last and problem.causal
         width = -(-self.sinks // m) + -(-(self.window + m) // m) + 1 if known else None
         return Plan(blocks=Blocks.of(mask, (m, m), width))
-
-
-def sinks_and_band(problem: Problem, sinks: int, window: int, block_size: int) -> Bool[Tensor, "B _h I J"]:
-    """Return the blocks that hold one of the first `sinks` keys, or one of the last `window` that a query sees."""
-    m = block_size
-    I, J = -(-problem.q.shape[2] // m), -(-problem.k.shape[2] // m)  # noqa: E741
-    reach = problem.reach()  # [B, h, Q], the query's own key is the last it sees
-    if not problem.causal:
-        n_q, n_k = problem.lengths()  # the band ends where a row's own queries and keys do
-        own = torch.arange(problem.q.shape[2], device=reach.device) + 1 + (n_k - n_q)
-        reach = own.clamp(min=1).minimum(reach)  # [B, h, Q], 0 where the query is padding
-    rows = torch.nn.functional.pad(reach, (0, I * m - reach.shape[2])).unflatten(2, (I, m))
-    last = rows.amax(-1)[..., None]  # [B, h, I, 1]
-    first = rows.masked_fill(rows == 0, PAD).amin(-1)[..., None] - window
-    start = torch.arange(J, device=reach.device) * m
-    near = (start + m > first) & ((start < last) if problem.causal else (start < last + window - 1))
-    mask = near | ((start < sinks) & ((start < last) if problem.causal else (last > 0)))
-    if problem.window is not None:
-        mask = mask & (start + m > problem.start()[..., ::m, None])  # [B, h, I, 1], ascending: the first row's
-    return mask
 
 
 EXAMPLES = (

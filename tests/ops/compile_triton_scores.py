@@ -18,6 +18,7 @@ from sparsekit_kernels.triton import (
     query_aware,
     seen_blocks,
     select_tokens,
+    threshold_blocks,
     token_budget,
     token_votes,
     topk_mask,
@@ -111,6 +112,17 @@ def block_kernels(name):
         count, write = vertical_slash_blocks._count, vertical_slash_blocks._write
         yield f"count extra={extra}", compile_kernel(count, name, pattern | {"counts": "*i32"}, constants)
         yield f"write extra={extra}", compile_kernel(write, name, pattern | {"indices": "*i32"}, constants)
+    for window in (False, True):
+        pointers = tensors("fp32", "q k edges", reach="i64") | (tensors("i64", "start") if window else {})
+        pointers |= {"scale": "fp32", "margin": "fp32"}
+        constants = dict(M=threshold_blocks.ROWS, N=threshold_blocks.KEYS, S=128, D_STEP=threshold_blocks.DIMS)
+        constants |= dict(WIDE=tl.float32)
+        constants |= dict(reach_l=1) | ({"start_l": 1} if window else {"start": None})
+        yield f"edges window={window}", compile_kernel(threshold_blocks._edges, name, pointers, constants)
+        lists = {name: kind for name, kind in pointers.items() if name != "margin"} | tensors("i32", "counts indices")
+        for write in (False, True):
+            kernel = compile_kernel(threshold_blocks._lists, name, lists, constants | dict(WRITE=write))
+            yield f"lists window={window} write={write}", kernel
     pointers = tensors("i32", "reach counts indices whole part")
     yield "seen_blocks", compile_kernel(seen_blocks._seen_blocks, name, pointers, dict(M=128, N=1024))
 

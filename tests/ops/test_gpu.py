@@ -159,9 +159,10 @@ def test_dense_calls_of_known_shapes(D, Dv, Q, K, causal):
 
 
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "cpu"])
-@pytest.mark.parametrize("spec", ["dense", "streaming(sinks=128, window=512)"])
+@pytest.mark.parametrize("spec", ["dense", "streaming(sinks=128, window=512)", "balanced"])
 def test_a_pipeline_of_known_sizes_is_captured_in_a_graph(backend, spec):
-    pipeline = Pipeline([*Pipeline.from_spec(spec).named_form(), sk.Attend(backend, break_even=0)])
+    steps = *Pipeline.from_spec(spec).named_form(), sk.Attend(backend, break_even=0)
+    pipeline = Pipeline(sorted(steps, key=lambda step: isinstance(step, sk.Decompress)))
     x = [torch.randn(1, h, 2048, 128, device="cuda", dtype=torch.bfloat16) for h in (8, 2, 2)]
     try:
         pipeline(*x)  # compiles
@@ -177,7 +178,7 @@ def test_a_pipeline_of_known_sizes_is_captured_in_a_graph(backend, spec):
 
 
 @pytest.mark.parametrize("spec", [
-    "dense", "streaming(sinks=128, window=512)", "block_topk(keep=0.3)",
+    "dense", "streaming(sinks=128, window=512)", "block_topk(keep=0.3)", "balanced",
     "token_coverage(tau=0.3) | decompress(fill=sliding_window(128, sinks=2))", "flex_prefill(gamma=0.9)",
 ])  # fmt: skip
 def test_how_often_the_host_waits(spec):
@@ -255,13 +256,14 @@ def test_large_activations_in_float16_choose_what_they_choose_in_float32():
         assert abs(a.density(wide) - b.density(half)) < 0.02
 
 
-def test_block_threshold_chooses_what_it_chooses_on_a_cpu():
+@pytest.mark.parametrize("queries", ["each", "mean"])
+def test_block_threshold_chooses_what_it_chooses_on_a_cpu(queries):
     """Each key block has a topic, and each head asks for one of them: no score is near the threshold."""
     L, H, G, m = 4096, 8, 2, 128
     topics = torch.eye(64)[torch.randint(16, (1, G, L // m), generator=torch.Generator().manual_seed(1))]
     wanted = torch.eye(64)[torch.randint(16, (1, H, L // m), generator=torch.Generator().manual_seed(2))]
     k, q = (8 * x.repeat_interleave(m, 2) for x in (topics, wanted))
-    stage = sk.BlockThreshold(alpha=0.1, sinks=128, window=256)
+    stage = sk.BlockThreshold(alpha=0.1, sinks=128, window=256, queries=queries)
     here = Problem.of(q, k, k)
     there = Problem.of(*(x.to("cuda", torch.bfloat16) for x in (q, k, k)))
     chosen, expected = stage(there).blocks.mask().cpu(), stage(here).blocks.mask()

@@ -13,13 +13,13 @@ import torch
 from closeness import no_worse
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import SEEDS, blocks, named, problems, randn, tokens, windowed
+from strategies import SEEDS, blocks, named, padded, problems, randn, tokens, windowed
 from test_triton import not_interpreted, poisoned
 
 import sparsekit as sk
 from sparsekit import Plan, Problem, dispatch
 from sparsekit.problem import PAD
-from sparsekit.stages import block_topk, flex_prefill, token_coverage
+from sparsekit.stages import block_threshold, block_topk, flex_prefill, token_coverage
 
 pytest.importorskip("triton", reason="the kernels are Triton's, and it is only made for Linux")
 WHERE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -330,6 +330,29 @@ def test_a_chunk_within_a_block_takes_the_slashes_of_both_its_key_blocks(n_k, n_
     assert torch.equal(mine.counts, theirs.counts) and torch.equal(mine.mask(), theirs.mask())
 
 
+@interpreted
+@settings(max_examples=40)
+@given(
+    data=st.data(), m=st.sampled_from([1, 3, 4]), alpha=st.sampled_from([0.05, 0.6, 1.0]), sinks=st.integers(0, 5),
+    near=st.sampled_from([1, 4, 2**40]),
+)  # fmt: skip
+def test_threshold_blocks_are_the_definition(data, m, alpha, sinks, near):
+    """Chunks, windows, padding, positions per head, through the tokens of a plan; whole lists, and the shortest."""
+    p = data.draw(problems(causal=True, most=14) | windowed(most=14) | padded())
+    assume(p.causal and p.q.shape[2] <= p.k.shape[2])
+    if data.draw(st.booleans()):
+        keys = data.draw(tokens(p, "k"))
+        p = Plan(keys if p.q.shape[2] == p.k.shape[2] else None, keys).compress(p)
+    if data.draw(st.booleans()):
+        p = replace(p, scale=-p.scale)
+    assume(p.q_pos.shape[1] <= max(p.k.shape[1], p.k_pos.shape[1]))
+    mine, theirs = (run("threshold_blocks", p, alpha, sinks, near, m) for run in (fast, plain))
+    assert torch.equal(mine.mask(), theirs.mask()) and torch.equal(mine.counts, theirs.counts)
+    assert mine.indices.dtype == mine.counts.dtype == torch.int32 and mine.n == theirs.n
+    with mock.patch("sparsekit_kernels.triton.threshold_blocks.SMALL", 0):
+        assert torch.equal(fast("threshold_blocks", p, alpha, sinks, near, m).indices, theirs.indices)
+
+
 @settings(max_examples=25)
 @given(data=st.data())
 def test_what_is_seen_of_lists_is_the_definition(data):
@@ -345,7 +368,9 @@ def test_what_is_seen_of_lists_is_the_definition(data):
 
 
 @interpreted
-@pytest.mark.parametrize("stage", **named([s for m in (block_topk, flex_prefill, token_coverage) for s in m.EXAMPLES]))
+@pytest.mark.parametrize(
+    "stage", **named([s for m in (block_threshold, block_topk, flex_prefill, token_coverage) for s in m.EXAMPLES])
+)
 @settings(max_examples=4)
 @given(p=st.one_of(problems(causal=True, most=9), windowed(most=9)))
 def test_a_stage_decides_the_same(stage, p):

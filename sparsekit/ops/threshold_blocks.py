@@ -1,0 +1,46 @@
+"""The key blocks that some head of a group looks for nearly as hard as for its best one, by the means of blocks."""
+
+import math
+
+import torch
+from torch.nn.functional import pad
+
+from ..band import sinks_and_band
+from ..plan import Blocks
+from ..problem import Problem, to_heads
+from .block_means import block_means
+
+ENTRIES = 2**24  # scores that exist at a time: 64 MiB in float32
+
+
+def why_not(problem: Problem, alpha: float, sinks: int, near: int, size: int) -> str | None:
+    return None
+
+
+def threshold_blocks(problem: Problem, alpha: float, sinks: int, near: int, size: int) -> Blocks:
+    """Return lists per key/value group [B, G, I]: of blocks of `size` queries, over blocks of as many keys.
+
+    Of the blocks that some query of a block sees, those are kept whose exp(mean query . mean key * scale) is at least
+    `alpha`, in (0, 1], times that of the best one for some head of the group, and those that hold one of the first
+    `sinks` tokens, or one of the last `near` that a query sees.
+    """
+    p, m, H = problem, size, problem.q.shape[1]
+    k = block_means(p.k, p.k_pos, m)  # [B, G, J, D]
+    B, G, J, D = k.shape
+    q = block_means(p.q, p.q_pos, m).view(B, G, H // G, -1, D).to(k.dtype)
+    grouped = lambda x: to_heads(x, H).unflatten(1, (G, -1))  # noqa: E731
+    start = torch.arange(J, device=k.device) * m
+    reach = p.reach()
+    rows = pad(reach, (0, -reach.shape[2] % m)).unflatten(2, (-1, m)).amax(-1)  # [B, h, I]
+    open_ = start < grouped(rows).amax(2)[..., None]  # [B, G, I, J]
+    if p.window is not None:  # positions ascend: the first row of a block sees furthest back
+        open_ = open_ & (start + m > grouped(p.start()[..., ::m]).amin(2)[..., None])
+    step = max(1, ENTRIES // (B * H * J))
+    parts = []
+    for i in range(0, open_.shape[2], step):
+        some = slice(i, i + step)
+        scores = (torch.einsum("bgrid,bgjd->bgrij", q[:, :, :, some], k) * p.scale).nan_to_num(0.0, 0.0, 0.0)
+        scores = scores.masked_fill(~open_[:, :, None, some], -math.inf)
+        parts.append((scores >= scores.amax(-1, keepdim=True) + math.log(alpha)).any(2))
+    forced = grouped(sinks_and_band(p, sinks, near, m)).any(2)
+    return Blocks.of(forced | (open_ & torch.cat(parts, 2)), (m, m))
