@@ -83,6 +83,7 @@ FAULTS = [
  ("selected tokens unsorted", "sparsekit/ops/select_tokens.py", "idx.masked_fill(spare, n).sort(-1).values.int()", "idx.masked_fill(spare, n).int()"),
  ("diagonal not forced in top-k", "sparsekit/stages/block_topk.py", "open_ & (best | forced)", "open_ & best"),
  ("means count padding", "sparsekit/ops/block_means.py", "real = (to_heads(pos, heads) != PAD)[..., None]", "real = (to_heads(pos, heads) >= 0)[..., None]"),
+ ("streaming forgets the keys after a query", "sparsekit/band.py", "(start < last + window - 1))", "(start < last))", "tests/test_laws.py"),
  ("streaming window one block late", "sparsekit/band.py", "near = (start + m > first)", "near = (start > first)"),
  ("budget forgets the crossing entry", "sparsekit/stages/flex_prefill.py", "return (within + (1 + self.block_size))", "return (within - 1 + self.block_size)"),
  ("main diagonal not forced", "sparsekit/stages/flex_prefill.py", "    forced[..., 0] = math.inf", "    forced[..., 0] += 0"),

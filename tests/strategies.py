@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 
 import sparsekit as sk
-from sparsekit import Blocks, Plan, Problem, SlidingWindow, Tokens, Zeros
+from sparsekit import Blocks, Plan, Problem, SlidingWindow, Tokens, Union, Zeros
 from sparsekit.problem import PAD
 
 MODULES = [importlib.import_module(m.name) for m in pkgutil.iter_modules(sk.stages.__path__, "sparsekit.stages.")]
@@ -92,6 +92,13 @@ def blocks(draw, problem, size=None):
     grid = (problem.q.shape[0], h, -(-problem.q.shape[2] // m), -(-problem.k.shape[2] // n))
     chance = torch.rand(*grid, generator=torch.Generator().manual_seed(draw(SEEDS)))
     return Blocks.of(chance < draw(st.sampled_from([0.2, 0.6, 1.0])), (m, n))
+
+
+def with_blocks(stage, size):
+    """The stage with blocks of so many tokens, if it has blocks: its own may be larger than any problem here."""
+    if isinstance(stage, Union):
+        return Union([with_blocks(pattern, size) for pattern in stage.patterns])
+    return replace(stage, block_size=size) if hasattr(stage, "block_size") else stage
 
 
 FILLS = st.sampled_from(

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 import torch
+from arguments import WHERE, Arguments, doubled, tensors
+from closeness import no_worse
 
 from sparsekit import NoBackendError, Plan, Problem, attend, dispatch
 
@@ -20,6 +22,32 @@ def test_every_backend_of_an_op_has_the_arguments_of_its_definition(op, backend)
     signature = inspect.signature(getattr(module, op))
     assert signature == inspect.signature(getattr(definition, op))
     assert list(inspect.signature(module.why_not).parameters) == list(signature.parameters)
+
+
+@pytest.mark.parametrize("op,backend", [cell for cell in CELLS if cell[1] != "reference"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_kernel_answers_as_its_definition(op, backend, seed):
+    """Numbers are no further from those in float64 than the definition's; choices are the same."""
+    reasons, tried = set(), 0
+    for args in getattr(Arguments.of(seed), op)():
+        if reason := dispatch.why_not(backend, op, *args):
+            reasons.add(reason)
+            continue
+        tried += 1
+        run = lambda how, *given: tensors(dispatch.run(op, WHERE, *given, backend=how))  # noqa: E731
+        mine, plain, truth = run(backend, *args), run("reference", *args), run("reference", *map(doubled, args))
+        assert len(mine) == len(plain)
+        for x, y, true in zip(mine, plain, truth, strict=True):
+            assert (x.shape, x.dtype) == (y.shape, y.dtype) or not y.is_floating_point()
+            if y.is_floating_point():
+                finite = true.isfinite()
+                assert torch.equal(x[~finite].nan_to_num(), y[~finite].nan_to_num())
+                no_worse(x[finite], y[finite], true[finite], x.dtype)
+            else:
+                n = min(x.shape[-1], y.shape[-1])  # lists may be longer, all padding
+                assert torch.equal(x[..., :n], y[..., :n])
+    if not tried:
+        pytest.skip(f"{backend} cannot: {'; '.join(sorted(reasons))}")
 
 
 def test_every_kernel_is_the_fast_version_of_an_op():

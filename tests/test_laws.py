@@ -21,6 +21,7 @@ from strategies import (
     tokens,
     whole_plans,
     windowed,
+    with_blocks,
 )
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -341,12 +342,14 @@ def test_a_stage_gives_a_lawful_plan(stage, p):
 
 @pytest.mark.parametrize("module", **named(MODULES))
 @settings(max_examples=15)
-@given(p=problems())
-def test_the_dense_setting_is_dense_attention(module, p):
-    same(oracle(p, lawful(module.DENSE, p)), oracle(p, Plan()))
+@given(p=problems(), size=st.integers(1, 6))
+def test_the_dense_setting_is_dense_attention(module, p, size):
+    """With blocks smaller than the problem, too: one block alone is dense whatever a stage does."""
+    dense = with_blocks(module.DENSE, size)
+    same(oracle(p, lawful(dense, p)), oracle(p, Plan()))
     mask = torch.ones(p.q.shape[2], p.k.shape[2], dtype=torch.bool).tril(p.k.shape[2] - p.q.shape[2])
     sdpa = scaled_dot_product_attention(p.q, p.k, p.v, attn_mask=mask if p.causal else None, enable_gqa=True)
-    out = sk.Pipeline([module.DENSE])(p.q, p.k, p.v, causal=p.causal)
+    out = sk.Pipeline([dense])(p.q, p.k, p.v, causal=p.causal)
     torch.testing.assert_close(out, sdpa, atol=1e-9, rtol=1e-9)
 
 

@@ -7,7 +7,7 @@ import torch
 from closeness import same
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import EXAMPLES, FILLS, MODULES, SEEDS, named, plans, problems, randn, tokens, windowed
+from strategies import EXAMPLES, FILLS, MODULES, SEEDS, named, plans, problems, randn, tokens, windowed, with_blocks
 from torch.nn.functional import scaled_dot_product_attention
 
 import sparsekit as sk
@@ -110,9 +110,9 @@ def test_a_stage_gives_a_lawful_plan(stage, p):
 
 @pytest.mark.parametrize("module", **named(MODULES))
 @settings(max_examples=20)
-@given(p=windowed())
-def test_the_dense_setting_is_attention_inside_the_window(module, p):
-    assert torch.equal(lawful(module.DENSE, p).pairs(p), p.visible())
+@given(p=windowed(), size=st.integers(1, 6))
+def test_the_dense_setting_is_attention_inside_the_window(module, p, size):
+    assert torch.equal(lawful(with_blocks(module.DENSE, size), p).pairs(p), p.visible())
 
 
 @pytest.mark.parametrize("stage", **named(EXAMPLES))

@@ -24,6 +24,7 @@ SPECS = (
     "flex_prefill(gamma=0.8, tau=1, block_size=64)",
     "token_coverage(tau=0.3, min_tokens=30, sinks=2) | flex_prefill(gamma=0.8, block_size=32)",
     "block_topk(keep=0.3, block_size=64)",
+    'block_threshold(alpha=0.3, sinks=20, window=40, block_size=32, queries="mean")',
     "token_coverage(tau=0.3, window=40, min_tokens=30, sinks=2) | decompress(fill=sliding_window(20, sinks=0))",
 )
 # queries, keys, query heads, key heads, head dim, dtype
