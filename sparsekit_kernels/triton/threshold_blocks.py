@@ -1,8 +1,8 @@
-"""Block lists by the means of blocks: a program 16 query blocks, which walks the key blocks they see.
+"""Block lists by the means of blocks: each program has 16 query blocks, and walks the key blocks that they see.
 
-Once for each head, for the score that is near enough to its best, and once for each group, to write the lists. Both
-compute a score in the same way, so that the best one is near itself. Lists that are small anyhow are as wide as the
-grid; for larger ones the host counts first, and waits for the length of the longest.
+One kernel does so for each head and finds the score that is near enough to its best, another does so for each group
+and writes the lists. Both compute a score in the same way, so that the best one is near itself. Lists that are small
+anyhow are as wide as the grid; for larger ones the host counts first, and waits for the length of the longest.
 """
 
 import math
@@ -31,8 +31,6 @@ def why_not(problem: Problem, alpha: float, sinks: int, near: int, size: int) ->
         return "the problem is not causal: take reference"
     if p.q_pos.shape[1] > groups:
         return "the heads of a group have queries at different positions: take reference"
-    if p.q.shape[3] > 256:
-        return f"head dim {p.q.shape[3]} is larger than 256"
     return why_not_here(p.q)
 
 

@@ -337,7 +337,7 @@ def test_a_chunk_within_a_block_takes_the_slashes_of_both_its_key_blocks(n_k, n_
     near=st.sampled_from([1, 4, 2**40]),
 )  # fmt: skip
 def test_threshold_blocks_are_the_definition(data, m, alpha, sinks, near):
-    """Chunks, windows, padding, positions per head, through the tokens of a plan; whole lists, and the shortest."""
+    """Chunks, windows, padding, positions per head, NaN, through the tokens of a plan; the shortest lists, too."""
     p = data.draw(problems(causal=True, most=14) | windowed(most=14) | padded())
     assume(p.causal and p.q.shape[2] <= p.k.shape[2])
     if data.draw(st.booleans()):
@@ -345,6 +345,9 @@ def test_threshold_blocks_are_the_definition(data, m, alpha, sinks, near):
         p = Plan(keys if p.q.shape[2] == p.k.shape[2] else None, keys).compress(p)
     if data.draw(st.booleans()):
         p = replace(p, scale=-p.scale)
+    bad = data.draw(st.sampled_from([None, None, math.nan, math.inf]))
+    if bad is not None:
+        p.k.view(-1)[data.draw(st.integers(0, p.k.numel() - 1))] = bad
     assume(p.q_pos.shape[1] <= max(p.k.shape[1], p.k_pos.shape[1]))
     mine, theirs = (run("threshold_blocks", p, alpha, sinks, near, m) for run in (fast, plain))
     assert torch.equal(mine.mask(), theirs.mask()) and torch.equal(mine.counts, theirs.counts)
