@@ -42,7 +42,7 @@ def lossless() -> Pipeline:
 def balanced() -> Pipeline:
     """For most uses: meant to keep nearly all answers, and to cost the text that follows little.
 
-    Up to 16K dense attention may be faster.
+    On prompts of up to 16K dense attention is faster on the GPU that was measured, at 32K they are about even.
     """
     return Pipeline([_blocks(0.01), LAST])
 
@@ -51,7 +51,7 @@ def fast() -> Pipeline:
     """For long texts with a question at their end: meant to keep most answers; the text that follows suffers.
 
     Tokens are chosen by what the last 512 queries look at. A dropped query sees the 1,024 keys nearest to it and the
-    first tokens. Up to 8K dense attention may be faster.
+    first tokens. It computes least, and decides longest: on prompts of up to 32K dense attention may be faster.
     """
     voted = TokenCoverage(tau=0.02, window=512, pool=31)  # pool: whole lines are kept and not single tokens
     return Pipeline([voted, _blocks(0.01), Decompress(SlidingWindow(NEAR), LAST.dense_last)])
