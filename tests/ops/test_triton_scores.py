@@ -356,6 +356,14 @@ def test_threshold_blocks_are_the_definition(data, m, alpha, sinks, near):
         assert torch.equal(fast("threshold_blocks", p, alpha, sinks, near, m).indices, theirs.indices)
 
 
+def test_a_key_block_that_is_no_number_scores_as_zero_does():
+    q, k = torch.zeros(1, 2, 24, 8), torch.zeros(1, 1, 24, 8)
+    k[..., 5, 0], k[..., 13, 1] = math.nan, math.inf
+    p = Problem.of(*(x.to(WHERE) for x in (q, k, k)))
+    mine, theirs = (run("threshold_blocks", p, 1.0, 0, 1, 4).mask() for run in (fast, plain))
+    assert torch.equal(mine, theirs) and mine[0, 0].tril().sum() == mine.sum() == 21, "all score alike"
+
+
 @settings(max_examples=25)
 @given(data=st.data())
 def test_what_is_seen_of_lists_is_the_definition(data):
