@@ -38,7 +38,7 @@ class Prices:
     stages: dict[str, Price]
 
 
-# by compute capability, from bench/records
+# by compute capability, from bench/records; BlockThreshold's was seen in one run of which no record is kept
 MEASURED = {
     (9, 0): Prices(
         700.0,

@@ -360,6 +360,8 @@ def test_a_key_block_that_is_no_number_scores_as_zero_does():
     q, k = torch.zeros(1, 2, 24, 8), torch.zeros(1, 1, 24, 8)
     k[..., 5, 0], k[..., 13, 1] = math.nan, math.inf
     p = Problem.of(*(x.to(WHERE) for x in (q, k, k)))
+    if reason := sk.why_not("triton", "threshold_blocks", p, 1.0, 0, 1, 4):
+        pytest.skip(reason)
     mine, theirs = (run("threshold_blocks", p, 1.0, 0, 1, 4).mask() for run in (fast, plain))
     assert torch.equal(mine, theirs) and mine[0, 0].tril().sum() == mine.sum() == 21, "all score alike"
 
