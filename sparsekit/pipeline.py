@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from . import dispatch, library
+from . import dispatch, graphs, library
 from .break_even import worth_it
 from .fills import Fill, SlidingWindow, Zeros
 from .inference import inference_only, needs_gradients
@@ -175,6 +175,7 @@ class Pipeline:
         self.stages: tuple[Stage, ...] = tuple(s for s in given if not isinstance(s, _POLICIES))
         self._named = tuple(type(s) for s in given if isinstance(s, _POLICIES))
         self._dense: dict[tuple, Callable[..., Tensor] | None] = {}  # what `dense_kernel` found
+        self._runs: dict[tuple, bool] = {}  # by shapes, whether the stages run
         _check_order(given)
         try:
             self._spec: str | None = self.to_spec()
@@ -287,13 +288,35 @@ class Pipeline:
         """
         if isinstance(q, Problem):
             return self.decide(q)
-        if plan is None and (dense := self.dense_kernel(q, k, v, causal, scale)):
+        if plan is None and (known := self.known_call(q, k, v, causal, scale)):
             if needs_gradients(q, k, v):
                 with torch.no_grad():
-                    o = dense(q, k, v)
+                    o = known(q, k, v)
                 return inference_only(o, q, k, v)
-            return dense(q, k, v)
+            return known(q, k, v)
         return self.output(q, k, v, causal=causal, scale=scale, plan=plan).o
+
+    def known_call(
+        self, q: Tensor, k: Tensor, v: Tensor, causal: bool = True, scale: float | None = None
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        """What to call instead with q, k, v of these shapes, if a call of them has shown it; None: call as ever.
+
+        That is one dense kernel, or all kernels of a sparse call as a CUDA graph. Raises as a call does.
+        """
+        if (dense := self.dense_kernel(q, k, v, causal, scale)) or not isinstance(q, Tensor):
+            return dense
+        lawful = self._spec is not None and not self.attend.check  # of a stage of the user's own nothing is known
+        if not lawful or not q.is_cuda or torch.compiler.is_compiling() or dispatch.is_timed() or is_abstract(q):
+            return None
+        shapes = q.shape, k.shape, q.dtype, q.device, causal, scale
+        if shapes not in self._runs:
+            if len(self._runs) >= SHAPES:
+                self._runs.clear()
+            self._runs[shapes] = bool(self.stages) and self.decides(Problem.of(q, k, v, causal, scale))
+        if not self._runs[shapes]:
+            return None
+        run = lambda *x: self.output(*x, causal=causal, scale=scale).o  # noqa: E731
+        return graphs.held((self._spec, causal, scale), run, q, k, v)
 
     def dense_kernel(
         self, q: Tensor, k: Tensor, v: Tensor, causal: bool = True, scale: float | None = None

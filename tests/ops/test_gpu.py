@@ -1,6 +1,7 @@
 """What only a GPU can show: low precision on tensor cores, long inputs, no waiting for the host, graphs."""
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from strategies import randn
 from test_cpu import some, tiles
 
 import sparsekit as sk
-from sparsekit import NoBackendError, Pipeline, Plan, Problem, SlidingWindow, attend, dispatch, oracle
+from sparsekit import NoBackendError, Pipeline, Plan, Problem, SlidingWindow, attend, dispatch, graphs, oracle
 
 pytestmark = pytest.mark.gpu
 BACKENDS = [b for b in dispatch.BACKENDS if b != "reference" and dispatch.table()["attend"][b] is None]
@@ -270,3 +271,77 @@ def test_block_threshold_chooses_what_it_chooses_on_a_cpu(queries):
     assert torch.equal(chosen, expected) and 0.1 < expected.float().mean() < 0.5
     no_worse(attend(there, stage(there)).o, plain_torch(there, stage(there)).o, oracle(there, stage(there)).o,
              torch.bfloat16)  # fmt: skip
+
+
+@pytest.fixture
+def no_graphs():
+    graphs.clear()
+    yield graphs
+    graphs.clear()
+
+
+def given(seed, L=2048, H=8):
+    return [
+        randn(seed + i, 1, h, L, 128, dtype=torch.float32).to("cuda", torch.bfloat16) for i, h in enumerate((H, 2, 2))
+    ]
+
+
+@pytest.mark.parametrize(
+    "spec", ["balanced", "lossless", "streaming(sinks=128, window=256) | decompress(dense_last=64)"]
+)
+def test_calls_of_a_known_shape_are_a_graph_and_answer_alike(spec, no_graphs):
+    pipeline = Pipeline([Pipeline.from_spec(spec)], break_even=0)
+    for L in (2048, 1900, 2048):
+        for seed in range(0, 15, 3):
+            x = given(seed, L)
+            assert torch.equal(pipeline(*x), pipeline.output(*x).o)
+    assert len(no_graphs._held) == 2 and not no_graphs._waiting
+
+
+def test_what_waits_for_the_device_is_no_graph(no_graphs):
+    pipeline = Pipeline([sk.TokenCoverage(tau=0.3, min_tokens=100)], break_even=0)
+    for seed in range(0, 9, 3):
+        x = given(seed)
+        assert torch.equal(pipeline(*x), pipeline.output(*x).o)
+    assert not no_graphs._held and len(no_graphs._waiting) == 1
+
+
+def test_answers_of_a_graph_are_not_overwritten_and_its_memory_is_bounded(no_graphs):
+    pipeline = Pipeline([Pipeline.from_spec("balanced")], break_even=0)
+    x, y = given(0), given(3)
+    pipeline(*x), pipeline(*x)
+    first = pipeline(*x)
+    before = first.clone()
+    pipeline(*y)
+    assert torch.equal(first, before)
+    for L in range(1200, 1200 + 2 * no_graphs.MOST):
+        for _ in range(2):
+            pipeline(*given(0, L))
+    assert len(no_graphs._held) == no_graphs.MOST
+
+
+def test_threads_and_streams_have_graphs_of_their_own(no_graphs):
+    pipeline = Pipeline([Pipeline.from_spec("balanced")], break_even=0)
+    xs = [given(3 * i) for i in range(4)]
+    expected = [pipeline.output(*x).o for x in xs]
+    torch.cuda.synchronize()
+
+    def work(i):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            answers = [pipeline(*xs[i]) for _ in range(6)]
+            torch.cuda.current_stream().synchronize()
+        return all(torch.equal(answer, expected[i]) for answer in answers)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+
+
+def test_a_call_inside_somebody_elses_graph_is_recorded_there(no_graphs):
+    pipeline, x = Pipeline([Pipeline.from_spec("balanced")], break_even=0), given(0)
+    for _ in range(3):
+        expected = pipeline(*x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = pipeline(*x)
+    graph.replay()
+    assert torch.equal(captured, expected)

@@ -360,7 +360,7 @@ def _sparse(call: _Call, pipeline: Pipeline, layer: Layer) -> Tensor:
     """[B, Q, H, Dv]; padding queries get zeros."""
     assert isinstance(call.mask, Carrier) and isinstance(call.mask.question, Question)
     question = call.mask.question
-    if not layer.watch and (o := _at_once(call, question, pipeline)) is not None:
+    if not layer.watch and (o := _at_once(call, question, pipeline, layer)) is not None:
         return o
     outputs, indices = [], []
     for rows, padding, problem in _problems(call, question, pipeline, layer.heads_group):
@@ -388,14 +388,15 @@ def _together(outputs: list[Output], indices: list[Tensor | None], batch: int) -
     return Output(o.unflatten(1, (batch, -1)).transpose(0, 1), lse.unflatten(1, (batch, -1)).transpose(0, 1))
 
 
-def _at_once(call: _Call, question: Question, pipeline: Pipeline) -> Tensor | None:
-    """[B, Q, H, Dv] where the shapes alone say dense, and one kernel is all there is to it; else None."""
+def _at_once(call: _Call, question: Question, pipeline: Pipeline, layer: Layer) -> Tensor | None:
+    """[B, Q, H, Dv] where a call of such shapes is one kernel, or one graph; else None."""
     whole = question.window is None or question.window >= question.keys
     plain = whole and call.kwargs.get("s_aux") is None and not question.padded
     if not plain or (call.packed() or question.sequences) is not None:
         return None
     q, k, v = call.filled(question)
-    kernel = pipeline.dense_kernel(q, k, v, scale=call.scaling)
+    find = pipeline.known_call if layer.heads_group is None else pipeline.dense_kernel  # a graph knows no other ranks
+    kernel = find(q, k, v, scale=call.scaling)
     return None if kernel is None else kernel(q, k, v).transpose(1, 2).contiguous()
 
 

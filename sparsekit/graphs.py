@@ -1,0 +1,91 @@
+"""Calls of known shapes as CUDA graphs: the host launches all kernels of a call at once.
+
+On a short prompt the host takes longer to launch the kernels of a sparse call than the GPU to run them. A graph holds
+them, with memory of its own to read from: a call copies its tensors there, replays the graph and copies the answer.
+Whoever calls from another thread or on another stream gets a graph of its own. What waits for the device in between
+cannot be held, and is called as ever.
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+MOST = 8  # graphs that are held; the one that was not used for longest goes first
+BYTES = 2**28  # of tensors that go in: with larger ones the GPU takes longer than the host
+SEEN = 4096  # calls of which is remembered that they ran
+LOG = logging.getLogger("sparsekit")
+
+Run = Callable[..., Tensor]
+
+_held: "OrderedDict[Hashable, Graph]" = OrderedDict()
+_seen: set[Hashable] = set()  # calls that ran once: their kernels are compiled
+_waiting: set[Hashable] = set()  # what cannot be held
+_lock = threading.Lock()
+
+
+class Graph:
+    """What `run` does with tensors of these shapes and strides, on this stream."""
+
+    def __init__(self, run: Run, tensors: tuple[Tensor, ...]) -> None:
+        """Record it, without running it. Raises RuntimeError for what waits for the device."""
+        self._given = [torch.empty_like(x) for x in tensors]
+        self._graph = torch.cuda.CUDAGraph()
+        here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(here)
+        with torch.cuda.stream(side), torch.no_grad():
+            self._graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                self._answer = run(*self._given)
+            finally:
+                self._graph.capture_end()
+        here.wait_stream(side)
+
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        for mine, x in zip(self._given, tensors, strict=True):
+            mine.copy_(x)
+        self._graph.replay()
+        return self._answer.clone()
+
+
+def held(what: Hashable, run: Run, *tensors: Tensor) -> Run | None:
+    """Return what to call instead of `run` with tensors like these; None the first time, and where nothing can be held.
+
+    `what` tells calls apart that are not the same for the same shapes.
+    """
+    if what in _waiting or sum(x.nbytes for x in tensors) > BYTES or torch.cuda.is_current_stream_capturing():
+        return None
+    device = tensors[0].device
+    where = device, threading.get_ident(), torch.cuda.current_stream(device).cuda_stream
+    key = what, where, *((x.shape, x.stride(), x.dtype) for x in tensors)
+    with _lock:
+        if key in _held:
+            _held.move_to_end(key)
+            return _held[key]
+        if key not in _seen:
+            if len(_seen) >= SEEN:
+                _seen.clear()
+            _seen.add(key)
+            return None
+    try:
+        graph = Graph(run, tensors)
+    except Exception as reason:  # whatever it raises, the call itself may still run
+        LOG.debug("a call cannot be held as a CUDA graph: %s", str(reason).splitlines()[0])
+        _waiting.add(what)
+        return None
+    with _lock:
+        _held[key] = graph
+        while len(_held) > MOST:
+            _held.popitem(last=False)
+    return graph
+
+
+def clear() -> None:
+    """Free the graphs, and their memory."""
+    with _lock:
+        _held.clear()
+        _seen.clear()
+        _waiting.clear()
