@@ -2,8 +2,9 @@
 
 On a short prompt the host takes longer to launch the kernels of a sparse call than the GPU to run them. A graph holds
 them, with memory of its own to read from: a call copies its tensors there, replays the graph and copies the answer.
-Whoever calls from another thread or on another stream gets a graph of its own. What waits for the device in between
-cannot be held, and is called as ever.
+Whoever calls from another thread or on another stream gets a graph of its own. The first call of its kind is watched:
+one that waits for the device in between cannot be held, and is called as ever. To try all the same would leave the
+allocator in the middle of a capture.
 """
 
 import logging
@@ -13,6 +14,8 @@ from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 MOST = 8  # graphs that are held; the one that was not used for longest goes first
 BYTES = 2**28  # of tensors that go in: with larger ones the GPU takes longer than the host
@@ -34,15 +37,16 @@ class Graph:
         """Record it, without running it. Raises RuntimeError for what waits for the device."""
         self._given = [torch.empty_like(x) for x in tensors]
         self._graph = torch.cuda.CUDAGraph()
-        here, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(here)
-        with torch.cuda.stream(side), torch.no_grad():
-            self._graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                self._answer = run(*self._given)
-            finally:
-                self._graph.capture_end()
-        here.wait_stream(side)
+        with torch.cuda.device(tensors[0].device), torch.no_grad():
+            here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            side.wait_stream(here)
+            with torch.cuda.stream(side):
+                self._graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    self._answer = run(*self._given)
+                finally:
+                    self._graph.capture_end()
+            here.wait_stream(side)
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         for mine, x in zip(self._given, tensors, strict=True):
@@ -51,30 +55,60 @@ class Graph:
         return self._answer.clone()
 
 
+class _Watch(TorchDispatchMode):
+    """Notes whether an operator of torch waits for the device, or makes the device wait for the host's memory."""
+
+    waits = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if func is torch.ops.aten.index.Tensor:  # its tag speaks of masks, which are counted first
+            sized = any(x.dtype in (torch.bool, torch.uint8) for x in given[1:])
+        else:
+            sized = torch.Tag.dynamic_output_shape in func.tags
+        devices = {x.device.type for x in (*given, *tree_leaves(out)) if isinstance(x, Tensor) and x.dim()}
+        self.waits |= sized or len(devices) > 1 or torch.Tag.data_dependent_output in func.tags
+        return out
+
+
+def _watched(key: Hashable, run: Run) -> Run:
+    def watched(*tensors: Tensor) -> Tensor:
+        with _Watch() as watch:
+            o = run(*tensors)
+        if watch.waits:
+            _waiting.add(key)
+        return o
+
+    return watched
+
+
 def held(what: Hashable, run: Run, *tensors: Tensor) -> Run | None:
-    """Return what to call instead of `run` with tensors like these; None the first time, and where nothing can be held.
+    """Return what to call instead of `run` with tensors like these; None where nothing can be held.
 
     `what` tells calls apart that are not the same for the same shapes.
     """
-    if what in _waiting or sum(x.nbytes for x in tensors) > BYTES or torch.cuda.is_current_stream_capturing():
+    if sum(x.nbytes for x in tensors) > BYTES or torch.cuda.is_current_stream_capturing():
         return None
-    device = tensors[0].device
-    where = device, threading.get_ident(), torch.cuda.current_stream(device).cuda_stream
-    key = what, where, *((x.shape, x.stride(), x.dtype) for x in tensors)
+    where = threading.get_ident(), torch.cuda.current_stream(tensors[0].device).cuda_stream
+    key = what, where, *((x.shape, x.stride(), x.dtype, x.device) for x in tensors)
     with _lock:
+        if key in _waiting:
+            return None
         if key in _held:
             _held.move_to_end(key)
             return _held[key]
         if key not in _seen:
             if len(_seen) >= SEEN:
                 _seen.clear()
+                _waiting.clear()
             _seen.add(key)
-            return None
+            return _watched(key, run)
     try:
         graph = Graph(run, tensors)
     except Exception as reason:  # whatever it raises, the call itself may still run
         LOG.debug("a call cannot be held as a CUDA graph: %s", str(reason).splitlines()[0])
-        _waiting.add(what)
+        _waiting.add(key)
         return None
     with _lock:
         _held[key] = graph

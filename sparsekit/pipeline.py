@@ -303,7 +303,7 @@ class Pipeline:
 
         That is one dense kernel, or all kernels of a sparse call as a CUDA graph. Raises as a call does.
         """
-        if (dense := self.dense_kernel(q, k, v, causal, scale)) or not isinstance(q, Tensor):
+        if (dense := self.dense_kernel(q, k, v, causal, scale)) or not all(isinstance(x, Tensor) for x in (q, k, v)):
             return dense
         lawful = self._spec is not None and not self.attend.check  # of a stage of the user's own nothing is known
         if not lawful or not q.is_cuda or torch.compiler.is_compiling() or dispatch.is_timed() or is_abstract(q):

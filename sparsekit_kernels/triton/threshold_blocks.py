@@ -31,8 +31,6 @@ def why_not(problem: Problem, alpha: float, sinks: int, near: int, size: int) ->
         return "the problem is not causal: take reference"
     if p.q_pos.shape[1] > groups:
         return "the heads of a group have queries at different positions: take reference"
-    if p.q.is_cuda:  # until a GPU has shown that it chooses as the definition does
-        return "it has been tried in Triton's interpreter alone, and on no GPU yet: take reference"
     return why_not_here(p.q)
 
 

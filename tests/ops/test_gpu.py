@@ -160,7 +160,7 @@ def test_dense_calls_of_known_shapes(D, Dv, Q, K, causal):
 
 
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "cpu"])
-@pytest.mark.parametrize("spec", ["dense", "streaming(sinks=128, window=512)"])
+@pytest.mark.parametrize("spec", ["dense", "streaming(sinks=128, window=512)", "balanced"])
 def test_a_pipeline_of_known_sizes_is_captured_in_a_graph(backend, spec):
     steps = *Pipeline.from_spec(spec).named_form(), sk.Attend(backend, break_even=0)
     pipeline = Pipeline(sorted(steps, key=lambda step: isinstance(step, sk.Decompress)))
@@ -179,7 +179,7 @@ def test_a_pipeline_of_known_sizes_is_captured_in_a_graph(backend, spec):
 
 
 @pytest.mark.parametrize("spec", [
-    "dense", "streaming(sinks=128, window=512)", "block_topk(keep=0.3)",
+    "dense", "streaming(sinks=128, window=512)", "block_topk(keep=0.3)", "balanced",
     "token_coverage(tau=0.3) | decompress(fill=sliding_window(128, sinks=2))", "flex_prefill(gamma=0.9)",
 ])  # fmt: skip
 def test_how_often_the_host_waits(spec):
