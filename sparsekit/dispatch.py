@@ -86,6 +86,16 @@ def kernel(op: str, device: str, *args: Any, backend: str = "auto") -> Callable[
     return find(*args) if find else None
 
 
+def no_gpu_kernel(*args: Any) -> str | None:
+    """In words, why nothing but plain torch could attend on a GPU; None if a kernel can."""
+    reasons = {}
+    for name in reversed([name for name in AUTO["cuda"] if name not in AUTO["cpu"]]):
+        reasons[name] = why_not(name, "attend", *args)
+        if reasons[name] is None:
+            return None
+    return "no GPU kernel can run attend: " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+
+
 def is_timed() -> bool:
     """Whether a clock looks at the ops that run in this thread."""
     return _clock.get() is not nullcontext

@@ -308,11 +308,13 @@ class Pipeline:
         lawful = self._spec is not None and not self.attend.check  # of a stage of the user's own nothing is known
         if not lawful or not q.is_cuda or torch.compiler.is_compiling() or dispatch.is_timed() or is_abstract(q):
             return None
-        shapes = q.shape, k.shape, q.dtype, q.device, causal, scale
+        shapes = q.shape, k.shape, v.shape, q.dtype, q.device, causal, scale
         if shapes not in self._runs:
             if len(self._runs) >= SHAPES:
                 self._runs.clear()
-            self._runs[shapes] = bool(self.stages) and self.decides(Problem.of(q, k, v, causal, scale))
+            problem = Problem.of(q, k, v, causal, scale)
+            alone = dispatch.no_gpu_kernel(problem, Plan()) is None  # plain torch waits for the device
+            self._runs[shapes] = alone and bool(self.stages) and self.decides(problem)
         if not self._runs[shapes]:
             return None
         run = lambda *x: self.output(*x, causal=causal, scale=scale).o  # noqa: E731

@@ -3,8 +3,7 @@
 A spec may name them: `Pipeline.from_spec("balanced")`, `sparsify(model, "balanced")`. All of them keep every key block
 that a query block looks for at least `alpha` times as hard as for its best one, the first 128 tokens and the nearest
 1,024, and give the last 1,024 queries everything: a question is among these, and further text after it. How much that
-leaves out is up to the model and the text: the longer a prompt, the more. `fast` also drops tokens that the end of the
-prompt hardly looks at.
+leaves out is up to the model and the text: the longer a prompt, the more.
 
 What each of them keeps, and how fast it is, stands in one table, docs/front.md, model by model, and what is claimed of
 it below that. A model of yours may differ: `sparsekit eval MODEL --pipelines 'lossless;balanced;fast' --lengths 8K`
@@ -14,7 +13,6 @@ run dense by themselves.
 
 from collections.abc import Callable, Iterable
 
-from .fills import SlidingWindow
 from .pipeline import Decompress, Pipeline
 from .stages import BlockThreshold, TokenCoverage
 
@@ -48,13 +46,8 @@ def balanced() -> Pipeline:
 
 
 def fast() -> Pipeline:
-    """For long texts with a question at their end: meant to keep most answers; the text that follows suffers.
-
-    Tokens are chosen by what the last 512 queries look at. A dropped query sees the 1,024 keys nearest to it and the
-    first tokens. It computes least, and decides longest: on prompts of up to 32K dense attention may be faster.
-    """
-    voted = TokenCoverage(tau=0.02, window=512, pool=31)  # pool: whole lines are kept and not single tokens
-    return Pipeline([voted, _blocks(0.01), Decompress(SlidingWindow(NEAR), LAST.dense_last)])
+    """For long texts: meant to keep most answers, for less than `balanced` costs."""
+    return Pipeline([_blocks(0.03), LAST])
 
 
 def _blocks(alpha: float) -> BlockThreshold:

@@ -87,7 +87,9 @@ def leads(half: str) -> dict[str, str | Layers]:
     for tau, votes, window in ((0.2, 512, 1024), (0.05, 128, 2048), (0.02, 128, 2048)):
         found[f"smooth {_short(tau)}, {votes} vote, window {window}, last 1024"] = smoothed(tau, votes, window)
     found["smooth .02, 128 vote | FlexPrefill .99, window 2048, last 1024"] = smoothed(0.02, 128, 2048, flex)
-    found["smooth .02, 128 vote | threshold .03, window 1024, last 1024"] = smoothed(0.02, 128, 1024, threshold(0.03))
+    for votes, alpha in ((128, 0.03), (512, 0.01)):
+        name = f"smooth .02, {votes} vote | threshold {_short(alpha)}, window 1024, last 1024"
+        found[name] = smoothed(0.02, votes, 1024, threshold(alpha))
     if half:
         streaming = "streaming(sinks=128, window=1024) | decompress(dense_last=128)"
         found["dense, then streaming, last 128"] = {half: "dense", "default": streaming}

@@ -23,8 +23,8 @@ from bench.transformers_matrix import (
     whole,
 )
 from sparsekit import Pipeline, Plan, Problem
+from sparsekit.dispatch import no_gpu_kernel
 from sparsekit.integrations.transformers import load_pipeline, register, save_pipeline, sparsify
-from sparsekit.integrations.transformers.attention import no_gpu_kernel
 from sparsekit.integrations.transformers.masks import Carrier, mask
 from sparsekit.problem import PAD
 
@@ -186,8 +186,8 @@ def test_a_named_backend_that_cannot_runs_dense_with_its_reason(llama):
 
 def test_what_no_gpu_kernel_attends_is_refused_with_all_reasons():
     small, wide = (torch.randn(1, 1, 16, D) for D in (16, 512))
-    assert no_gpu_kernel(Problem.of(small, small, small)) is None
-    reason = no_gpu_kernel(Problem.of(wide, wide, wide))
+    assert no_gpu_kernel(Problem.of(small, small, small), Plan()) is None
+    reason = no_gpu_kernel(Problem.of(wide, wide, wide), Plan())
     assert "triton: head dim 512 is larger than 256; flash: " in reason
 
 

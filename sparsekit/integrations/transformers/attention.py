@@ -16,7 +16,7 @@ from transformers.utils.generic import TransformersKwargs
 
 from ... import library
 from ...by_value import ByValue
-from ...dispatch import AUTO, NoBackendError, why_not
+from ...dispatch import NoBackendError, no_gpu_kernel
 from ...inference import inference_only, needs_gradients
 from ...pipeline import Attend, Pipeline
 from ...plan import Plan
@@ -365,7 +365,7 @@ def _sparse(call: _Call, pipeline: Pipeline, layer: Layer) -> Tensor:
     outputs, indices = [], []
     for rows, padding, problem in _problems(call, question, pipeline, layer.heads_group):
         started = now_ms(call.query.device) if layer.watch else 0.0
-        if call.query.is_cuda and pipeline.attend.backend == "auto" and (reason := no_gpu_kernel(problem)):
+        if call.query.is_cuda and pipeline.attend.backend == "auto" and (reason := no_gpu_kernel(problem, Plan())):
             raise NoBackendError(reason)
         plan, output = pipeline.run(problem)
         if layer.watch:
@@ -464,17 +464,6 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 library.refuse_backward(prefill)
-
-
-def no_gpu_kernel(problem: Problem) -> str | None:
-    """In words, why nothing but plain torch could attend on a GPU, slower than the model's own attention; else None."""
-    kernels = [name for name in reversed(AUTO["cuda"]) if name not in AUTO["cpu"]]
-    reasons = {}
-    for name in kernels:
-        reasons[name] = why_not(name, "attend", problem, Plan())
-        if reasons[name] is None:
-            return None
-    return "no GPU kernel can run attend: " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
 
 
 def _with_sinks(out: Output, sinks: Tensor | None) -> Tensor:
