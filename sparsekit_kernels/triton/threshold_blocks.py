@@ -91,7 +91,7 @@ def _scores(q, k, rows, keys, I, J, D, scale, D_STEP: tl.constexpr, WIDE: tl.con
         y = tl.load(k + keys[:, None] * D + d[None, :], mask=(keys < J)[:, None] & (d < D)[None, :], other=0.0)
         scores += tl.dot(x, tl.trans(y), input_precision="ieee", out_dtype=WIDE)
     scores *= scale
-    return tl.where(scores - scores == 0, scores, 0.0)  # inf - inf is not zero
+    return tl.where(tl.abs(scores) < float("inf"), scores, 0.0)  # `scores - scores == 0` may be an fma, and not zero
 
 
 @triton.jit

@@ -257,12 +257,13 @@ def test_large_activations_in_float16_choose_what_they_choose_in_float32():
         assert abs(a.density(wide) - b.density(half)) < 0.02
 
 
+@pytest.mark.parametrize("D", [64, 128, 96, 40])
 @pytest.mark.parametrize("queries", ["each", "mean"])
-def test_block_threshold_chooses_what_it_chooses_on_a_cpu(queries):
+def test_block_threshold_chooses_what_it_chooses_on_a_cpu(queries, D):
     """Each key block has a topic, and each head asks for one of them: no score is near the threshold."""
     L, H, G, m = 4096, 8, 2, 128
-    topics = torch.eye(64)[torch.randint(16, (1, G, L // m), generator=torch.Generator().manual_seed(1))]
-    wanted = torch.eye(64)[torch.randint(16, (1, H, L // m), generator=torch.Generator().manual_seed(2))]
+    topics = torch.eye(D)[torch.randint(16, (1, G, L // m), generator=torch.Generator().manual_seed(1))]
+    wanted = torch.eye(D)[torch.randint(16, (1, H, L // m), generator=torch.Generator().manual_seed(2))]
     k, q = (8 * x.repeat_interleave(m, 2) for x in (topics, wanted))
     stage = sk.BlockThreshold(alpha=0.1, sinks=128, window=256, queries=queries)
     here = Problem.of(q, k, k)
