@@ -32,7 +32,7 @@ def paper(layers: Iterable[int]) -> dict[int | str, Pipeline | str]:
 def lossless() -> Pipeline:
     """For answers and text as dense attention gives them: meant to lose nothing that can be told.
 
-    Of a prompt of 8K it computes nearly all, of 32K about half: up to there dense attention may be faster.
+    It computes nearly all of a prompt of 8K, and about half of 32K: up to 16K dense attention may be faster.
     """
     return Pipeline([_blocks(0.003), LAST])
 
@@ -40,13 +40,16 @@ def lossless() -> Pipeline:
 def balanced() -> Pipeline:
     """For most uses: meant to keep nearly all answers, and to cost the text that follows little.
 
-    On prompts of up to 16K dense attention is faster on the GPU that was measured, at 32K they are about even.
+    On prompts of up to 16K dense attention may be faster.
     """
     return Pipeline([_blocks(0.01), LAST])
 
 
 def fast() -> Pipeline:
-    """For long texts: meant to keep most answers, for less than `balanced` costs."""
+    """For long texts: meant to keep most answers, for less than `balanced` costs.
+
+    On prompts of up to 8K dense attention may be faster.
+    """
     return Pipeline([_blocks(0.03), LAST])
 
 

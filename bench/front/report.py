@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bench.front.claims import CLAIMS, TARGETS
+from bench.front.claims import CLAIMS, ENOUGH, TARGETS, unclaimed
 from bench.front.measured import Measured, read_all, runs_of_times
 from bench.front.pipelines import PAPERS, PUBLISHED
 from bench.records import FOLDER, ROOT
@@ -62,7 +62,9 @@ def main(
 ) -> None:
     """Bring docs/front.md and the table of recipes in the README up to date with the records."""
     models, others = read_all(records), read_all(records / "confirmation")
-    shown = "\n\n".join((table(models, ends_only=True, papers=PUBLISHED), *(part.strip() for part in claims()), README))
+    shown = "\n\n".join(
+        (table(models, ends_only=True, papers=PUBLISHED), *(part.strip() for part in claims(models)), README)
+    )
     texts = {docs / "front.md": page(models, others)}
     texts[readme] = MARKED.sub(lambda found: f"{found[1]}\n{shown}{found[2]}", readme.read_text())
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
@@ -86,7 +88,7 @@ def main(
 
 def page(models: Sequence[Measured], others: Sequence[Measured]) -> str:
     """Markdown."""
-    parts = [PAGE, "## Recipes\n", table(models), "", *specs(), *claims()]
+    parts = [PAGE, "## Recipes\n", table(models), "", *specs(), *claims(models)]
     if others:
         parts += ["## Other seeds, another text\n", "Asked once, after everything was chosen.\n", table(others), ""]
     for measured in models:
@@ -140,11 +142,14 @@ def specs() -> list[str]:
     return ["\n".join(f"- `{name}`: `{make().to_spec()}`" for name, make in recipes.PIPELINES.items()) + "\n"]
 
 
-def claims() -> list[str]:
+def claims(models: Iterable[Measured]) -> list[str]:
     """Return what is claimed of them, which the tests check on every model in the tables, and what is not."""
     listed = lambda some: "\n".join(f"- `{name}`: {claim}" for name, claim in some.items()) + "\n"  # noqa: E731
-    meant = {name: claim for name, claim in TARGETS.items() if name not in CLAIMS}
     parts = ["Claimed, and checked against both tables by the tests:\n", listed(CLAIMS)] if CLAIMS else []
+    if CLAIMS and (places := unclaimed(models)):
+        where = ", ".join(f"`{one.model}` at {one.named(length)} ({n})" for one, length, n in places)
+        parts.append(f"Nothing is claimed where fewer than {ENOUGH} answers count: {where}.\n")
+    meant = {name: claim for name, claim in TARGETS.items() if name not in CLAIMS}
     return parts + ([f"{NOT_CLAIMED}\n", listed(meant)] if meant else [])
 
 
@@ -199,6 +204,8 @@ def text(estimate: Estimate | None) -> str:
     """ "+0.0038 [+0.0008, +0.0074]", or "~ +0.0010 [-0.0007, +0.0028]" where no difference is sure."""
     if estimate is None:
         return ""
+    if estimate.n < 2:
+        return f"{estimate.value:+.4f} of one text"
     sure = "~ " if estimate.none else ""
     return f"{sure}{estimate.value:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}]"
 

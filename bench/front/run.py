@@ -4,7 +4,7 @@ One process alone takes the times first. Then several ask, each its share of the
 one would idle while the host prepares a short call. What the output has already is not asked again, so a run that was
 cut off goes on. Of bench/records/front/, each with --device cuda:
 
-    embedded.jsonl               --processes 16 --each 16 --lengths 32K,64K,128K
+    embedded.jsonl               --processes 16 --each 16 --lengths 32K,128K
     confirmation/embedded.jsonl  --processes 16 --each 16 --lengths 32K,128K --timed 0 --seed 4000000
                                  --packages hypothesis,pytest,rich,pygments
     qwen2.5-coder-0.5b.jsonl     --model qwen2.5-coder-0.5b --low 7-14,18-19,22-23 --half 0-11 --processes 16 --each 16
@@ -13,9 +13,12 @@ cut off goes on. Of bench/records/front/, each with --device cuda:
                                  --only "lossless;balanced;fast;FlexPrefill .9;FlexPrefill .95;FlexPrefill .99;
                                  FlexPrefill .995;tokens .005, zeros;tokens .005, zeros, low;
                                  tokens .005 | FlexPrefill .95, zeros, low;smooth .2, 128 vote, window 128, no sinks;
-                                 smooth .2, 512 vote, window 512, no sinks;smooth .2, 512 vote, window 8192, no sinks"
+                                 smooth .2, 512 vote, window 512, no sinks;smooth .2, 512 vote, window 8192, no sinks;
+                                 smooth .02, 512 vote | threshold .01, window 1024, last 1024"
+    qwen2.5-coder-1.5b.jsonl     --model qwen2.5-coder-1.5b --low 8-18,24-26 --half 0-13, and as above without the last
+                                 two tasks
 
-The last was cut off: it holds 8 of the 16 seeds, at 8K and 16K.
+The last two were asked in several runs, of recipes first, and cut off: of 16 seeds they hold what the page counts.
 """
 
 import time

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from bench.front import claims, report
-from bench.front.claims import CLAIMS, TARGETS, Claim, broken
+from bench.front.claims import CLAIMS, TARGETS, Claim, broken, unclaimed
 from bench.front.measured import Measured, read_all
 from bench.front.run import ask, asked_of, cases
 from bench.records import FOLDER
@@ -115,9 +115,11 @@ def test_a_table_says_what_the_records_say(short):
     line = report.line(measured, 32768, "`fast`", row)
     assert f"| {row.right.value:.1%} / {dense.right.value:.1%} | " in line and f"| {row.speed_up:.2f}x | " in line
     assert "conversation" in line, "which loses most"
-    after = {x["seed"]: x["nll"] for x in short if x["kind"] == "after" and x["pipeline"] == row.pipeline}
-    plain = {x["seed"]: x["nll"] for x in short if x["kind"] == "after" and x["pipeline"] == "dense"}
-    gap = sum(after[seed] - plain[seed] for seed in after) / len(after)
+    of = lambda name: {  # noqa: E731
+        (x["seed"], x["following"]): x["nll"] for x in short if x["kind"] == "after" and x["pipeline"] == name
+    }
+    after, plain = of(row.pipeline), of("dense")
+    gap = sum(after[key] - plain[key] for key in after) / len(after)
     assert f"| {gap:+.4f} [" in line
 
 
@@ -168,8 +170,17 @@ def test_a_claim_that_the_records_do_not_bear_out_is_named(short, recipe, change
 def test_a_claim_needs_answers_and_a_mean(short, monkeypatch):
     models = [Measured(tuple(short))]
     assert broken(models, {"fast": Claim(average=0.99)}) == ["fast: 98.4% of dense attention's answers on average"]
+    few = [x for x in short if x["kind"] != "answers" or x["pipeline"] == "dense" or x["seed"] < 2]
+    assert any("fast" in fault and "fewer than 200" in fault for fault in broken([Measured(tuple(few))], TARGETS))
+    assert not unclaimed(models)
     monkeypatch.setattr(claims, "ENOUGH", 10**6)
-    assert any("fewer than 1000000" in fault for fault in broken(models, TARGETS))
+    ((model, length, asked),) = unclaimed(models)
+    assert (
+        (model.model, length) == ("embedded", 32768)
+        and asked > 200
+        and not broken(models, {"fast": Claim(answers=1.1)})
+    )
+    assert f"`embedded` at 32K bytes ({asked})" in report.claims(models)[-1]
     assert all(str(claim) for claim in TARGETS.values()) and CLAIMS.items() <= TARGETS.items()
 
 
