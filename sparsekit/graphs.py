@@ -67,7 +67,9 @@ class _Watch(TorchDispatchMode):
             sized = any(x.dtype in (torch.bool, torch.uint8) for x in given[1:])
         else:
             sized = torch.Tag.dynamic_output_shape in func.tags
-        devices = {x.device.type for x in (*given, *tree_leaves(out)) if isinstance(x, Tensor) and x.dim()}
+        copied = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        tensors = [x for x in (*given, *tree_leaves(out)) if isinstance(x, Tensor)]
+        devices = {x.device.type for x in tensors if copied or x.dim()}  # beside others a number needs no copy
         self.waits |= sized or len(devices) > 1 or torch.Tag.data_dependent_output in func.tags
         return out
 

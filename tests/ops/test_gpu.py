@@ -8,6 +8,7 @@ import torch
 from closeness import no_worse, plain_torch
 from strategies import randn
 from test_cpu import some, tiles
+from test_grid import test_a_kernel_answers_as_its_definition  # noqa: F401  # on a GPU as well
 
 import sparsekit as sk
 from sparsekit import NoBackendError, Pipeline, Plan, Problem, SlidingWindow, attend, dispatch, graphs, oracle
