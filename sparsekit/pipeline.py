@@ -257,7 +257,7 @@ class Pipeline:
     def decides(self, problem: Problem) -> bool:
         """Return whether the stages run. They do not below break-even, nor where all queries are dense last ones."""
         enough = problem.q.shape[2] > self.decompress.dense_last
-        return enough and worth_it(self.stages, self.attend.break_even, problem)
+        return enough and worth_it(self.stages, self.attend.break_even, problem, self.decompress)
 
     def plan(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None) -> Plan:
         """The decision, as data: print, count, draw, store, or pass it to a later call."""

@@ -108,7 +108,7 @@ def explain(pipeline: Pipeline, problem: Problem) -> Report:
     attend(problem, backend=policy["backend"])
     with clock("dense"):
         attend(problem, backend=policy["backend"])
-    told = reason(pipeline.stages, pipeline.attend.break_even, problem)
+    told = reason(pipeline.stages, pipeline.attend.break_even, problem, pipeline.decompress)
     sinks = measure(problem, rows, plan)
     notes = *_notes(problem, plan, len(rows), sinks), *([told] if told else [])
     return Report(tuple(steps), ms["dense"], notes, sinks)

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import sparsekit as sk
 from bench.records import FOLDER, read
 from bench.report import latest
-from sparsekit import Pipeline, Plan, Problem, TokenCoverage, break_even, dispatch, oracle, recipes
+from sparsekit import Pipeline, Plan, Problem, TokenCoverage, break_even, dispatch, oracle, prices, recipes
 
 STAGE = TokenCoverage(tau=0.5, window=4, min_tokens=2, sinks=2)
-KNOWN = break_even.Prices(1e-5, {"TokenCoverage": break_even.Price(1.5, 3000.0)})
+KNOWN = prices.Prices(1e-5, {"TokenCoverage": prices.Price(1.5, 3000.0)})
 
 
 def problem(K, H=2, causal=True):
@@ -127,7 +127,7 @@ def test_nothing_measured_runs_the_stages():
 
 def test_a_stage_that_is_not_measured_runs(measured, monkeypatch):
     assert break_even.estimate([sk.FlexPrefill()], problem(16)) is None
-    monkeypatch.setattr(break_even, "prices", lambda device: break_even.MEASURED[9, 0])
+    monkeypatch.setattr(break_even, "prices", lambda device: prices.MEASURED[9, 0])
     each, mean = (sk.BlockThreshold(queries=queries) for queries in ("each", "mean"))
     assert break_even.estimate([each], problem(16)) is None, "its mean query alone was timed"
     assert not break_even.estimate([mean], problem(16)).worth
@@ -135,7 +135,7 @@ def test_a_stage_that_is_not_measured_runs(measured, monkeypatch):
 
 @pytest.mark.parametrize("name", recipes.PIPELINES)
 def test_a_recipe_is_dense_on_a_short_prompt(name, monkeypatch):
-    monkeypatch.setattr(break_even, "prices", lambda device: break_even.MEASURED[9, 0])
+    monkeypatch.setattr(break_even, "prices", lambda device: prices.MEASURED[9, 0])
     q, k = (torch.randn(1, h, 1024, 128) for h in (32, 8))
     assert recipes.PIPELINES[name]()(Problem.of(q, k, k)) == Plan()
 
@@ -158,7 +158,7 @@ RECORDS = [row for row in read(FOLDER / "nvidia-h200.jsonl") if row.get("speed_u
 @pytest.mark.parametrize("case", ["TokenCoverage, kept 0.3", "FlexPrefill, gamma 0.95", "stacked"])
 def test_it_decides_as_the_records_say(case, monkeypatch):
     """Never for a pipeline that was slower than dense; not against one that was twice as fast."""
-    monkeypatch.setattr(break_even, "prices", lambda device: break_even.MEASURED[9, 0])
+    monkeypatch.setattr(break_even, "prices", lambda device: prices.MEASURED[9, 0])
     measured = latest(row for row in RECORDS if row["case"] == case)
     assert len(measured) >= 4
     for row in measured:

@@ -1,15 +1,31 @@
 """sparsekit backends"""
 
+from typing import Annotated
+
 import torch
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from .. import dispatch
+from ..prices import Prices, keep, measure, prices
 
 
-def backends() -> None:
-    """Which backend runs which operation here, and why not."""
+def backends(
+    measure_here: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Time attention and the stages here, some seconds; pipelines then know what pays"
+        ),
+    ] = False,
+) -> None:
+    """Which backend runs which operation here, and why not; and what is known of times."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if measure_here:
+        console = Console(stderr=True)
+        with console.status("dense") as status:
+            found = measure(device, on_step=status.update)
+        console.print(f"Kept in {keep(device, found)}", highlight=False, soft_wrap=True)
     table, reasons = Table("operation", *dispatch.BACKENDS), []
     for what, (op, args) in _samples(device).items():
         cells = []
@@ -31,6 +47,17 @@ def backends() -> None:
         console.print(f"({number}) {line}", markup=False, highlight=False, soft_wrap=True)
     for kind, order in dispatch.AUTO.items():
         console.print(f'"auto" on {kind}: {", then ".join(order)}', highlight=False)
+    console.print(_times(prices(device)), highlight=False, soft_wrap=True)
+
+
+def _times(known: Prices | None) -> str:
+    if known is None:
+        return "No times are known here, so stages always run, on short prompts too: sparsekit backends --measure"
+    each = (f"{name} {price.call:.2f} ms, or {price.token:.2f} ms" for name, price in known.stages.items())
+    return (
+        f"Times known here: dense {known.rate:.3g} TFLOP/s; a stage, of a call or of a million tokens and heads: "
+        f"{'; '.join(each)}"
+    )
 
 
 def _samples(device: torch.device) -> dict[str, tuple[str, tuple]]:

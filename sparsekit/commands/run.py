@@ -204,7 +204,7 @@ def _why_whole(pipeline: Pipeline | None, problem: Problem) -> str:
     if pipeline is None:
         return "its pipeline is dense"
     limit, tokens = pipeline.attend.break_even, problem.k.shape[2]
-    if not worth_it(pipeline.stages, limit, problem):
+    if not worth_it(pipeline.stages, limit, problem, pipeline.decompress):
         where = "on this device" if limit == "auto" else f"of {limit:,}"
         return f"{tokens:,} tokens are below the break-even {where}; attend(break_even=0) in the spec always runs it"
     return f"its pipeline keeps everything at {tokens:,} tokens"

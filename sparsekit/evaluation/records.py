@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from ..chip import chip
+
 PACKAGES = ("sparsekit", "triton", "flash-attn-4", "nvidia-cutlass-dsl", "transformers")
 SOME = 64  # numbers of each parameter that tell weights apart
 Record = dict[str, Any]
@@ -80,16 +82,6 @@ def origin(device: torch.device, commit: str | None) -> Record:
         "clean": not commit.endswith("-dirty") if commit else None,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def chip(device: torch.device) -> str:
-    """The name of the GPU, or of the CPU with its threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str]:
