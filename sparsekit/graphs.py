@@ -35,6 +35,10 @@ class Graph:
 
     def __init__(self, run: Run, tensors: tuple[Tensor, ...]) -> None:
         """Record it, without running it. Raises RuntimeError for what waits for the device."""
+        with torch.inference_mode(False):  # tensors of that mode could not be written to outside it
+            self._record(run, tensors)
+
+    def _record(self, run: Run, tensors: tuple[Tensor, ...]) -> None:
         self._given = [torch.empty_like(x) for x in tensors]
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(tensors[0].device), torch.no_grad():

@@ -24,8 +24,8 @@ from bench.transformers_matrix import (
 )
 from sparsekit import Pipeline, Plan, Problem
 from sparsekit.dispatch import no_gpu_kernel
-from sparsekit.integrations.transformers import load_pipeline, register, save_pipeline, sparsify
-from sparsekit.integrations.transformers.masks import Carrier, mask
+from sparsekit.integrations.transformers import attention, load_pipeline, register, save_pipeline, sparsify
+from sparsekit.integrations.transformers.masks import Carrier, Question, mask
 from sparsekit.problem import PAD
 
 LOCAL = "streaming(sinks=1, window=8, block_size=8)"
@@ -199,6 +199,18 @@ def test_on_a_gpu_plain_torch_is_not_taken_unasked():
     with sparsify(model, LOCAL) as handle, pytest.warns(match="head dim 512"):
         model(ids(1, 90).cuda())
     assert set(handle.dense) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_a_call_is_no_known_one_where_the_cache_has_dropped_keys(first, monkeypatch):
+    """What is kept for shapes alone takes the first key for the first of the sequence, a sink."""
+    asked = []
+    monkeypatch.setattr(Pipeline, "known_call", lambda *args, **how: asked.append("known"))
+    monkeypatch.setattr(Pipeline, "dense_kernel", lambda *args, **how: asked.append("dense"))
+    x = torch.randn(1, 2, 8, 4)
+    call = attention._Call(None, x, x, x, None, 0.0, None, None, {})
+    assert attention._at_once(call, Question(8, first, None, None), Pipeline(), attention.Layer()) is None
+    assert asked == ["dense" if first else "known"]
 
 
 @torch.no_grad()

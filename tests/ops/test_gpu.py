@@ -322,6 +322,17 @@ def test_answers_of_a_graph_are_not_overwritten_and_its_memory_is_bounded(no_gra
     assert len(no_graphs._held) == no_graphs.MOST
 
 
+@pytest.mark.parametrize("modes", [(torch.inference_mode, torch.no_grad), (torch.no_grad, torch.inference_mode)])
+def test_a_graph_serves_calls_in_either_mode(modes, no_graphs):
+    pipeline, x = Pipeline([Pipeline.from_spec("balanced")], break_even=0), given(0)
+    expected = pipeline.output(*x).o
+    for mode in modes:
+        for _ in range(3):
+            with mode():
+                assert torch.equal(pipeline(*x), expected)
+    assert len(no_graphs._held) == 1
+
+
 def test_threads_and_streams_have_graphs_of_their_own(no_graphs):
     pipeline = Pipeline([Pipeline.from_spec("balanced")], break_even=0)
     xs = [given(3 * i) for i in range(4)]

@@ -395,7 +395,8 @@ def _at_once(call: _Call, question: Question, pipeline: Pipeline, layer: Layer) 
     if not plain or (call.packed() or question.sequences) is not None:
         return None
     q, k, v = call.filled(question)
-    find = pipeline.known_call if layer.heads_group is None else pipeline.dense_kernel  # a graph knows no other ranks
+    alone = layer.heads_group is None and not question.first  # a graph knows no other ranks, nor where its keys stand
+    find = pipeline.known_call if alone else pipeline.dense_kernel
     kernel = find(q, k, v, scale=call.scaling)
     return None if kernel is None else kernel(q, k, v).transpose(1, 2).contiguous()
 
