@@ -90,7 +90,8 @@ def page(models: Sequence[Measured], others: Sequence[Measured]) -> str:
     """Markdown."""
     parts = [PAGE, "## Recipes\n", table(models), "", *specs(), *claims(models)]
     if others:
-        parts += ["## Other seeds, another text\n", "Asked once, after the choice; `fast` got its parameters later, when these were known.\n", table(others), ""]
+        late = "Asked once, after the choice; `fast` got its parameters later, when these were known.\n"
+        parts += ["## Other seeds, another text\n", late, table(others), ""]
     for measured in models:
         parts += [f"## {measured.model}\n", *tasks(measured)]
         for length in measured.lengths:

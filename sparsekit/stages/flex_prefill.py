@@ -144,8 +144,14 @@ class FlexPrefill:
         heads = aware.flatten().nonzero().squeeze(-1)  # N of them, one wait of the host: often there are none
         if not len(heads):
             return None
-        # [B, h, ...] -> [N, ...]
-        of = lambda x: x.flatten(0, 1).index_select(0, heads // (p.q.shape[1] // x.shape[1]))  # noqa: E731
+        H = p.q.shape[1]
+
+        def of(x: Tensor) -> Tensor:
+            """[B, h, ...] -> [N, ...], without a copy of all heads."""
+            if len(heads) == aware.numel():
+                return to_heads(x, H).flatten(0, 1)
+            return x.flatten(0, 1).index_select(0, heads // (H // x.shape[1]))
+
         pos = of(p.q_pos)[:, None]
         q = dispatch.run("block_means", p.q.device.type, of(p.q)[:, None], pos, self.block_size)[:, 0]
         last = of(last)  # [N, I]

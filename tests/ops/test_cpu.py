@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from closeness import error, no_worse, plain_torch, same
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import covering, plans, problems, randn
 from torch.nn.functional import scaled_dot_product_attention
@@ -116,3 +116,27 @@ def test_auto_takes_the_fast_backend_on_a_cpu():
     filled = Plan(queries=Tokens.of(torch.ones(1, 1, 8, dtype=torch.bool)), fill=SlidingWindow(2, sinks=0))
     assert dispatch.choose("sliding_window", "cpu", Problem.of(q, q, q), filled) == "cpu"
     assert sk.why_not("cpu", "sliding_window", Problem.of(q, q, q), Plan()) is not None
+
+
+@settings(max_examples=40)
+@given(
+    data=st.data(), window=st.integers(1, 9), step=st.integers(1, 5), rows=st.integers(1, 4), diagonals=st.booleans()
+)
+def test_scores_of_a_few_keys_and_queries_at_a_time_are_the_definition(data, window, step, rows, diagonals):
+    p = data.draw(problems(most=14))
+    assume(dispatch.why_not("cpu", "window_scores", p, window, diagonals) is None)
+    expected = dispatch.run("window_scores", "cpu", p, window, diagonals, backend="reference")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sparsekit_kernels.cpu.window_scores.STEP", step)
+        patched.setattr("sparsekit_kernels.cpu.window_scores.ROWS", rows)
+        found = dispatch.run("window_scores", "cpu", p, window, diagonals, backend="cpu")
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
+
+
+def test_scores_of_rows_without_a_number_are_those_of_the_definition():
+    q, k = randn(0, 1, 2, 9, 4), randn(1, 1, 1, 9, 4)
+    q[0, 1, 7] = torch.nan
+    p = sk.Problem.of(q, k, k)
+    found, expected = (dispatch.run("window_scores", "cpu", p, 4, True, backend=name) for name in ("cpu", "reference"))
+    assert found.isfinite().all() and torch.equal(found[:, :, 1], expected[:, :, 1])
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
