@@ -29,9 +29,9 @@ def why_not(problem: Problem, window: int, diagonals: bool = False) -> str | Non
 def window_scores(problem: Problem, window: int, diagonals: bool = False) -> Scores:
     p, (B, H, Q), (G, K) = problem, problem.q.shape[:3], problem.k.shape[1:3]
     W, wide = min(window, Q), torch.promote_types(p.q.dtype, torch.float32)
-    out = torch.zeros(2 if diagonals else 1, B, H, K, dtype=wide)
+    out = torch.zeros(2 if diagonals else 1, B, H, K, dtype=wide, device=p.q.device)
     before = min(W, ROWS) - 1 if diagonals else 0  # zeros around the keys, which distances beyond the ends find
-    room = torch.zeros(min(W, ROWS), before + K + before, dtype=wide)
+    room = torch.zeros(min(W, ROWS), before + K + before, dtype=wide, device=p.q.device)
     for b, h in product(range(B), range(H)):
         q, k = p.q[b, h, Q - W :].to(wide) * p.scale, p.k[b, h * G // H]
         for first in range(0, W, ROWS):
@@ -57,7 +57,7 @@ def _exponentials(q: Tensor, k: Tensor, scores: Tensor, own: int) -> Tensor:
     R, K = scores.shape
     for first in range(0, K, STEP):
         torch.mm(q, k[first : first + STEP].to(q.dtype).t(), out=scores[:, first : first + STEP])
-    hidden = torch.ones(R, K - own, dtype=torch.bool).triu(1)
+    hidden = torch.ones(R, K - own, dtype=torch.bool, device=scores.device).triu(1)
     scores[:, own:].masked_fill_(hidden, float("-inf"))
     most, total = scores.amax(1, keepdim=True), scores.new_zeros(R)
     for first in range(0, K, STEP):
