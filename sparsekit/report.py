@@ -164,4 +164,4 @@ def _notes(problem: Problem, plan: Plan, rows: int, sinks: Sinks | None) -> Iter
         )
     yield f"mass and error: {rows} query rows spread over the sequence, float64"
     if plan.queries or plan.keys or plan.blocks:
-        yield "each stage synchronises with the host once, for the size of its choice"
+        yield "on a GPU TokenCoverage waits once to learn how many tokens it keeps, and FlexPrefill once for its heads"

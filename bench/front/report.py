@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bench.front.claims import CLAIMS, ENOUGH, TARGETS, unclaimed
+from bench.front.claims import CLAIMS, TARGETS
 from bench.front.measured import Measured, read_all, runs_of_times
 from bench.front.pipelines import PAPERS, PUBLISHED
 from bench.records import FOLDER, ROOT
@@ -62,9 +62,7 @@ def main(
 ) -> None:
     """Bring docs/front.md and the table of recipes in the README up to date with the records."""
     models, others = read_all(records), read_all(records / "confirmation")
-    shown = "\n\n".join(
-        (table(models, ends_only=True, papers=PUBLISHED), *(part.strip() for part in claims(models)), README)
-    )
+    shown = "\n\n".join((table(models, ends_only=True, papers=PUBLISHED), *(part.strip() for part in claims()), README))
     texts = {docs / "front.md": page(models, others)}
     texts[readme] = MARKED.sub(lambda found: f"{found[1]}\n{shown}{found[2]}", readme.read_text())
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
@@ -88,7 +86,7 @@ def main(
 
 def page(models: Sequence[Measured], others: Sequence[Measured]) -> str:
     """Markdown."""
-    parts = [PAGE, "## Recipes\n", table(models), "", *specs(), *claims(models)]
+    parts = [PAGE, "## Recipes\n", table(models), "", *specs(), *claims()]
     if others:
         late = "Asked once, after the choice; `fast` got its parameters later, when these were known.\n"
         parts += ["## Other seeds, another text\n", late, table(others), ""]
@@ -143,13 +141,10 @@ def specs() -> list[str]:
     return ["\n".join(f"- `{name}`: `{make().to_spec()}`" for name, make in recipes.PIPELINES.items()) + "\n"]
 
 
-def claims(models: Iterable[Measured]) -> list[str]:
+def claims() -> list[str]:
     """Return what is claimed of them, which the tests check on every model in the tables, and what is not."""
     listed = lambda some: "\n".join(f"- `{name}`: {claim}" for name, claim in some.items()) + "\n"  # noqa: E731
     parts = ["Claimed, and checked against both tables by the tests:\n", listed(CLAIMS)] if CLAIMS else []
-    if CLAIMS and (places := unclaimed(models)):
-        where = ", ".join(f"`{one.model}` at {one.named(length)} ({n})" for one, length, n in places)
-        parts.append(f"Nothing is claimed where fewer than {ENOUGH} answers count: {where}.\n")
     meant = {name: claim for name, claim in TARGETS.items() if name not in CLAIMS}
     return parts + ([f"{NOT_CLAIMED}\n", listed(meant)] if meant else [])
 
