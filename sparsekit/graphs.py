@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 MOST = 8  # graphs that are held; the one that was not used for longest goes first
-BYTES = 2**28  # of tensors that go in: with larger ones the GPU takes longer than the host
+BYTES = 2**29  # of tensors that go in: with larger ones the GPU takes longer than the host
 SEEN = 4096  # calls of which is remembered that they ran
 LOG = logging.getLogger("sparsekit")
 
@@ -27,25 +28,29 @@ Run = Callable[..., Tensor]
 _held: "OrderedDict[Hashable, Graph]" = OrderedDict()
 _seen: set[Hashable] = set()  # calls that ran once: their kernels are compiled
 _waiting: set[Hashable] = set()  # what cannot be held
+_pools: dict[Hashable, Any] = {}  # of memory, for each thread and stream
 _lock = threading.Lock()
 
 
 class Graph:
     """What `run` does with tensors of these shapes and strides, on this stream."""
 
-    def __init__(self, run: Run, tensors: tuple[Tensor, ...]) -> None:
-        """Record it, without running it. Raises RuntimeError for what waits for the device."""
-        with torch.inference_mode(False):  # tensors of that mode could not be written to outside it
-            self._record(run, tensors)
+    def __init__(self, run: Run, tensors: tuple[Tensor, ...], pool: Any) -> None:
+        """Record it, without running it. Raises RuntimeError for what waits for the device.
 
-    def _record(self, run: Run, tensors: tuple[Tensor, ...]) -> None:
+        `pool` is of graphs that never run at a time: what one computes on the way lies where another's did.
+        """
+        with torch.inference_mode(False):  # tensors of that mode could not be written to outside it
+            self._record(run, tensors, pool)
+
+    def _record(self, run: Run, tensors: tuple[Tensor, ...], pool: Any) -> None:
         self._given = [torch.empty_like(x) for x in tensors]
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(tensors[0].device), torch.no_grad():
             here, side = torch.cuda.current_stream(), torch.cuda.Stream()
             side.wait_stream(here)
             with torch.cuda.stream(side):
-                self._graph.capture_begin(capture_error_mode="thread_local")
+                self._graph.capture_begin(pool, capture_error_mode="thread_local")
                 try:
                     self._answer = run(*self._given)
                 finally:
@@ -56,13 +61,16 @@ class Graph:
         for mine, x in zip(self._given, tensors, strict=True):
             mine.copy_(x)
         self._graph.replay()
-        return self._answer.clone()
+        # [B, H, Q, D] with the heads of a token side by side, as kernels write it and models read it
+        return self._answer.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 class _Watch(TorchDispatchMode):
     """Notes whether an operator of torch waits for the device, or makes the device wait for the host's memory."""
 
-    waits = False
+    def __init__(self, host: str = "cpu") -> None:
+        super().__init__()
+        self.waits, self.host = False, host  # the device type that the host need not wait for
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))
@@ -74,7 +82,8 @@ class _Watch(TorchDispatchMode):
         copied = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
         tensors = [x for x in (*given, *tree_leaves(out)) if isinstance(x, Tensor)]
         devices = {x.device.type for x in tensors if copied or x.dim()}  # beside others a number needs no copy
-        self.waits |= sized or len(devices) > 1 or torch.Tag.data_dependent_output in func.tags
+        asked = sized or torch.Tag.data_dependent_output in func.tags
+        self.waits |= len(devices) > 1 or (asked and any(x.device.type != self.host for x in given))
         return out
 
 
@@ -96,7 +105,8 @@ def held(what: Hashable, run: Run, *tensors: Tensor) -> Run | None:
     """
     if sum(x.nbytes for x in tensors) > BYTES or torch.cuda.is_current_stream_capturing():
         return None
-    where = threading.get_ident(), torch.cuda.current_stream(tensors[0].device).cuda_stream
+    device = tensors[0].device
+    where = threading.get_ident(), device, torch.cuda.current_stream(device).cuda_stream
     key = what, where, *((x.shape, x.stride(), x.dtype, x.device) for x in tensors)
     with _lock:
         if key in _waiting:
@@ -110,8 +120,9 @@ def held(what: Hashable, run: Run, *tensors: Tensor) -> Run | None:
                 _waiting.clear()
             _seen.add(key)
             return _watched(key, run)
+        pool = _pools.setdefault(where, torch.cuda.graph_pool_handle())
     try:
-        graph = Graph(run, tensors)
+        graph = Graph(run, tensors, pool)
     except Exception as reason:  # whatever it raises, the call itself may still run
         LOG.debug("a call cannot be held as a CUDA graph: %s", str(reason).splitlines()[0])
         _waiting.add(key)
@@ -126,6 +137,5 @@ def held(what: Hashable, run: Run, *tensors: Tensor) -> Run | None:
 def clear() -> None:
     """Free the graphs, and their memory."""
     with _lock:
-        _held.clear()
-        _seen.clear()
-        _waiting.clear()
+        for found in (_held, _seen, _waiting, _pools):
+            found.clear()

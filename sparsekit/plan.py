@@ -188,8 +188,13 @@ class Plan(ByValue):
         if t := self.queries:
             p = replace(p, q=t.gather(p.q, 0), q_pos=t.gather(p.q_pos, PAD))
         if t := self.keys:
-            p = replace(p, k=t.gather(p.k, 0), v=t.gather(p.v, 0), k_pos=t.gather(p.k_pos, PAD))
+            k_pos = p.q_pos if self.pairs_slots(problem) else t.gather(p.k_pos, PAD)
+            p = replace(p, k=t.gather(p.k, 0), v=t.gather(p.v, 0), k_pos=k_pos)
         return p
+
+    def pairs_slots(self, problem: Problem) -> bool:
+        """Whether each slot of the compressed problem holds the query and the key of one token, as is known."""
+        return self.queries is self.keys and problem.q_pos is problem.k_pos
 
     def known(self, problem: Problem) -> dict[str, Any]:
         """`queries_last`, `full` and `gapless` of the compressed problem, as known without looking at positions."""

@@ -164,4 +164,4 @@ def _notes(problem: Problem, plan: Plan, rows: int, sinks: Sinks | None) -> Iter
         )
     yield f"mass and error: {rows} query rows spread over the sequence, float64"
     if plan.queries or plan.keys or plan.blocks:
-        yield "on a GPU TokenCoverage waits once to learn how many tokens it keeps, and FlexPrefill once for its heads"
+        yield "on a GPU a long prompt waits once for each stage, to learn the size of its choice"

@@ -32,13 +32,13 @@ DOES_NOT = {
 
 @pytest.mark.parametrize("name", WAITS)
 def test_what_waits_is_seen(name):
-    with _Watch() as watch:
+    with _Watch(host="none") as watch:
         WAITS[name]()
     assert watch.waits
 
 
 @pytest.mark.parametrize("name", DOES_NOT)
 def test_what_does_not_wait_is_not(name):
-    with _Watch() as watch:
+    with _Watch(host="none") as watch:
         DOES_NOT[name]()
     assert not watch.waits

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..plan import Tokens
+from ..room import TOKEN, for_all
 
 Scores = Float[Tensor, "B h n"]
 Keep = Int[Tensor, "B _h"]
@@ -20,15 +21,20 @@ def select_tokens(scores: Scores, keep: Keep) -> Tokens:
     NaN counts as inf.
     """
     n = scores.shape[-1]
-    width, full = common_width(keep, n)
+    width, full = common_width(keep, scores[..., 0].numel(), n)
     scores = scores.masked_fill(scores.isnan(), torch.inf)
     idx = scores.sort(dim=-1, descending=True, stable=True).indices[..., :width]
     spare = torch.arange(width, device=idx.device) >= keep[..., None]
     return Tokens(idx.masked_fill(spare, n).sort(-1).values.int(), n, full)
 
 
-def common_width(keep: Keep, n: int) -> tuple[int, bool]:
-    """The length of the longest row of a choice among n, at least 1, and whether all rows are that long."""
+def common_width(keep: Keep, rows: int, n: int) -> tuple[int, bool]:
+    """The length that rows of a choice among n have room for, at least 1, and whether it is known that all are as long.
+
+    It is that of the longest row, or n where the host would wait to learn it and there is room for all.
+    """
+    if for_all(keep, rows * n, TOKEN):
+        return n, False
     counts = keep.flatten().tolist()  # the one host synchronisation of a choice
     width = min(max(*counts, 1), n)
     return width, min(counts) >= width

@@ -30,6 +30,7 @@ from .. import dispatch
 from ..parameters import check_amount, check_ratio, check_size
 from ..plan import Plan
 from ..problem import PAD, Problem, to_heads
+from ..room import SCORE, for_all
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,12 @@ class FlexPrefill:
 
     def _block_map(self, p: Problem, means: Tensor, aware: Tensor, last: Tensor) -> Tensor | None:
         """[B, H, I, J]: the best blocks that hold gamma of the map of block means, in the query-aware heads."""
-        heads = aware.flatten().nonzero().squeeze(-1)  # N of them, one wait of the host: often there are none
+        I, J = last.shape[2], means.shape[2]
+        every = for_all(aware, aware.numel() * I * J, SCORE)
+        if every:  # then the host need not wait to learn which
+            heads = torch.arange(aware.numel(), device=aware.device)
+        else:
+            heads = aware.flatten().nonzero().squeeze(-1)  # N of them, one wait of the host: often there are none
         if not len(heads):
             return None
         H = p.q.shape[1]
@@ -163,7 +169,9 @@ class FlexPrefill:
         weights = (q @ of(means).mT * p.scale).masked_fill(hidden, float("-inf")).softmax(-1).nan_to_num(0.0)
         mass = self.gamma * (last >= 0).sum(-1).to(weights.dtype)
         chosen = dispatch.run("coverage_mask", weights.device.type, weights.flatten(1), mass, True).view_as(weights)
-        mask = torch.zeros(aware.numel(), *weights.shape[1:], dtype=torch.bool, device=means.device)
+        if every:
+            return chosen.unflatten(0, aware.shape[:2]) & aware[..., None, None]
+        mask = torch.zeros(aware.numel(), I, J, dtype=torch.bool, device=means.device)
         return mask.index_copy(0, heads, chosen).unflatten(0, aware.shape[:2])
 
 

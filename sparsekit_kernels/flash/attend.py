@@ -127,6 +127,8 @@ def irregular(problem: Problem, told: bool) -> str | None:
     p, (Q, K) = problem, (problem.q.shape[2], problem.k.shape[2])
     if (told or p.full) and (p.queries_last or not p.causal):
         return None
+    if p.q_pos is p.k_pos and p.causal:  # slot by slot the same tokens, and padding comes last: no row sees any
+        return None
     heads = max(p.q_pos.shape[1], p.k_pos.shape[1])
     q_pos, k_pos, reach = (to_heads(x, heads) for x in (p.q_pos, p.k_pos, p.reach()))
     expected = torch.full_like(reach, K)

@@ -28,6 +28,8 @@ def gather_tokens(problem: Problem, plan: Plan) -> Problem:
         return p
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (p.q, p.k, p.v))
     q_side, k_side = _Side(plan.queries, q, p.q_pos), _Side(plan.keys, k, p.k_pos)
+    if plan.pairs_slots(p):  # both write the same there
+        k_side.pos = q_side.pos
     new_q, new_k, new_v = q_side.room(q), k_side.room(k), k_side.room(v)
     first, end = (0 if plan.queries else 1), (3 if plan.keys else 1)
     most = max(side.kept for side in (q_side, k_side))

@@ -16,7 +16,8 @@ def why_not(scores: Tensor, keep: Tensor) -> str | None:
 
 
 def select_tokens(scores: Scores, keep: Keep) -> Tokens:
-    (B, h, n), (width, full) = scores.shape, common_width(keep, scores.shape[-1])
+    B, h, n = scores.shape
+    width, full = common_width(keep, B * h, n)
     rows, each = in_rows(scores), keep.expand(B, h).int().contiguous()
     idx = each.new_empty(B, h, width)
     _select_tokens[(B * h,)](rows, each, idx, rows.stride(0), n, width, **sizes(rows))

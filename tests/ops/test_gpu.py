@@ -11,9 +11,18 @@ from test_cpu import some, tiles
 from test_grid import test_a_kernel_answers_as_its_definition  # noqa: F401  # on a GPU as well
 
 import sparsekit as sk
-from sparsekit import NoBackendError, Pipeline, Plan, Problem, SlidingWindow, attend, dispatch, graphs, oracle
+from sparsekit import NoBackendError, Pipeline, Plan, Problem, SlidingWindow, attend, dispatch, graphs, oracle, room
 
 pytestmark = pytest.mark.gpu
+CHOOSING = (  # stages whose choices are as large as the data say
+    "token_coverage(tau=0.3, min_tokens=100)",
+    "token_coverage(tau=0.3, min_tokens=100, per='group') | decompress(fill=sliding_window(128, sinks=2))",
+    "token_coverage(tau=0.3, min_tokens=100) | decompress(fill=sliding_window(128, sinks=2), dense_last=64)",
+    "flex_prefill(gamma=0.9)",
+    "flex_prefill(gamma=0.9, tau=1)",
+    "token_coverage(tau=0.3, min_tokens=100) | flex_prefill(gamma=0.9)",
+    "token_coverage(tau=0.3, min_tokens=100) | block_threshold(alpha=0.1, queries='mean')",
+)
 BACKENDS = [b for b in dispatch.BACKENDS if b != "reference" and dispatch.table()["attend"][b] is None]
 # queries, keys, key/value heads, head dim, dtype
 CASES = [
@@ -161,7 +170,7 @@ def test_dense_calls_of_known_shapes(D, Dv, Q, K, causal):
 
 
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "cpu"])
-@pytest.mark.parametrize("spec", ["dense", "streaming(sinks=128, window=512)", "balanced"])
+@pytest.mark.parametrize("spec", ["dense", "streaming(sinks=128, window=512)", "balanced", *CHOOSING])
 def test_a_pipeline_of_known_sizes_is_captured_in_a_graph(backend, spec):
     steps = *Pipeline.from_spec(spec).named_form(), sk.Attend(backend, break_even=0)
     pipeline = Pipeline(sorted(steps, key=lambda step: isinstance(step, sk.Decompress)))
@@ -180,15 +189,17 @@ def test_a_pipeline_of_known_sizes_is_captured_in_a_graph(backend, spec):
 
 
 @pytest.mark.parametrize("spec", [
-    "dense", "streaming(sinks=128, window=512)", "block_topk(keep=0.3)", "balanced",
-    "token_coverage(tau=0.3) | decompress(fill=sliding_window(128, sinks=2))", "flex_prefill(gamma=0.9)",
+    "dense", "streaming(sinks=128, window=512)", "block_topk(keep=0.3)", "balanced", *CHOOSING,
 ])  # fmt: skip
-def test_how_often_the_host_waits(spec):
-    """Once for each choice whose size the data decide; never for the rest."""
+@pytest.mark.parametrize("room_for_all", [True, False])
+def test_how_often_the_host_waits(spec, room_for_all, monkeypatch):
+    """Once for each choice whose size the data decide, if there is no room for all; never for the rest."""
+    if not room_for_all:
+        monkeypatch.setattr(room, "BYTES", 0)
     pipeline = Pipeline([Pipeline.from_spec(spec)], break_even=0)
     x = [torch.randn(1, h, 4096, 128, device="cuda", dtype=torch.bfloat16) for h in (8, 2, 2)]
     pipeline(*x)
-    chosen = sum(spec.count(name) for name in ("token_coverage", "flex_prefill"))
+    chosen = 0 if room_for_all else sum(spec.count(name) for name in ("token_coverage", "flex_prefill"))
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -289,7 +300,7 @@ def given(seed, L=2048, H=8):
 
 
 @pytest.mark.parametrize(
-    "spec", ["balanced", "lossless", "streaming(sinks=128, window=256) | decompress(dense_last=64)"]
+    "spec", ["balanced", "lossless", "streaming(sinks=128, window=256) | decompress(dense_last=64)", *CHOOSING]
 )
 def test_calls_of_a_known_shape_are_a_graph_and_answer_alike(spec, no_graphs):
     pipeline = Pipeline([Pipeline.from_spec(spec)], break_even=0)
@@ -300,7 +311,8 @@ def test_calls_of_a_known_shape_are_a_graph_and_answer_alike(spec, no_graphs):
     assert len(no_graphs._held) == 2 and not no_graphs._waiting
 
 
-def test_what_waits_for_the_device_is_no_graph(no_graphs):
+def test_what_waits_for_the_device_is_no_graph(no_graphs, monkeypatch):
+    monkeypatch.setattr(room, "BYTES", 0)
     pipeline = Pipeline([sk.TokenCoverage(tau=0.3, min_tokens=100)], break_even=0)
     for seed in range(0, 9, 3):
         x = given(seed)
