@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-MOST = 8  # graphs that are held; the one that was not used for longest goes first
+MOST, ROOM = 8, 2**30  # graphs that are held, and bytes that go in all of them; the one unused for longest goes first
 BYTES = 2**29  # of tensors that go in: with larger ones the GPU takes longer than the host
 SEEN = 4096  # calls of which is remembered that they ran
 LOG = logging.getLogger("sparsekit")
@@ -45,6 +45,7 @@ class Graph:
 
     def _record(self, run: Run, tensors: tuple[Tensor, ...], pool: Any) -> None:
         self._given = [torch.empty_like(x) for x in tensors]
+        self.nbytes = sum(x.nbytes for x in self._given)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(tensors[0].device), torch.no_grad():
             here, side = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -129,9 +130,14 @@ def held(what: Hashable, run: Run, *tensors: Tensor) -> Run | None:
         return None
     with _lock:
         _held[key] = graph
-        while len(_held) > MOST:
-            _held.popitem(last=False)
+        _fit(_held)
     return graph
+
+
+def _fit(held: "OrderedDict[Hashable, Any]") -> None:
+    """Let go of those that were not used for longest until the others are few and small enough; the last one stays."""
+    while len(held) > MOST or (len(held) > 1 and sum(graph.nbytes for graph in held.values()) > ROOM):
+        held.popitem(last=False)
 
 
 def clear() -> None:

@@ -1,8 +1,12 @@
-"""Which operators of torch wait for the device: calls with one of them cannot be held as CUDA graphs."""
+"""Which operators of torch wait for the device, so that no CUDA graph can hold a call; and how many graphs are held."""
+
+from collections import OrderedDict
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from sparsekit import graphs
 from sparsekit.graphs import _Watch
 
 x, at = torch.arange(12.0).view(3, 4), torch.tensor([2, 0])
@@ -42,3 +46,12 @@ def test_what_does_not_wait_is_not(name):
     with _Watch(host="none") as watch:
         DOES_NOT[name]()
     assert not watch.waits
+
+
+@pytest.mark.parametrize(
+    "sizes,kept", [([1] * 10, 8), ([graphs.ROOM // 2] * 3, 2), ([2 * graphs.ROOM], 1), ([1, graphs.ROOM], 1)]
+)
+def test_few_graphs_of_little_memory_are_held(sizes, kept):
+    held = OrderedDict((i, SimpleNamespace(nbytes=size)) for i, size in enumerate(sizes))
+    graphs._fit(held)
+    assert list(held) == list(range(len(sizes)))[-kept:]
