@@ -42,13 +42,13 @@ def broken(models: Iterable[Measured], claims: Mapping[str, Claim] = CLAIMS) -> 
         for measured in models:
             for length in measured.lengths:
                 where = f"{recipe} on {measured.model} at {measured.named(length)}"
-                row, dense = measured.recipe(recipe, length), measured.dense(length)
-                if not dense.right:  # no task counts there: the page says so
+                row = measured.recipe(recipe, length)
+                if not measured.dense(length).right:  # no task counts there: the page says so
                     continue
                 if not row or not row.right:
                     found.append(f"{where}: claimed, and not measured")
                     continue
-                parts.append(row.right.value / dense.right.value)
+                parts.append(row.right.value / row.beside if row.beside else 1.0)
                 found += [f"{where}: {fault}" for fault in _faults(claim, measured, row, parts[-1])]
         if parts and fmean(parts) < claim.average:
             found.append(f"{recipe}: {fmean(parts):.1%} of dense attention's answers on average")

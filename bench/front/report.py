@@ -30,13 +30,13 @@ HEAD = ["model", "length", "pipeline", "answers / dense", "difference", "worst t
 HEAD += ["speed-up", "on"]
 NONE = "not measured"
 ABOUT = f"""`{EMBEDDED}` is the model in the package: 7.4 M parameters, a token a byte. Answers: the part found, mean
-over prompts, of the tasks of which dense attention finds at least {COUNTS:.0%}, beside what dense attention finds.
-Difference: of the two on the same prompts, in points, with its 95% interval; ~ where no difference is sure. Worst task:
-the one with the largest difference. Text: the loss of text that follows a prompt, in nats a token, less that after a
-dense prefill, likewise. Density: the part of dense attention's pairs that is computed. Speed-up: of attention in all
-layers, over the fastest dense attention of the same run. Pipelines ran at every length (`break_even=0`): where the
-speed-up is below 1, dense attention is faster. As published, Token Sparse Attention works in the half of the layers
-with least drift."""
+over prompts, of the tasks of which dense attention finds at least {COUNTS:.0%}, beside what dense attention finds of
+the same, and how many there are. Difference: of the two, in points, with its 95% interval; ~ where no difference is
+sure. Worst task: the one with the largest difference. Text: the loss of text that follows a prompt, in nats a token,
+less that after a dense prefill, likewise. Density: the part of dense attention's pairs that is computed. Speed-up: of
+attention in all layers, over the fastest dense attention of the same run. Pipelines ran at every length
+(`break_even=0`): where the speed-up is below 1, dense attention is faster. As published, Token Sparse Attention works
+in the half of the layers with least drift."""
 README = f"""{ABOUT}
 
 Lengths between, other seeds, another text and the best of what else was tried: [docs/front.md](docs/front.md). `make
@@ -88,7 +88,7 @@ def page(models: Sequence[Measured], others: Sequence[Measured]) -> str:
     """Markdown."""
     parts = [PAGE, "## Recipes\n", table(models), "", *specs(), *claims()]
     if others:
-        late = "Asked once, after the choice; `fast` got its parameters later, when these were known.\n"
+        late = "Asked once, after the choice; what the embedded model says was known when `fast` got its parameters.\n"
         parts += ["## Other seeds, another text\n", late, table(others), ""]
     for measured in models:
         parts += [f"## {measured.model}\n", *tasks(measured)]
@@ -120,14 +120,13 @@ def table(models: Iterable[Measured], ends_only: bool = False, papers: Iterable[
 
 def line(measured: Measured, length: int, name: str, row: Row | None) -> str:
     """Return a line of the table."""
-    dense = measured.dense(length)
     cells = [measured.model, measured.named(length), name]
     if row is None:
         return f"| {' | '.join([*cells, NONE, *[''] * 6])} |"
-    worst = min(row.tasks, key=lambda task: row.tasks[task].value - dense.tasks[task].value)
-    least = f"{worst.replace('_', ' ')} {share(row.tasks[worst])} / {share(dense.tasks[worst])}"
-    of = figures(row)
-    cells += [f"{share(row.right)} / {share(dense.right)}", of["difference"], least]
+    theirs, of = row.tasks_beside, figures(row)
+    worst = min(theirs, key=lambda task: row.tasks[task].value - theirs[task])
+    least = f"{worst.replace('_', ' ')} {share(row.tasks[worst])} / {theirs[worst]:.1%}"
+    cells += [f"{share(row.right)} / {row.beside:.1%} of {measured.answers(row)}", of["difference"], least]
     cells += [text(row.text), of["density"], of["speed-up"], row.gpu]
     return f"| {' | '.join(cells)} |"
 

@@ -18,7 +18,10 @@ cut off goes on. Of bench/records/front/, each with --device cuda:
     qwen2.5-coder-1.5b.jsonl     --model qwen2.5-coder-1.5b --low 8-18,24-26 --half 0-13, and as above without the last
                                  two tasks
 
-The last two were asked in several runs, of recipes first, and cut off: of 16 seeds they hold what the page counts.
+    confirmation/qwen2.5-coder-0.5b.jsonl  the three recipes as above, with the seeds and packages of the embedded one
+
+The last three were asked in several runs, of recipes first, and cut off: they hold what the page counts. Of some tasks
+that count more prompts were asked: of the 0.5B at 16K 39 of each, at 32K 200; of the 1.5B at 32K 32 for the recipes.
 """
 
 import time

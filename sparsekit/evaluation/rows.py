@@ -28,6 +28,8 @@ class Row:
     tasks: Mapping[str, Estimate] = field(default_factory=dict)  # the same, by task, of those that do not count, too
     difference: Estimate | None = None  # of that part from dense attention's, on the prompts that both were asked
     certainty: float | None = None  # the p-value of no such difference
+    beside: float | None = None  # the part that dense attention finds of those prompts' answers
+    tasks_beside: Mapping[str, float] = field(default_factory=dict)  # the same, by task
     text: Estimate | None = None  # loss of text that follows a prompt less dense attention's, nats per token
     kl: float | None = None  # of the distributions over that text from dense attention's, nats, mean over tokens
     agreement: float | None = None  # part of that text's tokens at which the likeliest is dense attention's, in [0, 1]
@@ -123,7 +125,9 @@ def _row(mine: Sequence[Record], dense: Sequence[Record], lines: Sequence[Record
         uncounted=uncounted,
     )
     if not row.dense:
+        pairs = {task: _pairs(of, theirs) for task, of in tasks.items()}
         row = replace(row, **_beside(counted, theirs), **_text(mine, dense))
+        row = replace(row, tasks_beside={task: average(pair[1]) for task, pair in pairs.items() if pair[1]})
     price = next((line for line in reversed(mine) if line["kind"] == "price"), None)
     if price is None:
         return row
@@ -173,12 +177,17 @@ def _counts(task: str, dense: Answers) -> bool:
 
 def _beside(ours: Answers, dense: Answers) -> dict[str, Any]:
     """Return how far answers are from dense attention's on the prompts that both were asked, as fields of a row."""
-    both = [key for key in ours if key in dense]
-    if not both:
+    mine, theirs = pair = _pairs(ours, dense)
+    if not mine:
         return {}
-    mine, theirs = ({key: of[key] for key in both} for of in (ours, dense))
-    pair = _parts(mine), _parts(theirs)
-    return {"difference": difference(*pair, _each(mine)), "certainty": certainty(*pair)}
+    each = _each({key: of for key, of in ours.items() if key in dense})
+    return {"difference": difference(*pair, each), "certainty": certainty(*pair), "beside": average(theirs)}
+
+
+def _pairs(ours: Answers, dense: Answers) -> tuple[list[float], list[float]]:
+    """Return what both find of the answers of each prompt that both were asked."""
+    both = [key for key in ours if key in dense]
+    return _parts({key: ours[key] for key in both}), _parts({key: dense[key] for key in both})
 
 
 def _text(lines: Iterable[Record], dense: Iterable[Record]) -> dict[str, Any]:
