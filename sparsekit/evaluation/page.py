@@ -17,8 +17,8 @@ prompt less that after a dense prefill, nats per token, with its 95% interval (S
 from dense attention's, in nats; agreement: where the likeliest token is the same. Attention is the time over all
 layers of a prompt, deciding included, median (20th to 80th percentile); speed-ups are of medians, over the fastest
 dense attention of the same run. Dense contenders compute the same pairs: the model's own attention was asked for all
-of them. Pipelines ran however short the prompts were (`break_even=0`). Front: no other is as good in one of answers
-and speed-up and better in the other; the numbers are those in the picture."""
+of them. Pipelines ran however short the prompts were (`break_even=0`). Front: no other is as good in one of
+difference and speed-up and better in the other; the numbers are those in the picture."""
 
 
 def write_page(records: Iterable[Record], path: Path | str) -> Path:

@@ -43,7 +43,14 @@ class Row:
     ran_dense: Mapping[str, str] = field(default_factory=dict)  # by layer: why, in spite of the pipeline
     failed: str = ""  # why it stopped, if it did
     uncounted: tuple[str, ...] = ()  # tasks that do not count; all of them where none does, and then `right` is of all
-    front: bool = False  # no other is as good in one of right and speed_up, and better in the other
+    front: bool = False  # no other is as good in one of standing and speed_up, and better in the other
+
+    @property
+    def standing(self) -> Estimate | None:
+        """How far `right` is from dense attention's of the same prompts, or `right` where that was not asked."""
+        if self.dense and self.right:
+            return Estimate(0.0, 0.0, 0.0, self.right.n)
+        return self.difference or self.right
 
     @property
     def family(self) -> str:
@@ -87,8 +94,11 @@ def that_count(records: Iterable[Record]) -> list[Record]:
 
 
 def pareto(rows: Sequence[Row]) -> list[Row]:
-    """Those that no other row beats: as good in one of `right` and `speed_up`, and better in the other."""
-    placed = [(row, row.speed_up, row.right.value) for row in rows if row.right and row.speed_up]
+    """Those that no other row beats: as good in one of `standing` and `speed_up`, and better in the other.
+
+    What is right alone would favour who was asked easier prompts.
+    """
+    placed = [(row, row.speed_up, row.standing.value) for row in rows if row.standing and row.speed_up]
     return [
         row
         for row, fast, good in placed

@@ -331,13 +331,20 @@ def test_the_front_is_what_nothing_beats(points):
     best = [row for row in rows if row.front]
     assert best and best == [row for row in rows if row in pareto(rows)]
     beats = lambda a, b: (  # noqa: E731
-        a.speed_up >= b.speed_up and a.right.value >= b.right.value
-        and (a.speed_up, a.right.value) != (b.speed_up, b.right.value)
+        a.speed_up >= b.speed_up and a.standing.value >= b.standing.value
+        and (a.speed_up, a.standing.value) != (b.speed_up, b.standing.value)
     )  # fmt: skip
     for row in rows:
         assert row.front == (not any(beats(other, row) for other in rows))
-    across = [(row.speed_up, -row.right.value) for row in ranked(rows)]
+    across = [(row.speed_up, -row.standing.value) for row in ranked(rows)]
     assert across == sorted(across)
+
+
+def test_who_was_asked_easier_prompts_is_not_on_the_front_for_it():
+    lines = lines_of("a", dense=2.0, x=4.0) + asked("dense", 1, 0, 0) + asked("x", 0.75, None, None)
+    rows = {row.pipeline: row for row in front(lines)}
+    assert rows["x"].right.value > rows["dense"].right.value and rows["x"].standing.value == -0.25
+    assert rows["dense"].front and not rows["x"].front
 
 
 def test_the_page_says_what_the_records_say(model, whole, tmp_path):
