@@ -3,6 +3,7 @@
 import pytest
 import torch
 from strategies import randn
+from torch._dynamo.testing import CompileCounter
 from torch.library import opcheck
 
 import sparsekit as sk
@@ -39,6 +40,18 @@ def test_a_pipeline_compiles_without_a_break(spec):
         torch.testing.assert_close(got, expected)
     longer = inputs(57)
     torch.testing.assert_close(compiled(*longer)[0], layer(*longer)[0])
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_lengths_are_variables_from_the_second_on(spec):
+    """As torch does it: once for the first length, once for any."""
+    pipeline, counter = Pipeline.from_spec(spec), CompileCounter()
+    torch.compiler.reset()
+    compiled = torch.compile(lambda q, k, v: pipeline(q * 2, k, v), fullgraph=True, backend=counter)
+    for length in (40, 57, 64, 99):
+        q, k, v = inputs(length)
+        torch.testing.assert_close(compiled(q, k, v), pipeline(q * 2, k, v))
+    assert counter.frame_count == 2
 
 
 def test_an_export_holds_the_operator():
