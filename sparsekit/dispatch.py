@@ -117,6 +117,11 @@ def ops() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__))
 
 
+def definition(op: str) -> ModuleType:
+    """The module of sparsekit.ops that says what the op means."""
+    return importlib.import_module(f"{BACKENDS['reference']}.{op}")
+
+
 def table() -> dict[str, dict[str, str | None]]:
     """For each op, each backend: None if it has the op, else the reason. `sparsekit backends` prints it."""
     found: dict[str, dict[str, str | None]] = {}

@@ -11,10 +11,11 @@ ValueError, as in `attend`; a problem is not checked: `Problem.of` does.
 Pipelines call the plain functions: an operator's dispatch costs each call about 0.1 ms of the host, longer than many
 kernels take.
 
-The functions below are the operators' fakes, from which come their arguments: they tell shapes and dtypes alone.
+Of an op's definition in `sparsekit/ops/` the function `fake` tells the shapes and dtypes of the answer, and by its
+types the operator's arguments.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, get_args, get_type_hints
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from . import dispatch
 from .library import from_parts, parts
-from .plan import Blocks, Plan, Tokens
+from .plan import Blocks, Plan
 from .problem import Output, Problem
 
 _SCHEMAS: dict[Any, str] = {
@@ -84,9 +85,10 @@ def _fresh(answer: Any, given: Sequence[Any]) -> Iterator[Tensor]:
             yield x.contiguous() if alone else x.clone(memory_format=torch.contiguous_format)
 
 
-def _operator(fake: Callable[..., Any]) -> torch.library.CustomOpDef:
-    """The operator of the op of that name."""
-    name, kinds = fake.__name__, get_type_hints(fake)
+def _operator(name: str) -> None:
+    """Register the operator of an op."""
+    fake = dispatch.definition(name).fake
+    kinds = get_type_hints(fake)
     several = get_args(kinds.pop("return"))
     takes = ", ".join(_SCHEMAS[kind].format(argument) for argument, kind in kinds.items())
     schema = f"({takes}) -> {'(' + ', '.join(['Tensor'] * len(several)) + ')' if several else 'Tensor'}"
@@ -104,113 +106,7 @@ def _operator(fake: Callable[..., Any]) -> torch.library.CustomOpDef:
         return answer if several else answer[0]
 
     operator.register_fake(lambda *given: fake(*whole(given)))
-    return operator
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _output(problem: Problem) -> tuple[Tensor, Tensor]:
-    q, v = problem.q, problem.v
-    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=_wide(q))
-
-
-@_operator
-def attend(problem: Problem, plan: Plan) -> tuple[Tensor, Tensor]:
-    return _output(problem)
-
-
-@_operator
-def block_means(x: Tensor, pos: Tensor, size: int) -> Tensor:
-    B, g, n, D = x.shape
-    return x.new_empty(B, max(g, pos.shape[1]), -(-n // size), D, dtype=_wide(x))
-
-
-@_operator
-def coverage_count(scores: Tensor, mass: Tensor, largest: bool) -> Tensor:
-    return scores.new_empty(scores.shape[:-1], dtype=torch.int64)
-
-
-@_operator
-def coverage_mask(scores: Tensor, mass: Tensor, largest: bool) -> Tensor:
-    return scores.new_empty(scores.shape, dtype=torch.bool)
-
-
-@_operator
-def gather_tokens(problem: Problem, plan: Plan) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    def kept(x: Tensor, tokens: Tokens | None) -> Tensor:
-        if tokens is None:
-            return x.new_empty(x.shape)
-        _, h, S = tokens.idx.shape
-        return x.new_empty(x.shape[0], max(x.shape[1], h), S, *x.shape[3:])
-
-    p, queries, keys = problem, plan.queries, plan.keys
-    return kept(p.q, queries), kept(p.k, keys), kept(p.v, keys), kept(p.q_pos, queries), kept(p.k_pos, keys)
-
-
-@_operator
-def query_aware(probe: Tensor, means: Tensor, pooled: Tensor, blocks: Tensor, scale: float, tau: float) -> Tensor:
-    return probe.new_empty(probe.shape[:2], dtype=torch.bool)
-
-
-@_operator
-def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> tuple[Tensor, Tensor]:
-    return _output(problem)
-
-
-@_operator
-def seen_blocks(blocks: Blocks, reach: Tensor) -> tuple[Tensor, Tensor]:
-    B, g, I = blocks.counts.shape
-    shape = B, max(g, reach.shape[1]), I
-    return reach.new_empty(shape, dtype=torch.int32), reach.new_empty(shape, dtype=torch.int32)
-
-
-@_operator
-def select_tokens(scores: Tensor, keep: Tensor) -> Tensor:
-    longest = torch.library.get_ctx().new_dynamic_size(min=1)
-    return scores.new_empty(*scores.shape[:-1], longest, dtype=torch.int32)
-
-
-@_operator
-def sliding_window(problem: Problem, plan: Plan) -> tuple[Tensor, Tensor]:
-    return _output(problem)
-
-
-@_operator
-def threshold_blocks(problem: Problem, alpha: float, sinks: int, near: int, size: int) -> tuple[Tensor, Tensor]:
-    longest = torch.library.get_ctx().new_dynamic_size(min=1)
-    q, heads = problem.q, max(problem.k.shape[1], problem.k_pos.shape[1])
-    lists = q.shape[0], heads, -(-q.shape[2] // size)
-    return q.new_empty(lists, dtype=torch.int32), q.new_empty(*lists, longest, dtype=torch.int32)
-
-
-@_operator
-def token_budget(votes: Tensor, tau: float, most: Tensor) -> Tensor:
-    return votes.new_empty(votes.shape[0], dtype=torch.int64)
-
-
-@_operator
-def token_votes(scores: Tensor, scored: Tensor, real: Tensor, pool: int, sinks: int) -> tuple[Tensor, Tensor]:
-    B, _, K = scores.shape
-    return scores.new_empty(scores.shape), scores.new_empty(B, K)
-
-
-@_operator
-def topk_mask(scores: Tensor, keep: Tensor) -> Tensor:
-    return scores.new_empty(scores.shape, dtype=torch.bool)
-
-
-@_operator
-def vertical_slash_blocks(
-    verticals: Tensor, slashes: Tensor, first: Tensor, last: Tensor, extra: Tensor | None, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    longest = torch.library.get_ctx().new_dynamic_size(min=1)
-    counts = first.new_empty(first.shape, dtype=torch.int32)
-    return counts, first.new_empty(*first.shape, longest, dtype=torch.int32)
-
-
-@_operator
-def window_scores(problem: Problem, rows: int, diagonals: bool) -> Tensor:
-    q, k = problem.q, problem.k
-    return q.new_empty(2 if diagonals else 1, *q.shape[:2], k.shape[2], dtype=_wide(q))
+for _name in dispatch.ops():
+    _operator(_name)

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 import torch
-from arguments import WHERE, Arguments, doubled, tensors
+from arguments import WHERE, arguments, doubled, tensors
 from closeness import no_worse
 
 from sparsekit import NoBackendError, Plan, Problem, attend, dispatch
+from sparsekit.samples import Samples
 
 CELLS = [(op, b) for op, row in dispatch.table().items() for b, missing in row.items() if missing is None]
 
@@ -29,7 +30,7 @@ def test_every_backend_of_an_op_has_the_arguments_of_its_definition(op, backend)
 def test_a_kernel_answers_as_its_definition(op, backend, seed):
     """Numbers are no further from those in float64 than the definition's; choices are the same."""
     reasons, tried = set(), 0
-    for args in getattr(Arguments.of(seed), op)():
+    for args in arguments(op, Samples.of(seed, WHERE)):
         if reason := dispatch.why_not(backend, op, *args):
             reasons.add(reason)
             continue

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from arguments import WHERE, Arguments, tensors
+from arguments import WHERE, arguments, tensors
 from torch.library import opcheck
 
 from sparsekit import NoBackendError, Output, Plan, Problem, SlidingWindow, Tokens, dispatch, operators
+from sparsekit.samples import Samples
 
-GIVEN = Arguments()
+GIVEN = Samples(device=WHERE)
 B, H, G, N, D = GIVEN.B, GIVEN.H, GIVEN.G, GIVEN.N, GIVEN.D
 rand = GIVEN.rand
 
@@ -17,7 +18,7 @@ rand = GIVEN.rand
 @pytest.mark.parametrize("op", dispatch.ops())
 def test_it_is_a_lawful_operator_with_the_same_answer(op):
     operator = getattr(torch.ops.sparsekit, op).default
-    for args in getattr(GIVEN, op)():
+    for args in arguments(op, GIVEN):
         given = operators.flat(*args)
         opcheck(operator, tuple(given))
         got, expected = tensors(operator(*given)), tensors(dispatch.run(op, WHERE, *args))

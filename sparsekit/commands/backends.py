@@ -1,5 +1,6 @@
 """sparsekit backends"""
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import torch
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from .. import dispatch
 from ..prices import Prices, keep, measure, prices
+from ..samples import Samples
 
 
 def backends(
@@ -27,14 +29,13 @@ def backends(
             found = measure(device, on_step=status.update)
         console.print(f"Kept in {keep(device, found)}", highlight=False, soft_wrap=True)
     table, reasons = Table("operation", *dispatch.BACKENDS), []
-    for what, (op, args) in _samples(device).items():
+    for what, said in _rows(device):
         cells = []
-        for backend in dispatch.BACKENDS:
-            reason = dispatch.why_not(backend, op, *args)
-            if not dispatch.has(backend, op):
-                cells.append("")
-            elif reason is None:
+        for backend, reason in said.items():
+            if reason is None:
                 cells.append("yes")
+            elif reason == "":
+                cells.append("")
             else:
                 line = f"{backend}: {reason}"
                 reasons += [] if line in reasons else [line]
@@ -60,33 +61,18 @@ def _times(known: Prices | None) -> str:
     )
 
 
-def _samples(device: torch.device) -> dict[str, tuple[str, tuple]]:
-    """A name, an op and its arguments, at least one for each op."""
-    from .. import Blocks, Output, Plan, Problem, SlidingWindow, Tokens
+def _rows(device: torch.device) -> Iterator[tuple[str, dict[str, str | None]]]:
+    """Yield an operation, and of each backend why it cannot; None: it can, "": there is none.
 
-    x = torch.zeros(1, 1, 256, 64, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
-    p, some = Problem.of(x, x, x), torch.ones(1, 1, 2, dtype=torch.bool, device=device)
-    kept = Tokens.of(torch.ones(1, 1, 256, dtype=torch.bool, device=device))
-    tokens = Plan(kept, kept, fill=SlidingWindow(64))
-    blocks = Plan(blocks=Blocks.of(torch.ones(1, 1, 2, 2, dtype=torch.bool, device=device), (128, 128)))
-    scores, one = x[..., 0].float(), torch.ones(1, 1, dtype=torch.int32, device=device)
-    return {
-        "attend": ("attend", (p, Plan())),
-        "attend, block lists": ("attend", (p, blocks)),
-        "attend, indexed": ("attend", (p, Plan(kept, kept))),
-        "gather_tokens": ("gather_tokens", (p, tokens)),
-        "scatter_tokens": ("scatter_tokens", (p, tokens, Output(x, scores))),
-        "sliding_window": ("sliding_window", (p, tokens)),
-        "window_scores": ("window_scores", (p, 128)),
-        "select_tokens": ("select_tokens", (scores, one)),
-        "topk_mask": ("topk_mask", (scores, one)),
-        "coverage_mask": ("coverage_mask", (scores, one.float(), True)),
-        "coverage_count": ("coverage_count", (scores, one.float(), True)),
-        "token_votes": ("token_votes", (scores, p.lengths()[1], p.lengths()[1], 7, 16)),
-        "token_budget": ("token_budget", (scores[0], 0.1, p.lengths()[1])),
-        "query_aware": ("query_aware", (x[:, :, 0], x, scores, p.lengths()[1], 1.0, 0.1)),
-        "seen_blocks": ("seen_blocks", (blocks.blocks, p.reach())),
-        "block_means": ("block_means", (x, p.q_pos, 128)),
-        "threshold_blocks": ("threshold_blocks", (p, 0.1, 16, 64, 128)),
-        "vertical_slash_blocks": ("vertical_slash_blocks", (some, some, some.int(), some.int(), None, (128, 128))),
-    }
+    An op has another row where arguments of another kind get other answers.
+    """
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    draw = Samples(B=1, H=2, G=1, N=256, D=64, Dv=64, M=128, device=device.type, dtype=dtype)
+    for op in dispatch.ops():
+        seen = []
+        for kind, args in dispatch.definition(op).samples(draw).items():
+            said = {b: dispatch.why_not(b, op, *args) if dispatch.has(b, op) else "" for b in dispatch.BACKENDS}
+            answers = [reason if reason is None else bool(reason) for reason in said.values()]
+            if answers not in seen:
+                seen.append(answers)
+                yield f"{op}, {kind}" if kind else op, said

@@ -1,11 +1,14 @@
 """Attention over exactly the pairs of a plan, at full length; dropped queries get zero, lse -inf (no fill)."""
 
+from itertools import product
+
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from ..plan import Plan
 from ..problem import Output, Problem, to_heads
+from ..samples import Arguments, Samples
 
 
 def why_not(problem: Problem, plan: Plan) -> str | None:
@@ -30,3 +33,19 @@ def over(p: Problem, seen: Bool[Tensor, "B H Q K"]) -> Output:
     lse = scores.logsumexp(-1)
     weights = torch.where(seen, (scores - lse[..., None]).exp(), 0.0)
     return Output((weights @ v).to(p.q.dtype), lse)
+
+
+def fake(problem: Problem, plan: Plan) -> tuple[Tensor, Tensor]:
+    return shapes(problem)
+
+
+def shapes(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Return tensors without data, of the shapes and dtypes of an Output at full length."""
+    q, wide = problem.q, torch.promote_types(problem.q.dtype, torch.float32)
+    return q.new_empty(*q.shape[:3], problem.v.shape[3]), q.new_empty(q.shape[:3], dtype=wide)
+
+
+def samples(draw: Samples) -> Arguments:
+    problems = {"": draw.problem(), "window, padding": draw.problem(7, padded=True)}
+    pairs = product(draw.plans().items(), problems.items())
+    return {", ".join(filter(None, (kind, what))): (problem, plan) for (kind, plan), (what, problem) in pairs}

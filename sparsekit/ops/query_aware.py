@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..problem import to_heads
+from ..samples import Arguments, Samples
 
 Probe = Float[Tensor, "B H D"]
 Means = Float[Tensor, "B _h J D"]
@@ -28,3 +29,14 @@ def query_aware(probe: Probe, means: Means, pooled: Pooled, blocks: Blocks, scal
     both = torch.stack([scores.masked_fill(outside, -torch.inf).softmax(-1), pooled.to(scores.dtype)])
     middle = both.mean(0).clamp(min=torch.finfo(both.dtype).tiny)  # where both are zero: no matter, but not zero itself
     return (0.5 * torch.xlogy(both, both / middle).sum((0, -1))).clamp(min=0).sqrt() < tau
+
+
+def fake(probe: Tensor, means: Tensor, pooled: Tensor, blocks: Tensor, scale: float, tau: float) -> Tensor:
+    return probe.new_empty(probe.shape[:2], dtype=torch.bool)
+
+
+def samples(draw: Samples) -> Arguments:
+    B, H, G, D = draw.B, draw.H, draw.G, draw.D
+    given = draw.rand(0, B, H, D), draw.rand(1, B, G, 6, D), draw.rand(2, B, H, 6).softmax(-1)
+    ragged = torch.full((B, H, 1), 4, device=draw.device)
+    return {"": (*given, torch.tensor(5), 0.3, 0.4), "a length for each head": (*given, ragged, 0.3, 0.4)}

@@ -1,7 +1,11 @@
 """The output at full length: kept queries get their rows of the compressed output, dropped ones the plan's fill."""
 
+from torch import Tensor
+
 from ..plan import Plan
 from ..problem import Output, Problem
+from ..samples import Arguments, Samples
+from . import attend
 from .sliding_window import sliding_window
 
 
@@ -14,3 +18,13 @@ def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> Output:
     if plan.window:
         out = plan.fill_in(problem, out, sliding_window(problem, plan))
     return out
+
+
+def fake(problem: Problem, plan: Plan, short: Output) -> tuple[Tensor, Tensor]:
+    return attend.shapes(problem)
+
+
+def samples(draw: Samples) -> Arguments:
+    p = draw.problem()
+    plans = draw.plans() | {"sliding window": draw.filled()}
+    return {name: (p, plan, attend.attend(plan.compress(p), Plan(blocks=plan.blocks))) for name, plan in plans.items()}

@@ -1,9 +1,11 @@
 """How much of each block list is seen: what an attention kernel has to walk, and where it has to look at each pair."""
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ..plan import Blocks
+from ..samples import Arguments, Samples
 
 Reach = Int[Tensor, "B _h Q"]
 Counts = Int[Tensor, "B _g I"]
@@ -17,3 +19,14 @@ def seen_blocks(blocks: Blocks, reach: Reach) -> tuple[Counts, Counts]:
     """How many blocks all rows of a query block see whole, and how many more some see a part of: `Blocks.seen`."""
     whole, part = blocks.seen(reach)
     return whole.int(), part.int()
+
+
+def fake(blocks: Blocks, reach: Tensor) -> tuple[Tensor, Tensor]:
+    B, g, I = blocks.counts.shape
+    shape = B, max(g, reach.shape[1]), I
+    return reach.new_empty(shape, dtype=torch.int32), reach.new_empty(shape, dtype=torch.int32)
+
+
+def samples(draw: Samples) -> Arguments:
+    blocks = draw.blocks(draw.N)
+    return {name: (blocks, draw.problem(padded=bool(name)).reach()) for name in ("", "padding")}

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..plan import Tokens
 from ..room import TOKEN, for_all
+from ..samples import Arguments, Samples
 
 Scores = Float[Tensor, "B h n"]
 Keep = Int[Tensor, "B _h"]
@@ -38,3 +39,14 @@ def common_width(keep: Keep, rows: int, n: int) -> tuple[int, bool]:
     counts = keep.flatten().tolist()  # the one host synchronisation of a choice
     width = min(max(*counts, 1), n)
     return width, min(counts) >= width
+
+
+def fake(scores: Tensor, keep: Tensor) -> Tensor:
+    longest = torch.library.get_ctx().new_dynamic_size(min=1)
+    return scores.new_empty(*scores.shape[:-1], longest, dtype=torch.int32)
+
+
+def samples(draw: Samples) -> Arguments:
+    keep = draw.ints([[3], [9]])[: draw.B]
+    rows = {"": draw.H, "one choice for all heads": 1}
+    return {name: (draw.rand(0, draw.B, h, draw.N), keep.expand(draw.B, h)) for name, h in rows.items()}

@@ -1,9 +1,12 @@
 """Local attention for the dropped queries; the rows of the others are zero, lse -inf."""
 
+from torch import Tensor
+
 from ..fills import SlidingWindow
 from ..plan import Plan
 from ..problem import Output, Problem, to_heads
-from .attend import over
+from ..samples import Arguments, Samples
+from .attend import over, shapes
 
 
 def why_not(problem: Problem, plan: Plan) -> str | None:
@@ -15,3 +18,11 @@ def sliding_window(problem: Problem, plan: Plan) -> Output:
     assert plan.fill is not None
     seen = plan.fill.pairs(p) & to_heads(plan.dropped(p), H)[..., None]
     return over(p, seen)
+
+
+def fake(problem: Problem, plan: Plan) -> tuple[Tensor, Tensor]:
+    return shapes(problem)
+
+
+def samples(draw: Samples) -> Arguments:
+    return {"": (draw.problem(), draw.filled()), "a window of the problem's own": (draw.problem(7), draw.filled())}

@@ -3,11 +3,13 @@
 import math
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
 from ..band import sinks_and_band
 from ..plan import Blocks
 from ..problem import Problem, to_heads
+from ..samples import Arguments, Samples
 from .block_means import block_means
 
 ENTRIES = 2**24  # scores that exist at a time: 64 MiB in float32
@@ -44,3 +46,15 @@ def threshold_blocks(problem: Problem, alpha: float, sinks: int, near: int, size
         parts.append((scores >= scores.amax(-1, keepdim=True) + math.log(alpha)).any(2))
     forced = grouped(sinks_and_band(p, sinks, near, m)).any(2)
     return Blocks.of(forced | (open_ & torch.cat(parts, 2)), (m, m))
+
+
+def fake(problem: Problem, alpha: float, sinks: int, near: int, size: int) -> tuple[Tensor, Tensor]:
+    longest = torch.library.get_ctx().new_dynamic_size(min=1)
+    q, heads = problem.q, max(problem.k.shape[1], problem.k_pos.shape[1])
+    lists = q.shape[0], heads, -(-q.shape[2] // size)
+    return q.new_empty(lists, dtype=torch.int32), q.new_empty(*lists, longest, dtype=torch.int32)
+
+
+def samples(draw: Samples) -> Arguments:
+    given = 0.5, 1, 3, draw.M
+    return {"": (draw.problem(), *given), "window, padding": (draw.problem(7, padded=True), *given)}

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..samples import Arguments, Samples
 from . import coverage_count as definition
 
 Votes = Float[Tensor, "B K"]
@@ -24,3 +25,12 @@ def token_budget(votes: Votes, tau: float, most: Most) -> Drop:
     total = torch.nan_to_num(votes, 0.0, 0.0).sum(-1) + 1e-8
     under = definition.coverage_count(votes, tau * total, False)
     return torch.where(under > 0, under + 1, 0).minimum(most)
+
+
+def fake(votes: Tensor, tau: float, most: Tensor) -> Tensor:
+    return votes.new_empty(votes.shape[0], dtype=torch.int64)
+
+
+def samples(draw: Samples) -> Arguments:
+    votes, most = draw.rand(0, draw.B, draw.N).abs(), draw.ints([3, 20])[: draw.B]
+    return {"": (votes, 0.4, torch.tensor(9)), "a bound for each sequence": (votes, 0.4, most)}

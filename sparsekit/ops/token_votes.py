@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
 from ..problem import to_heads
+from ..samples import Arguments, Samples
 
 Scores = Float[Tensor, "B H K"]
 Lengths = Int[Tensor, "*lengths"]  # [B, h, 1], or a number: of no axis, on the CPU
@@ -30,3 +31,15 @@ def token_votes(scores: Scores, scored: Lengths, real: Lengths, pool: int, sinks
     mean = torch.where(among.all(1), smooth.mean(1), torch.inf)
     among = among & (slot >= sinks)
     return torch.where(among, smooth, torch.where(slot < real, torch.inf, -torch.inf).to(smooth.dtype)), mean
+
+
+def fake(scores: Tensor, scored: Tensor, real: Tensor, pool: int, sinks: int) -> tuple[Tensor, Tensor]:
+    B, _, K = scores.shape
+    return scores.new_empty(scores.shape), scores.new_empty(B, K)
+
+
+def samples(draw: Samples) -> Arguments:
+    scores, N = draw.rand(0, draw.B, draw.H, draw.N).abs(), draw.N
+    scored, real = (draw.ints([[[n - 4]], [[n - 2]]])[: draw.B] for n in (N - 4, N))
+    alike = torch.tensor(N - 4), torch.tensor(N)
+    return {"": (scores, *alike, 3, 2), "lengths of sequences": (scores, scored, real, 3, 2)}

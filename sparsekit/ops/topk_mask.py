@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from ..samples import Arguments, Samples
+
 Scores = Shaped[Tensor, "*r n"]
 Keep = Int[Tensor, "*#r"]
 Mask = Bool[Tensor, "*r n"]
@@ -20,3 +22,12 @@ def topk_mask(scores: Scores, keep: Keep) -> Mask:
     order = scores.argsort(dim=-1, descending=True, stable=True)
     first = torch.arange(scores.shape[-1], device=scores.device) < keep[..., None]
     return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, first.expand(order.shape))
+
+
+def fake(scores: Tensor, keep: Tensor) -> Tensor:
+    return scores.new_empty(scores.shape, dtype=torch.bool)
+
+
+def samples(draw: Samples) -> Arguments:
+    scores, few = draw.rand(0, draw.B, draw.H, draw.N), draw.ints([[3], [0]])[: draw.B]
+    return {"": (scores, few.expand(draw.B, draw.H)), "bool": (scores[:, 0] > 0, draw.ints([5, 5])[: draw.B])}

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..plan import Blocks
+from ..samples import Arguments, Samples
 
 OfKeys = Bool[Tensor, "B H J"]
 OfQueries = Int[Tensor, "B H I"]
@@ -39,3 +40,18 @@ def vertical_slash_blocks(
     if extra is not None:
         mask = mask | extra
     return Blocks.of(mask & (j <= last[..., None]), size)
+
+
+def fake(
+    verticals: Tensor, slashes: Tensor, first: Tensor, last: Tensor, extra: Tensor | None, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    longest = torch.library.get_ctx().new_dynamic_size(min=1)
+    counts = first.new_empty(first.shape, dtype=torch.int32)
+    return counts, first.new_empty(*first.shape, longest, dtype=torch.int32)
+
+
+def samples(draw: Samples) -> Arguments:
+    B, H, J = draw.B, draw.H, -(-draw.N // draw.M)
+    own, extra = draw.count(J).expand(B, H, J), draw.rand(7, B, H, J, J) > 1
+    given = draw.rand(5, B, H, J) > 0, draw.rand(6, B, H, J) > 0, own, own.clone()
+    return {"": (*given, None, (draw.M, draw.M)), "further pairs": (*given, extra, (draw.M, draw.M))}

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..problem import PAD, Problem, to_heads
+from ..samples import Arguments, Samples
 
 Scores = Float[Tensor, "_kinds B H K"]
 
@@ -76,3 +77,13 @@ def _scores(problem: Problem, window: int, diagonals: bool) -> Scores:
     last = ((to_heads(p.k_pos, H) != PAD).sum(-1, keepdim=True) - W) + W - 1  # where row r meets its own key
     e = last - torch.arange(K, device=p.q.device)  # [B, H, K], a distance further back is a diagonal earlier
     return torch.stack([columns, diagonal.gather(-1, e.clamp(min=0)) * (e >= 0)])
+
+
+def fake(problem: Problem, rows: int, diagonals: bool) -> Tensor:
+    q, k = problem.q, problem.k
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return q.new_empty(2 if diagonals else 1, *q.shape[:2], k.shape[2], dtype=wide)
+
+
+def samples(draw: Samples) -> Arguments:
+    return {"": (draw.problem(), 5, True), "window, padding": (draw.problem(7, padded=True), 5, False)}
