@@ -16,7 +16,7 @@ Answer = TypeVar("Answer", Tensor, Output)
 
 def needs_gradients(*inputs: Tensor) -> bool:
     """Return whether what is computed from the inputs is expected to have gradients."""
-    return any(x.requires_grad for x in inputs) and torch.is_grad_enabled()
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
 def inference_only(answer: Answer, *inputs: Tensor) -> Answer:

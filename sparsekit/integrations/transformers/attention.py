@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,7 @@ from .schedule import FILE, beside
 DECODE = 32  # new tokens over a cache up to which a call is decode, such as the verification of a draft, and runs dense
 MARK = "_sparsekit"  # the attribute of an attention module that holds its Layer: a copy of the module has it too
 
+REFUSED = ("softcap", "position_bias")  # arguments that change scores as no sparse kernel does
 # the arguments that an attention function of transformers gets beside the tensors, and that are understood here
 UNDERSTOOD = {"sliding_window", "s_aux", "softcap", "position_bias", "seq_idx", *TransformersKwargs.__annotations__}
 
@@ -85,9 +86,8 @@ def register() -> None:
 DENSE = Pipeline([Attend(backend="flash")])  # of dense layers on a GPU: as fast as anything there
 
 
-@dataclass(frozen=True)
-class _Call:
-    """The arguments of the attention function."""
+class _Call(NamedTuple):
+    """The arguments of the attention function. A tuple: a frozen dataclass takes three times as long to make."""
 
     module: nn.Module
     query: Tensor
@@ -101,12 +101,14 @@ class _Call:
 
     def filled(self, question: Question) -> tuple[Tensor, Tensor, Tensor]:
         """The queries, and the keys and values that there are."""
+        if question.keys == self.key.shape[2]:  # of any but a static cache
+            return self.query, self.key, self.value
         return self.query, self.key[:, :, : question.keys], self.value[:, :, : question.keys]
 
     def packed(self) -> Sequences | None:
         """The packed sequences that the caller names."""
         said = self.kwargs.get("cu_seq_lens_q"), self.kwargs.get("seq_idx")
-        if said == (None, None):
+        if said[0] is None and said[1] is None:
             return None
         question = self.mask.question if isinstance(self.mask, Carrier) else None
         keys = question.keys if isinstance(question, Question) else self.key.shape[2]
@@ -180,24 +182,25 @@ def index(module: nn.Module) -> int:
 
 @torch.compiler.disable(reason="sparsekit: a sparse prefill is no single graph; compile without fullgraph=True")
 def _prefill(call: _Call) -> tuple[Tensor, Tensor | None]:
-    if call.is_decode():
-        return _dense(call)
     layer = layer_of(call.module)
     pipeline = layer.pipeline or (DENSE if call.query.is_cuda and not _learns(call) else None)
-    if pipeline is not None:
-        reason = _why_dense(call, pipeline, layer)
-        if reason is None:
-            _require_evaluation(call)
-            try:
-                return _without_backward(call, lambda: _sparse(call, pipeline, layer)), None
-            except NoBackendError as refusal:
-                reason = str(refusal)
-        if layer.pipeline is not None:
-            _say(call.module, layer, reason)
-    _require_same_arguments(call)
+    judged = _judged(call, pipeline, layer.heads_group)
+    if judged.runs and pipeline is not None:
+        _require_evaluation(call)
+        try:
+            return _without_backward(call, lambda: _sparse(call, pipeline, layer, judged.plain)), None
+        except NoBackendError as refusal:
+            judged = _Judged(str(refusal), own=_own_checked(call))
+    if judged.reason is not None and layer.pipeline is not None:
+        _say(call.module, layer, judged.reason)
     started = now_ms(call.query.device) if layer.watch else 0.0
-    answer = _dense(call)
-    if layer.watch and isinstance(call.mask, Carrier) and isinstance(call.mask.question, Question):
+    answer = _by(call, *(judged.own or _own(call)))
+    if (
+        layer.watch
+        and not judged.decode
+        and isinstance(call.mask, Carrier)
+        and isinstance(call.mask.question, Question)
+    ):
         ms = now_ms(call.query.device) - started
         problems = [problem for *_, problem in _problems(call, call.mask.question, Pipeline(), layer.heads_group)]
         if len(problems) == 1:
@@ -205,10 +208,56 @@ def _prefill(call: _Call) -> tuple[Tensor, Tensor | None]:
     return answer
 
 
-def _why_dense(call: _Call, pipeline: Pipeline, layer: Layer) -> str | None:
-    """In words, why a pipeline of the layer cannot run this call; None if it can."""
+Own = tuple[Callable[..., Any], Tensor | None, dict[str, bool]]  # an attention function, its mask and its causal flag
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What a look at a call found."""
+
+    reason: str | None = None  # why its pipeline cannot run it, in words
+    plain: bool = False  # the pipeline runs it, and it asks for one causal problem and nothing besides
+    own: Own | None = None  # how the model's own attention runs it; None: the pipeline does
+    decode: bool = False
+
+    @property
+    def runs(self) -> bool:
+        """Whether the pipeline does."""
+        return self.own is None
+
+
+def _judged(call: _Call, pipeline: Pipeline | None, heads_group: Any) -> _Judged:
+    """A look at a call: one a pass for layers that are alike.
+
+    Nothing that is looked at may differ between them: the class of their modules, their config, their flag, the shapes,
+    and every other argument, by itself, as a pass hands it on from layer to layer.
+    """
+    if not isinstance(call.mask, Carrier):
+        return _judge(call, pipeline, heads_group)
+    module, kwargs, config = call.module, call.kwargs, getattr(call.module, "config", None)
+    alike = (
+        id(pipeline), id(heads_group), id(config), type(module), getattr(module, "is_causal", True), call.is_causal,
+        call.query.dtype, call.query.shape, call.key.shape, *kwargs, *map(id, kwargs.values()),
+    )  # fmt: skip
+    if (found := call.mask.found.get(alike)) is None:
+        # an id is one thing's as long as that is there
+        found = call.mask.found[alike] = _judge(call, pipeline, heads_group), pipeline, heads_group, config, kwargs
+    return found[0]
+
+
+def _judge(call: _Call, pipeline: Pipeline | None, heads_group: Any) -> _Judged:
+    if call.is_decode():
+        return _Judged(own=_own(call), decode=True)
+    reason = pipeline and _why_dense(call, pipeline, heads_group)
+    if pipeline is not None and reason is None:
+        return _Judged(plain=_is_plain(call))
+    return _Judged(reason, own=_own_checked(call))
+
+
+def _why_dense(call: _Call, pipeline: Pipeline, heads_group: Any) -> str | None:
+    """In words, why a pipeline cannot run this call; None if it can. `heads_group` is the layer's."""
     mask = call.mask
-    for name in ("softcap", "position_bias"):
+    for name in REFUSED:
         if call.kwargs.get(name) is not None:
             return f"its scores have a {name}, which no sparse kernel has"
     if unknown := _unknown(call):
@@ -224,11 +273,13 @@ def _why_dense(call: _Call, pipeline: Pipeline, layer: Layer) -> str | None:
         return question
     if (call.query.shape[2], call.key.shape[2]) != (mask.asked["q_length"], mask.asked["kv_length"]):
         return "its keys are not those that its mask speaks of"
-    if not is_traced(call.query) and (call.packed() or question.sequences) and question.padded:
-        return "its packed sequences are padded"
+    if (call.packed() or question.ids is not None) and not is_traced(call.query):
+        if (call.packed() or question.sequences) and question.padded:
+            return "its packed sequences are padded"
+    if heads_group is not None or not (dist.is_available() and dist.is_initialized()):
+        return None
     tokens = [type(s).__name__ for s in pipeline.stages if getattr(s, "chooses", None) != "blocks"]
-    alone = not (dist.is_available() and dist.is_initialized())
-    if alone or not tokens or layer.heads_group is not None:
+    if not tokens:
         return None
     heads = getattr(call.module.config, "num_attention_heads", call.query.shape[1])
     if call.query.shape[1] != heads:
@@ -256,14 +307,14 @@ def _unknown(call: _Call) -> list[str]:
 
     What a caller gives the model comes along, images and all: no implementation reads it.
     """
-    given = (name for name, value in call.kwargs.items() if value is not None)
-    return [name for name in given if name not in UNDERSTOOD and gives(call.module, name)]
+    given = [name for name, value in call.kwargs.items() if value is not None and name not in UNDERSTOOD]
+    return [name for name in given if gives(call.module, name)] if given else given
 
 
 def _require_same_arguments(call: _Call) -> None:
     """Raise ValueError if the layer's own code gives a tensor that SDPA drops: by SDPA's name it might do otherwise."""
-    for name in () if _is_eager(call) else _unknown(call):
-        if isinstance(call.kwargs[name], Tensor):
+    for name in _unknown(call):
+        if isinstance(call.kwargs[name], Tensor) and not _is_eager(call):
             raise ValueError(
                 f"model: {type(call.module).__name__} gives its attention {name!r}, which neither sparsekit nor SDPA "
                 'understands; allowed is the model\'s own attention: restore() it, or leave the layer out of "layers"'
@@ -349,18 +400,20 @@ def _problem(
     if rows.index is not None:
         q, k, v = (x.index_select(0, rows.index) for x in (q, k, v))
     p = Problem.of(q, k, v, scale=scale, window=rows.window)
-    if rows.place is not None:
-        p = replace(p, q_pos=rows.place[..., -q.shape[2] :], k_pos=rows.place, gapless=False)
-    elif question.first:
+    if heads_group is not None:
+        p = replace(p, heads_group=heads_group)
+    if question.first and rows.place is None:
         p = replace(p, q_pos=p.q_pos + question.first, k_pos=p.k_pos + question.first)
-    return rows.padding.compress(replace(p, heads_group=heads_group))
+    if rows.place is None:
+        return p
+    return rows.padding.compress(replace(p, q_pos=rows.place[..., -q.shape[2] :], k_pos=rows.place, gapless=False))
 
 
-def _sparse(call: _Call, pipeline: Pipeline, layer: Layer) -> Tensor:
+def _sparse(call: _Call, pipeline: Pipeline, layer: Layer, plain: bool) -> Tensor:
     """[B, Q, H, Dv]; padding queries get zeros."""
     assert isinstance(call.mask, Carrier) and isinstance(call.mask.question, Question)
     question = call.mask.question
-    if not layer.watch and (o := _at_once(call, question, pipeline, layer)) is not None:
+    if plain and not layer.watch and (o := _at_once(call, question, pipeline, layer)) is not None:
         return o
     outputs, indices = [], []
     for rows, padding, problem in _problems(call, question, pipeline, layer.heads_group):
@@ -390,15 +443,20 @@ def _together(outputs: list[Output], indices: list[Tensor | None], batch: int) -
 
 def _at_once(call: _Call, question: Question, pipeline: Pipeline, layer: Layer) -> Tensor | None:
     """[B, Q, H, Dv] where a call of such shapes is one kernel, or one graph; else None."""
-    whole = question.window is None or question.window >= question.keys
-    plain = whole and call.kwargs.get("s_aux") is None and not question.padded
-    if not plain or (call.packed() or question.sequences) is not None:
-        return None
     q, k, v = call.filled(question)
     alone = layer.heads_group is None and not question.first  # a graph knows no other ranks, nor where its keys stand
     find = pipeline.known_call if alone else pipeline.dense_kernel
     kernel = find(q, k, v, scale=call.scaling)
     return None if kernel is None else kernel(q, k, v).transpose(1, 2).contiguous()
+
+
+def _is_plain(call: _Call) -> bool:
+    """Whether a call asks for one causal problem, and nothing besides."""
+    question = call.mask.question if isinstance(call.mask, Carrier) else None
+    if not isinstance(question, Question) or call.kwargs.get("s_aux") is not None or question.padded:
+        return False
+    whole = question.window is None or question.window >= question.keys
+    return whole and (call.packed() or question.sequences) is None
 
 
 # --- in a model that is traced ----------------------------------------------------------------------------------------
@@ -409,7 +467,7 @@ def _traced(call: _Call) -> tuple[Tensor, Tensor | None]:
     layer = layer_of(call.module)
     if layer.pipeline is None or call.is_decode():
         return _dense(call)
-    reason = _why_dense(call, layer.pipeline, layer)
+    reason = _why_dense(call, layer.pipeline, layer.heads_group)
     if reason is None and layer.heads_group is not None:
         reason = "an operator cannot hold the ranks of tensor parallelism"
     if reason is None:
@@ -477,24 +535,40 @@ def _with_sinks(out: Output, sinks: Tensor | None) -> Tensor:
 
 def _is_eager(call: _Call) -> bool:
     """Whether dense runs through the model's eager attention."""
-    asked = ("softcap", "s_aux")
-    if call.kwargs.get("output_attentions", False) or any(call.kwargs.get(name) is not None for name in asked):
+    given = call.kwargs.get
+    if given("output_attentions") or given("softcap") is not None or given("s_aux") is not None:
         return True
     return stock(getattr(call.module, "config", None)) == "eager"
 
 
 def _dense(call: _Call) -> tuple[Tensor, Tensor | None]:
     """By the model's own attention, under the mask that it would have got."""
+    return _by(call, *_own(call))
+
+
+def _by(call: _Call, attend: Callable[..., Any], mask: Tensor | None, flag: dict[str, bool]) -> Any:
+    return attend(
+        call.module, call.query, call.key, call.value, mask, dropout=call.dropout, scaling=call.scaling, **flag,
+        **call.kwargs,
+    )  # fmt: skip
+
+
+def _own_checked(call: _Call) -> Own:
+    """As `_own`. Raise ValueError where the layer gives what SDPA drops."""
+    _require_same_arguments(call)
+    return _own(call)
+
+
+def _own(call: _Call) -> Own:
+    """The model's own attention function, the mask that it would have got, and its causal flag if it takes one."""
     mask = call.mask
-    how = dict(dropout=call.dropout, scaling=call.scaling, **call.kwargs)
-    inputs = call.module, call.query, call.key, call.value
     eager = eager_forward(call.module) if _is_eager(call) else None
     if eager is not None:
         if isinstance(mask, Carrier):
             mask = mask.for_eager(call.packed(), call.query.dtype)
         elif mask is not None and mask.dtype == torch.bool:
             mask = added(mask, call.query.dtype)
-        return eager(*inputs, mask, **how)
+        return eager, mask, {}
     if isinstance(mask, Carrier):
         mask = mask.for_sdpa(call.packed())
-    return sdpa_attention_forward(*inputs, mask, is_causal=_is_causal(call), **how)
+    return sdpa_attention_forward, mask, {"is_causal": _is_causal(call)}

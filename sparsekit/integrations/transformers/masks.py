@@ -289,8 +289,8 @@ def understand(
     **_: Any,
 ) -> Question | str:
     """Return the question as one about causal attention, or why it is none."""
-    ids = None
-    packed = _match(mask_function, _packed())
+    ids, plain = None, mask_function is causal_mask_function
+    packed = None if plain else _match(mask_function, _packed())
     if packed is not None:
         ids, mask_function = (next(x for x in packed if kind(x)) for kind in (torch.is_tensor, callable))
     if mask_function is causal_mask_function:

@@ -1,0 +1,192 @@
+"""What `sparsify` adds to a layer's host time: python bench/host.py --device cpu
+
+A tiny Llama with random weights reads a prompt so short that what is computed takes no time beside what is called.
+Each way to attend takes turns with the least that could do the same: an attention function that calls the pipeline and
+nothing else, or, where a pipeline is dense or a token is decoded, transformers' own SDPA. The difference, by layer, is
+what the integration adds. On a GPU the host's time is what passes until the model's forward pass returns, and the
+device may still compute. Printed, not recorded: a host is no chip.
+"""
+
+import cProfile
+import pstats
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from bench.timing import wait
+from sparsekit import Pipeline
+from sparsekit.integrations.transformers import sparsify
+
+LAYERS, TOKENS = 8, 64
+SPECS = {
+    "streaming": "streaming",
+    "top blocks": "block_topk",
+    "tokens": "token_coverage",
+    "both": "token_coverage | flex_prefill",
+}
+NEVER = 2**30  # keys of a break-even that no prompt here reaches
+Forward = Callable[[], Any]
+
+
+def build(device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
+    """A seeded model whose layers compute next to nothing."""
+    config = LlamaConfig(
+        vocab_size=128, hidden_size=64, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=HEAD_DIM[device.type], max_position_embeddings=4096, bos_token_id=None,
+        eos_token_id=None, attn_implementation="sdpa",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).to(device, dtype).eval()
+
+
+HEAD_DIM = {"cpu": 32, "cuda": 64}  # the least that the kernels there take
+
+
+@contextmanager
+def bare(model: LlamaForCausalLM, pipeline: Pipeline) -> Any:
+    """Inside, attention is a call of the pipeline, and no more is asked."""
+
+    def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, scaling: float, **__: Any) -> tuple[Tensor, None]:
+        return pipeline(q, k, v, scale=scaling).transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("bare", attend)
+    AttentionMaskInterface.register("bare", sdpa_mask)
+    model.set_attn_implementation("bare")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation("sdpa")
+
+
+def prefill(model: LlamaForCausalLM, tokens: int) -> Forward:
+    ids = torch.arange(tokens, device=model.device)[None] % 128
+    return lambda: model.model(ids, use_cache=False)
+
+
+def decode(model: LlamaForCausalLM, tokens: int) -> Forward:
+    """One more token over a cache, which then forgets it."""
+    cache = DynamicCache(config=model.config)
+    model.model(torch.arange(tokens, device=model.device)[None] % 128, past_key_values=cache, use_cache=True)
+    one = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+
+    def step() -> None:
+        model.model(one, past_key_values=cache, use_cache=True)
+        cache.crop(tokens - cache.get_seq_length())
+
+    return step
+
+
+def host_ms(model: LlamaForCausalLM, run: Forward, within: Callable[[], AbstractContextManager]) -> tuple[float, float]:
+    """Of a forward pass begun on an idle device, by layer: the whole, and the attention and mask functions in it."""
+    spent = 0.0
+
+    def timed(function: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal spent
+            started = time.perf_counter()
+            answer = function(*args, **kwargs)
+            spent += time.perf_counter() - started
+            return answer
+
+        return call
+
+    with within():
+        name = model.config._attn_implementation
+        attention, mask = ALL_ATTENTION_FUNCTIONS[name], ALL_MASK_ATTENTION_FUNCTIONS[name]
+        AttentionInterface.register(name, timed(attention))
+        AttentionMaskInterface.register(name, timed(mask))
+        try:
+            wait(model.device)
+            started = time.perf_counter()
+            run()
+            whole = time.perf_counter() - started
+        finally:
+            AttentionInterface.register(name, attention)
+            AttentionMaskInterface.register(name, mask)
+    return whole * 1e3 / LAYERS, spent * 1e3 / LAYERS
+
+
+def added(
+    model: LlamaForCausalLM,
+    run: Forward,
+    mine: Callable[[], AbstractContextManager],
+    least: Callable[[], AbstractContextManager],
+    repeats: int,
+) -> list[float]:
+    """By layer in ms: the least, what is added to its attention, to its fastest, and to the whole pass.
+
+    Medians over turns; those before the first that counts know the shapes.
+    """
+    turns = [(*host_ms(model, run, mine), *host_ms(model, run, least)) for _ in range(repeats + 5)][5:]
+    whole, attention, least_whole, least_attention = zip(*turns, strict=True)
+    median = lambda a, b: statistics.median(x - y for x, y in zip(a, b, strict=True))  # noqa: E731
+    return [
+        statistics.median(least_attention),
+        median(attention, least_attention),
+        min(attention) - min(least_attention),
+        median(whole, least_whole),
+    ]
+
+
+def call_ms(pipeline: Pipeline, repeats: int, tokens: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Of a call alone, q [1, 2, L, D] as a projection gives it."""
+    q, k, v = (
+        torch.randn(1, tokens, h, HEAD_DIM[device.type], device=device, dtype=dtype).transpose(1, 2) for h in (2, 1, 1)
+    )
+    found = []
+    for _ in range(repeats + 5):
+        wait(device)
+        started = time.perf_counter()
+        pipeline(q, k, v)
+        found.append((time.perf_counter() - started) * 1e3)
+    return statistics.median(found[5:])
+
+
+def main(
+    kind: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
+    tokens: Annotated[int, typer.Option(help="Of the prompt")] = TOKENS,
+    repeats: Annotated[int, typer.Option(help="Turns")] = 200,
+    profiled: Annotated[str, typer.Option("--profile", help="A row's name: where its time goes, too")] = "",
+) -> None:
+    """Print, by way to attend, the host's time of a layer, what sparsify adds to it, and a call's alone."""
+    device = torch.device(kind)
+    dtype = torch.float32 if kind == "cpu" else torch.bfloat16
+    model = build(device, dtype)
+    sparse = {name: Pipeline([Pipeline.from_spec(spec)], break_even=0) for name, spec in SPECS.items()}
+    short = Pipeline([Pipeline.from_spec(SPECS["streaming"])], break_even=NEVER)
+    cases: dict[str, tuple[Callable, Pipeline, Pipeline | None]] = {
+        "prefill, dense": (prefill, Pipeline([]), None),
+        "prefill, below break-even": (prefill, short, short),
+        **{f"prefill, {name}": (prefill, one, one) for name, one in sparse.items()},
+        "decode": (decode, sparse["streaming"], None),
+    }
+    print(f"{'ms a layer':28}{'call':>8}{'least':>8}{'added':>8}{'of minima':>11}{'to the pass':>13}")
+    with torch.inference_mode():
+        for name, (make, pipeline, alone) in cases.items():
+            if profiled and profiled != name:
+                continue
+            run = make(model, tokens)
+            with sparsify(model, pipeline) as handle:  # entered again it is the same one: what it knows stays known
+                pass
+            least = (lambda alone=alone: bare(model, alone)) if alone else nullcontext
+            call = call_ms(pipeline, repeats, tokens, device, dtype)
+            found = added(model, run, lambda handle=handle: handle, least, repeats)
+            print("{:28}{:8.3f}{:8.3f}{:8.3f}{:11.3f}{:13.3f}".format(name, call, *found))
+            if profiled:
+                with handle, cProfile.Profile() as profile:
+                    for _ in range(repeats):
+                        run()
+                pstats.Stats(profile).sort_stats("tottime").print_stats(25)
+
+
+if __name__ == "__main__":
+    typer.run(main)
