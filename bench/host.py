@@ -13,12 +13,20 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Annotated, Any
 
 import torch
 import typer
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -42,10 +50,12 @@ def build(device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=128, hidden_size=64, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=2,
         num_key_value_heads=1, head_dim=HEAD_DIM[device.type], max_position_embeddings=4096, bos_token_id=None,
-        eos_token_id=None, attn_implementation="sdpa",
+        eos_token_id=None,
     )  # fmt: skip
     torch.manual_seed(0)
-    return LlamaForCausalLM(config).to(device, dtype).eval()
+    with device:
+        made = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    return made.eval()
 
 
 HEAD_DIM = {"cpu": 32, "cuda": 64}  # the least that the kernels there take
@@ -177,9 +187,9 @@ def main(
             run = make(model, tokens)
             with sparsify(model, pipeline) as handle:  # entered again it is the same one: what it knows stays known
                 pass
-            least = (lambda alone=alone: bare(model, alone)) if alone else nullcontext
+            least = partial(bare, model, alone) if alone else nullcontext
             call = call_ms(pipeline, repeats, tokens, device, dtype)
-            found = added(model, run, lambda handle=handle: handle, least, repeats)
+            found = added(model, run, lambda: handle, least, repeats)
             print("{:28}{:8.3f}{:8.3f}{:8.3f}{:11.3f}{:13.3f}".format(name, call, *found))
             if profiled:
                 with handle, cProfile.Profile() as profile:

@@ -29,7 +29,6 @@ from .schedule import FILE, beside
 DECODE = 32  # new tokens over a cache up to which a call is decode, such as the verification of a draft, and runs dense
 MARK = "_sparsekit"  # the attribute of an attention module that holds its Layer: a copy of the module has it too
 
-REFUSED = ("softcap", "position_bias")  # arguments that change scores as no sparse kernel does
 # the arguments that an attention function of transformers gets beside the tensors, and that are understood here
 UNDERSTOOD = {"sliding_window", "s_aux", "softcap", "position_bias", "seq_idx", *TransformersKwargs.__annotations__}
 
@@ -113,7 +112,9 @@ class _Call(NamedTuple):
         question = self.mask.question if isinstance(self.mask, Carrier) else None
         keys = question.keys if isinstance(question, Question) else self.key.shape[2]
         make = lambda: packed_by(self.query.shape[0], self.query.shape[2], keys, *said)  # noqa: E731
-        return self.mask.once("packed", make) if isinstance(self.mask, Carrier) else make()
+        if not isinstance(self.mask, Carrier):
+            return make()
+        return self.mask.once(("packed", *map(id, said)), lambda: (make(), said))[0]  # held, so that the id is its own
 
     def is_decode(self) -> bool:
         """Whether these are a few new tokens over a cache."""
@@ -182,25 +183,24 @@ def index(module: nn.Module) -> int:
 
 @torch.compiler.disable(reason="sparsekit: a sparse prefill is no single graph; compile without fullgraph=True")
 def _prefill(call: _Call) -> tuple[Tensor, Tensor | None]:
+    if call.is_decode():
+        return _dense(call)
     layer = layer_of(call.module)
     pipeline = layer.pipeline or (DENSE if call.query.is_cuda and not _learns(call) else None)
     judged = _judged(call, pipeline, layer.heads_group)
-    if judged.runs and pipeline is not None:
+    if judged.own is None and pipeline is not None:
         _require_evaluation(call)
         try:
             return _without_backward(call, lambda: _sparse(call, pipeline, layer, judged.plain)), None
         except NoBackendError as refusal:
-            judged = _Judged(str(refusal), own=_own_checked(call))
+            judged = _by_its_own(call, str(refusal))
     if judged.reason is not None and layer.pipeline is not None:
         _say(call.module, layer, judged.reason)
+    _require_none_dropped(call, judged.dropped)
+    assert judged.own is not None
     started = now_ms(call.query.device) if layer.watch else 0.0
-    answer = _by(call, *(judged.own or _own(call)))
-    if (
-        layer.watch
-        and not judged.decode
-        and isinstance(call.mask, Carrier)
-        and isinstance(call.mask.question, Question)
-    ):
+    answer = _by(call, *judged.own)
+    if layer.watch and isinstance(call.mask, Carrier) and isinstance(call.mask.question, Question):
         ms = now_ms(call.query.device) - started
         problems = [problem for *_, problem in _problems(call, call.mask.question, Pipeline(), layer.heads_group)]
         if len(problems) == 1:
@@ -215,22 +215,17 @@ Own = tuple[Callable[..., Any], Tensor | None, dict[str, bool]]  # an attention 
 class _Judged:
     """What a look at a call found."""
 
-    reason: str | None = None  # why its pipeline cannot run it, in words
     plain: bool = False  # the pipeline runs it, and it asks for one causal problem and nothing besides
     own: Own | None = None  # how the model's own attention runs it; None: the pipeline does
-    decode: bool = False
-
-    @property
-    def runs(self) -> bool:
-        """Whether the pipeline does."""
-        return self.own is None
+    reason: str | None = None  # why the pipeline, if there is one, cannot
+    dropped: str | None = None  # a tensor that the model's own attention would be given and would not look at
 
 
 def _judged(call: _Call, pipeline: Pipeline | None, heads_group: Any) -> _Judged:
-    """A look at a call: one a pass for layers that are alike.
+    """What a look at a call finds: one look a pass for all layers that are alike, because the host has to wait for it.
 
-    Nothing that is looked at may differ between them: the class of their modules, their config, their flag, the shapes,
-    and every other argument, by itself, as a pass hands it on from layer to layer.
+    Whatever a look depends on besides the mask is compared: the pipeline, the ranks, the module's class, config and
+    flag, the shapes, and every other argument, by identity, as a pass hands it on from layer to layer.
     """
     if not isinstance(call.mask, Carrier):
         return _judge(call, pipeline, heads_group)
@@ -246,18 +241,18 @@ def _judged(call: _Call, pipeline: Pipeline | None, heads_group: Any) -> _Judged
 
 
 def _judge(call: _Call, pipeline: Pipeline | None, heads_group: Any) -> _Judged:
-    if call.is_decode():
-        return _Judged(own=_own(call), decode=True)
-    reason = pipeline and _why_dense(call, pipeline, heads_group)
-    if pipeline is not None and reason is None:
-        return _Judged(plain=_is_plain(call))
-    return _Judged(reason, own=_own_checked(call))
+    reason = None if pipeline is None else _why_dense(call, pipeline, heads_group)
+    return _by_its_own(call, reason) if pipeline is None or reason else _Judged(plain=_is_plain(call))
+
+
+def _by_its_own(call: _Call, reason: str | None) -> _Judged:
+    return _Judged(False, _own(call), reason, _dropped(call))
 
 
 def _why_dense(call: _Call, pipeline: Pipeline, heads_group: Any) -> str | None:
     """In words, why a pipeline cannot run this call; None if it can. `heads_group` is the layer's."""
     mask = call.mask
-    for name in REFUSED:
+    for name in ("softcap", "position_bias"):
         if call.kwargs.get(name) is not None:
             return f"its scores have a {name}, which no sparse kernel has"
     if unknown := _unknown(call):
@@ -273,13 +268,11 @@ def _why_dense(call: _Call, pipeline: Pipeline, heads_group: Any) -> str | None:
         return question
     if (call.query.shape[2], call.key.shape[2]) != (mask.asked["q_length"], mask.asked["kv_length"]):
         return "its keys are not those that its mask speaks of"
-    if (call.packed() or question.ids is not None) and not is_traced(call.query):
-        if (call.packed() or question.sequences) and question.padded:
-            return "its packed sequences are padded"
-    if heads_group is not None or not (dist.is_available() and dist.is_initialized()):
-        return None
+    if not is_traced(call.query) and (call.packed() or question.sequences) and question.padded:
+        return "its packed sequences are padded"
     tokens = [type(s).__name__ for s in pipeline.stages if getattr(s, "chooses", None) != "blocks"]
-    if not tokens:
+    alone = not (dist.is_available() and dist.is_initialized())
+    if alone or not tokens or heads_group is not None:
         return None
     heads = getattr(call.module.config, "num_attention_heads", call.query.shape[1])
     if call.query.shape[1] != heads:
@@ -307,18 +300,22 @@ def _unknown(call: _Call) -> list[str]:
 
     What a caller gives the model comes along, images and all: no implementation reads it.
     """
-    given = [name for name, value in call.kwargs.items() if value is not None and name not in UNDERSTOOD]
-    return [name for name in given if gives(call.module, name)] if given else given
+    given = (name for name, value in call.kwargs.items() if value is not None)
+    return [name for name in given if name not in UNDERSTOOD and gives(call.module, name)]
 
 
-def _require_same_arguments(call: _Call) -> None:
-    """Raise ValueError if the layer's own code gives a tensor that SDPA drops: by SDPA's name it might do otherwise."""
-    for name in _unknown(call):
-        if isinstance(call.kwargs[name], Tensor) and not _is_eager(call):
-            raise ValueError(
-                f"model: {type(call.module).__name__} gives its attention {name!r}, which neither sparsekit nor SDPA "
-                'understands; allowed is the model\'s own attention: restore() it, or leave the layer out of "layers"'
-            )
+def _dropped(call: _Call) -> str | None:
+    """A tensor that the layer's own code gives and SDPA drops: by SDPA's name the code might do otherwise."""
+    names = [name for name in _unknown(call) if isinstance(call.kwargs[name], Tensor)]
+    return None if not names or _is_eager(call) else names[0]
+
+
+def _require_none_dropped(call: _Call, dropped: str | None) -> None:
+    if dropped is not None:
+        raise ValueError(
+            f"model: {type(call.module).__name__} gives its attention {dropped!r}, which neither sparsekit nor SDPA "
+            'understands; allowed is the model\'s own attention: restore() it, or leave the layer out of "layers"'
+        )
 
 
 def _learns(call: _Call) -> bool:
@@ -551,12 +548,6 @@ def _by(call: _Call, attend: Callable[..., Any], mask: Tensor | None, flag: dict
         call.module, call.query, call.key, call.value, mask, dropout=call.dropout, scaling=call.scaling, **flag,
         **call.kwargs,
     )  # fmt: skip
-
-
-def _own_checked(call: _Call) -> Own:
-    """As `_own`. Raise ValueError where the layer gives what SDPA drops."""
-    _require_same_arguments(call)
-    return _own(call)
 
 
 def _own(call: _Call) -> Own:
