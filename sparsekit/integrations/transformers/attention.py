@@ -373,6 +373,9 @@ def _problems(
         yield rows.index, rows.padding, _problem(q, k, v, question, rows, call.scaling, heads_group)
 
 
+WHOLE = Rows(None, Plan(), None, None)  # all rows, no padding, no window
+
+
 def _least(pipeline: Pipeline) -> int:
     """The number of keys from which on the stages run, if one is set."""
     limit = pipeline.attend.break_even
@@ -410,20 +413,27 @@ def _sparse(call: _Call, pipeline: Pipeline, layer: Layer, plain: bool) -> Tenso
     """[B, Q, H, Dv]; padding queries get zeros."""
     assert isinstance(call.mask, Carrier) and isinstance(call.mask.question, Question)
     question = call.mask.question
-    if plain and not layer.watch and (o := _at_once(call, question, pipeline, layer)) is not None:
-        return o
+    if plain and not layer.watch:
+        if (o := _at_once(call, question, pipeline, layer)) is not None:
+            return o
+        problem = _problem(*call.filled(question), question, WHOLE, call.scaling, layer.heads_group)
+        return _run(pipeline, problem)[1].o.transpose(1, 2).contiguous()
     outputs, indices = [], []
     for rows, padding, problem in _problems(call, question, pipeline, layer.heads_group):
         started = now_ms(call.query.device) if layer.watch else 0.0
-        if call.query.is_cuda and pipeline.attend.backend == "auto" and (reason := no_gpu_kernel(problem, Plan())):
-            raise NoBackendError(reason)
-        plan, output = pipeline.run(problem)
+        plan, output = _run(pipeline, problem)
         if layer.watch:
             layer.watch(LayerCall(index(call.module), problem, plan, output, now_ms(call.query.device) - started))
         outputs.append(padding.decompress(output))
         indices.append(rows)
     whole = _together(outputs, indices, call.query.shape[0])
     return _with_sinks(whole, call.kwargs.get("s_aux")).transpose(1, 2).contiguous()
+
+
+def _run(pipeline: Pipeline, problem: Problem) -> tuple[Plan, Output]:
+    if problem.q.is_cuda and pipeline.attend.backend == "auto" and (reason := no_gpu_kernel(problem, Plan())):
+        raise NoBackendError(reason)
+    return pipeline.run(problem)
 
 
 def _together(outputs: list[Output], indices: list[Tensor | None], batch: int) -> Output:
