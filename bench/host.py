@@ -45,10 +45,10 @@ NEVER = 2**30  # keys of a break-even that no prompt here reaches
 Forward = Callable[[], Any]
 
 
-def build(device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
+def build(device: torch.device, dtype: torch.dtype, layers: int = LAYERS) -> LlamaForCausalLM:
     """A seeded model whose layers compute next to nothing."""
     config = LlamaConfig(
-        vocab_size=128, hidden_size=64, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=2,
+        vocab_size=128, hidden_size=64, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=2,
         num_key_value_heads=1, head_dim=HEAD_DIM[device.type], max_position_embeddings=4096, bos_token_id=None,
         eos_token_id=None,
     )  # fmt: skip
@@ -122,7 +122,8 @@ def host_ms(model: LlamaForCausalLM, run: Forward, within: Callable[[], Abstract
         finally:
             AttentionInterface.register(name, attention)
             AttentionMaskInterface.register(name, mask)
-    return whole * 1e3 / LAYERS, spent * 1e3 / LAYERS
+    layers = model.config.num_hidden_layers
+    return whole * 1e3 / layers, spent * 1e3 / layers
 
 
 def added(
@@ -164,13 +165,14 @@ def call_ms(pipeline: Pipeline, repeats: int, tokens: int, device: torch.device,
 def main(
     kind: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
     tokens: Annotated[int, typer.Option(help="Of the prompt")] = TOKENS,
+    layers: Annotated[int, typer.Option(help="Of the model: what a pass costs once, they share")] = LAYERS,
     repeats: Annotated[int, typer.Option(help="Turns")] = 200,
     profiled: Annotated[str, typer.Option("--profile", help="A row's name: where its time goes, too")] = "",
 ) -> None:
     """Print, by way to attend, the host's time of a layer, what sparsify adds to it, and a call's alone."""
     device = torch.device(kind)
     dtype = torch.float32 if kind == "cpu" else torch.bfloat16
-    model = build(device, dtype)
+    model = build(device, dtype, layers)
     sparse = {name: Pipeline([Pipeline.from_spec(spec)], break_even=0) for name, spec in SPECS.items()}
     short = Pipeline([Pipeline.from_spec(SPECS["streaming"])], break_even=NEVER)
     cases: dict[str, tuple[Callable, Pipeline, Pipeline | None]] = {

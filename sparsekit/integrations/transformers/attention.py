@@ -189,7 +189,7 @@ def _prefill(call: _Call) -> tuple[Tensor, Tensor | None]:
     pipeline = layer.pipeline or (DENSE if call.query.is_cuda and not _learns(call) else None)
     judged = _judged(call, pipeline, layer.heads_group)
     if judged.own is None and pipeline is not None:
-        _require_evaluation(call)
+        _require_evaluation(call)  # of each layer, as are gradients: a look does not see them
         try:
             return _without_backward(call, lambda: _sparse(call, pipeline, layer, judged.plain)), None
         except NoBackendError as refusal:
@@ -222,7 +222,7 @@ class _Judged:
 
 
 def _judged(call: _Call, pipeline: Pipeline | None, heads_group: Any) -> _Judged:
-    """What a look at a call finds: one look a pass for all layers that are alike, because the host has to wait for it.
+    """What a look at a call finds: one look a pass serves all layers that are alike, and spares the host the others.
 
     Whatever a look depends on besides the mask is compared: the pipeline, the ranks, the module's class, config and
     flag, the shapes, and every other argument, by identity, as a pass hands it on from layer to layer.
