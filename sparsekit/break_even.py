@@ -4,18 +4,28 @@ dense       pairs x head dim over the rate that dense attention reaches
 overhead    of each stage, with the compressing it asks for: the host's time for a call, or, if that is more, the
             device's, which grows with keys x query heads
 beside      what dropped queries see and what the last queries see, whatever the stages choose: their part of the dense
-            time, as if every query of a token stage were dropped
-What a plan saves is known only once it has been decided, and paid for: it is taken to be SAVED of the dense time.
+            time, as if every query of a token stage were dropped; of the fill its own time, where that was measured
+attend      the pairs that are left, at the rate of lists of blocks where there are some, and what attending to such a
+            plan costs besides
+What a plan leaves is known only once it has been decided, and paid for. Before that it is taken to be what a stage's
+parameters say; where they do not, what it must keep, and of the rest what SAVED leaves. On a CPU, where a look at the
+plan waits for nobody, a plan that turns out to cost more than dense attention is not run either: the search was in
+vain. Calls search again once VAIN of their dense times, and what plans that did pay have saved, make up for it.
+`plan` and `explain` always search.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .prices import price_name, prices
+from .plan import Plan
+from .prices import LEAST, SPAN, Prices, may_measure, measured_once, price_name, prices
 from .problem import Problem
 
-SAVED = 0.5  # part of the dense time
+SAVED = 0.5  # part of the dense time, where deciding and attending were not measured apart
+GUESS = 0.25  # part of the pairs that a stage need not keep, and keeps, where the plan is looked at afterwards
+VAIN = 0.01  # part of the dense time that searches in vain may cost, over the calls of a shape
+STREAK = 8  # searches in vain that earlier gains pay for, at most
 
 
 @dataclass(frozen=True)
@@ -24,30 +34,172 @@ class Estimate:
 
     dense: float
     overhead: float
+    attend: float
     beside: float = 0.0
 
     @property
     def worth(self) -> bool:
-        return self.overhead + self.beside < SAVED * self.dense
+        return self.overhead + self.beside + self.attend < self.dense
 
 
 def estimate(stages: Sequence[Any], problem: Problem, decompress: Any = None) -> Estimate | None:
     """None where a stage, or the device, has not been measured. `decompress` is a pipeline's Decompress."""
-    known = prices(problem.q.device)
+    known = _prices(problem)
     names = [price_name(stage) for stage in _each(stages)]
     if known is None or not all(name in known.stages for name in names):
         return None
-    (B, H, Q, D), K = problem.q.shape, problem.k.shape[2]
+    dense = _dense(problem, known)
+    tokens = any(getattr(stage, "chooses", None) == "tokens" for stage in stages)
+    fill = decompress.fill if decompress and tokens else None
+    beside = _beside(problem, known, fill, decompress.dense_last if decompress else 0)
+    if not known.apart:
+        overhead = sum(known.stages[name].ms(problem) for name in names)
+        return Estimate(dense, overhead, (1 - SAVED) * dense, beside)
+    kept, listed = _expected(stages, problem)
+    overhead = sum(
+        known.stages[price_name(pattern)].ms(problem, (kept or 1.0) ** 0.5 if stage.chooses == "blocks" else 1.0)
+        for stage in stages
+        for pattern in _each([stage])
+    )
+    return Estimate(dense, overhead, _attend(problem, known, kept, listed), beside)
+
+
+def gain(plan: Plan, problem: Problem) -> float | None:
+    """Return the ms by which attending to a plan is faster than dense attention, on a CPU; None where nobody knows."""
+    known = _prices(problem) if problem.q.is_cpu else None
+    if known is None or not known.apart:
+        return None
+    if plan == Plan():
+        return 0.0
+    Q, K = problem.q.shape[2], problem.k.shape[2]
+    n_q, n_k = (t.idx.shape[-1] if t else n for t, n in ((plan.queries, Q), (plan.keys, K)))
+    listed = None
+    if b := plan.blocks:
+        rows, columns = b.counts.shape[2], b.n
+        seen = rows * (columns - (rows - 1) / 2) if problem.causal and rows <= columns else rows * columns
+        listed = min(b.counts.float().sum(-1).mean().item() / seen, 1.0)
+    kept = (n_q / Q) * (n_k / K) if plan.queries or plan.keys else None
+    dense = _dense(problem, known)
+    beside = _beside(problem, known, plan.fill if plan.queries else None, plan.dense_last)
+    return dense - _attend(problem, known, kept, listed) - beside
+
+
+def searched(stages: Sequence[Any], limit: str | int, problem: Problem, decompress: Any) -> Estimate | None:
+    """Return the times that decide whether to search again where searches were in vain; None where that is not asked.
+
+    Ranks that share a problem's heads must do alike, so they always search.
+    """
+    if limit != "auto" or not stages or not problem.q.is_cpu or problem.heads_group is not None:
+        return None
+    known = prices(problem.q.device)
+    return estimate(stages, problem, decompress) if known and known.apart else None
+
+
+def worth_it(stages: Sequence[Any], limit: str | int, problem: Problem, decompress: Any = None) -> bool:
+    """Whether to run the stages: from `limit` keys on; if that is "auto", by the estimate, where there can be one.
+
+    Where nobody knows what the stages cost here they are measured, once; a problem too short for that is dense.
+    """
+    if limit != "auto":
+        return int(limit) <= 0 or _keys(problem) >= int(limit)
+    found = estimate(stages, problem, decompress) if stages else None
+    if found is None and stages and may_measure(list(_each(stages)), problem):
+        if problem.k.shape[2] < LEAST:
+            return False
+        measured_once(problem.q.device)
+        found = estimate(stages, problem, decompress)
+    return found is None or found.worth
+
+
+def reason(
+    stages: Sequence[Any], limit: str | int, problem: Problem, decompress: Any = None, lost: bool = False
+) -> str | None:
+    """In words, what decides; None if nothing does. `lost`: the stages ran, and what they keep is not worth it."""
+    if not stages or limit == 0:
+        return None
+    worth = worth_it(stages, limit, problem, decompress)
+    runs = "runs the stages" if worth else "runs dense"
+    if limit != "auto":
+        return f"Break-even is set to {limit} keys: it {runs}."
+    always = "break_even=0 always runs the stages."
+    found = estimate(stages, problem, decompress)
+    if found is None:
+        few = f"Break-even: nobody has measured this device yet, and below {LEAST:,} keys it runs dense; {always}"
+        return None if worth else few
+    if lost:
+        return (
+            "Break-even: by the times measured on such a device attending to what the stages keep takes longer than "
+            f"dense attention, {found.dense:.2f} ms: it runs dense; {always}"
+        )
+    last = f", and {found.beside:.2f} ms for what is never left out" if found.beside else ""
+    return (
+        f"Break-even: by the times measured on such a device dense attention takes {found.dense:.2f} ms and the "
+        f"stages, before anything attends, {found.overhead:.2f} ms{last}: it {runs}; {always}"
+    )
+
+
+def _prices(problem: Problem) -> Prices | None:
+    """What is known of a problem's device; ranks that share its heads must decide alike."""
+    return prices(problem.q.device) if problem.heads_group is None else prices(problem.q.device, alike=True)
+
+
+def _pairs(problem: Problem) -> float:
+    """How many pairs of a head dense attention computes."""
+    Q, K = problem.q.shape[2], problem.k.shape[2]
     pairs = Q * (K - (Q - 1) / 2) if problem.causal else Q * K
-    if problem.window is not None:
-        pairs = min(pairs, Q * problem.window)
-    dense = 2 * B * H * pairs * (D + problem.v.shape[3]) / known.rate / 1e9
-    beside = 0.0
-    if decompress:
-        fill = decompress.fill if any(getattr(stage, "chooses", None) == "tokens" for stage in stages) else None
-        near = getattr(fill, "window", 0) + getattr(fill, "sinks", 0)
-        beside = dense * min((min(decompress.dense_last, Q) * K + Q * min(near, K)) / pairs, 1.0)
-    return Estimate(dense, sum(known.stages[name].ms(problem) for name in names), beside)
+    return pairs if problem.window is None else min(pairs, Q * problem.window)
+
+
+def _dense(problem: Problem, known: Prices) -> float:
+    (B, H, _, D), wide = problem.q.shape, problem.v.shape[3]
+    return 2 * B * H * _pairs(problem) * (D + wide) / known.rate / 1e9
+
+
+def _beside(problem: Problem, known: Prices, fill: Any, last: int) -> float:
+    """The time of what is computed whatever a stage chooses."""
+    Q, K, dense, pairs = problem.q.shape[2], problem.k.shape[2], _dense(problem, known), _pairs(problem)
+    near = getattr(fill, "window", 0) + getattr(fill, "sinks", 0)
+    if known.fill is None or not near:
+        return dense * min((min(last, Q) * K + Q * min(near, K)) / pairs, 1.0)
+    filled = known.fill.ms(problem) * Q / K * max(min(near, K) / SPAN, 1.0)
+    return filled + dense * min(min(last, Q) * K / pairs, 1.0)
+
+
+def _attend(problem: Problem, known: Prices, kept: float | None, listed: float | None) -> float:
+    """The time of a plan that keeps this part of the pairs by tokens, and of those this part by blocks; None: all."""
+    pairs, steps = _dense(problem, known) * (1.0 if kept is None else kept), 0.0
+    if kept is not None:
+        steps += known.tokens.ms(problem)
+    if listed is not None:
+        pairs *= listed * known.slow
+        steps += known.blocks.ms(problem, (1.0 if kept is None else kept) ** 0.5)
+    return pairs + steps
+
+
+def _expected(stages: Sequence[Any], problem: Problem) -> tuple[float | None, float | None]:
+    """The parts of the pairs that token stages, and then block stages, are taken to keep; None: there are none."""
+    found: dict[str, list[float]] = {"tokens": [], "blocks": []}
+    for stage in stages:
+        found[stage.chooses].append(max(_part(pattern, problem) for pattern in _each([stage])))
+    kept, listed = (min(parts) if parts else None for parts in found.values())
+    return kept, listed
+
+
+def _part(stage: Any, problem: Problem) -> float:
+    """The part of the pairs that a built-in stage is taken to keep: by its parameters, or more than they force."""
+    Q, K, pairs = problem.q.shape[2], problem.k.shape[2], _pairs(problem)
+    if getattr(stage, "keep", None) is not None:
+        return float(stage.keep)
+    if hasattr(stage, "min_tokens"):
+        least = min((stage.min_tokens + stage.window) / K, 1.0) ** 2
+    else:
+        size = getattr(stage, "block_size", 1)
+        near = getattr(stage, "window", 0) + getattr(stage, "sinks", 0) + 1.5 * size
+        near = max(near, 2 * (getattr(stage, "min_budget", None) or 0))
+        least = min(Q * min(near, K) / pairs, 1.0) if near < K else 1.0
+    if type(stage).__name__ == "Streaming":
+        return least
+    return least + GUESS * (1 - least)
 
 
 def _each(stages: Sequence[Any]) -> Iterator[Any]:
@@ -56,32 +208,6 @@ def _each(stages: Sequence[Any]) -> Iterator[Any]:
         yield from _each(stage.patterns) if hasattr(stage, "patterns") else (stage,)
 
 
-def worth_it(stages: Sequence[Any], limit: str | int, problem: Problem, decompress: Any = None) -> bool:
-    """Whether to run the stages: from `limit` keys on; if that is "auto", by the estimate, where there is one."""
-    if limit != "auto":
-        return int(limit) <= 0 or _keys(problem) >= int(limit)
-    found = estimate(stages, problem, decompress) if stages else None
-    return found is None or found.worth
-
-
 def _keys(problem: Problem) -> int:
     """How many keys the longest sequence has; waits for the device if there is padding."""
     return problem.k.shape[2] if problem.full else int(problem.lengths()[1].max())
-
-
-def reason(stages: Sequence[Any], limit: str | int, problem: Problem, decompress: Any = None) -> str | None:
-    """In words, what decides; None if nothing does."""
-    if not stages or limit == 0:
-        return None
-    runs = "runs the stages" if worth_it(stages, limit, problem, decompress) else "runs dense"
-    if limit != "auto":
-        return f"Break-even is set to {limit} keys: it {runs}."
-    found = estimate(stages, problem, decompress)
-    if found is None:
-        return None
-    last = f", and {found.beside:.2f} ms for what is never left out" if found.beside else ""
-    return (
-        f"Break-even: by the times measured on such a device dense attention takes {found.dense:.2f} ms and the "
-        f"stages, before anything attends, {found.overhead:.2f} ms{last}: it {runs}; break_even=0 always runs the "
-        "stages."
-    )

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import dispatch, graphs, library
-from .break_even import worth_it
+from .break_even import STREAK, VAIN, gain, searched, worth_it
 from .fills import Fill, SlidingWindow, Zeros
 from .inference import inference_only, needs_gradients
 from .parameters import check_amount, check_choice
@@ -176,6 +176,7 @@ class Pipeline:
         self._named = tuple(type(s) for s in given if isinstance(s, _POLICIES))
         self._dense: dict[tuple, Callable[..., Tensor] | None] = {}  # what `dense_kernel` found
         self._runs: dict[tuple, bool] = {}  # by shapes, whether the stages run
+        self._credit: dict[tuple, float] = {}  # by shapes, ms: what plans saved, less what searches took
         _check_order(given)
         try:
             self._spec: str | None = self.to_spec()
@@ -223,7 +224,7 @@ class Pipeline:
         return write(self.named_form())
 
     def decide(self, problem: Problem, clock: Clock = nullcontext) -> Plan:
-        """The plan for a problem: every stage on what the ones before it left; dense below break-even.
+        """The plan for a problem: every stage on what the ones before it left; dense where that is faster.
 
         Raises ValueError if its tensors have no data.
         """
@@ -252,7 +253,27 @@ class Pipeline:
                 short = []
             plan = plan.then(inner)
         fill, last = self.decompress.fill, self.decompress.dense_last if plan != Plan() else 0
-        return replace(plan, fill=None if isinstance(fill, Zeros) else fill, dense_last=last), short
+        plan = replace(plan, fill=None if isinstance(fill, Zeros) else fill, dense_last=last)
+        saved = gain(plan, problem) if self.attend.break_even == "auto" else None
+        return (plan, short) if saved is None or saved > 0 else (Plan(), [])
+
+    def _decide_again(self, problem: Problem, clock: Clock) -> tuple[Plan, list[Problem]]:
+        """Like `_decide`, but dense while searches that were in vain, in calls of these shapes, are not made up for."""
+        times = searched(self.stages, self.attend.break_even, problem, self.decompress)
+        if times is None or not times.worth:
+            return self._decide(problem, clock)
+        shapes = problem.q.shape, problem.k.shape, problem.v.shape, problem.q.dtype, problem.causal
+        credit = self._credit.get(shapes, 0.0)
+        if credit < 0:
+            plan, short = Plan(), list[Problem]()
+            credit += VAIN * times.dense
+        else:
+            plan, short = self._decide(problem, clock)
+            credit = min(credit + (gain(plan, problem) or 0.0) - times.overhead, STREAK * times.overhead)
+        if len(self._credit) >= SHAPES:
+            self._credit.clear()
+        self._credit[shapes] = credit
+        return plan, short
 
     def decides(self, problem: Problem) -> bool:
         """Return whether the stages run. They do not below break-even, nor where all queries are dense last ones."""
@@ -385,7 +406,7 @@ class Pipeline:
             return plan, inference_only(out, problem.q, problem.k, problem.v)
         if plan is None and is_abstract(problem.q):
             plan = Plan()
-        plan, short = self._decide(problem, clock) if plan is None else (plan, [])
+        plan, short = self._decide_again(problem, clock) if plan is None else (plan, [])
         how = self.attend
         return plan, _attend(problem, plan, short, self.compress.mode, how.backend, how.check, clock)
 

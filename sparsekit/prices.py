@@ -1,30 +1,42 @@
-"""What attention and the stages cost on a device: as bench/records say, or as `sparsekit backends --measure` found.
+"""What attention and the stages cost on a device: as bench/records say, or as was measured there.
 
-What a user measures is kept in a file in the user's cache folder, by device and by the versions of torch and
-sparsekit, and read when a pipeline first decides there. Nothing is measured unasked.
+Where a pipeline of built-in stages has to know and nobody does, it measures once, some seconds, and says so
+(`measured_once`); `sparsekit backends --measure` does it by hand. What was found is kept in a file in the user's cache
+folder, by device, threads and the versions of torch and sparsekit. SPARSEKIT_MEASURE=0 in the environment: never
+unasked.
 """
 
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import cache
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from platformdirs import user_cache_path
 
+from . import dispatch
 from .chip import chip
 from .dispatch import capability
-from .problem import Problem
+from .fills import SlidingWindow
+from .plan import Plan, Tokens
+from .problem import Problem, is_abstract
 from .timing import now_ms
 
 LOG = logging.getLogger("sparsekit")
 FOLDER = "SPARSEKIT_CACHE"  # environment variable: another folder than the user's cache
+SWITCH = "SPARSEKIT_MEASURE"  # environment variable: 0 measures nothing unasked
 REPEATS = 5
+ENOUGH = 250.0  # ms of one step's repeats: on a busy machine, no more of them
+WARM = {"cpu": 1, "cuda": 3}  # calls before: on a GPU they are compiled, watched and recorded as a graph
+SPAN = 128  # keys a query sees of the window whose price is taken
+LEAST = 2048  # keys below which nothing is measured unasked: scoring 128 queries takes 256 / keys of dense attention
 
 
 @dataclass(frozen=True)
@@ -34,17 +46,30 @@ class Price:
     call: float  # ms
     token: float  # ms for a million keys x query heads
 
-    def ms(self, problem: Problem) -> float:
+    def ms(self, problem: Problem, kept: float = 1.0) -> float:
+        """Of a problem of which this part of the tokens is left."""
         B, H = problem.q.shape[:2]
-        return max(self.call, self.token * B * H * problem.k.shape[2] / 1e6)
+        return max(self.call, self.token * B * H * kept * problem.k.shape[2] / 1e6)
+
+
+FREE = Price(0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Of one kind of device: dense attention, and stages by their names."""
+    """Of one kind of device: dense attention, stages by their names, and what attending to their plans costs.
+
+    On a GPU the price of a stage is all that a call takes beyond its part of the dense time; `blocks` and `tokens` are
+    then nothing. On a CPU it is that of deciding alone.
+    """
 
     rate: float  # TFLOP/s of dense attention
     stages: dict[str, Price]
+    slow: float = 1.0  # the time of a pair in a list of blocks, over that of dense attention
+    blocks: Price = FREE  # to attend by lists of blocks, besides their pairs
+    tokens: Price = FREE  # to gather and scatter tokens
+    fill: Price | None = None  # of a window of SPAN keys; None: its pairs at the dense rate
+    apart: bool = False  # deciding and attending were measured apart
 
 
 # by compute capability, from bench/records; BlockThreshold's is from what recipes took beyond their part of the dense
@@ -72,11 +97,77 @@ ON_GPU = Shape(16, 4, 128, torch.bfloat16, (2048, 16384))
 ON_CPU = Shape(2, 1, 64, torch.float32, (1024, 4096))
 
 
-def prices(device: torch.device) -> Prices | None:
-    """What steps cost on a device: as the user measured it, or as the records say; None if nobody has."""
-    if found := _kept(device):
+Here = tuple[torch.device, int]  # a device, and the threads of the host
+_known: dict[Here, Prices] = {}  # measured by this process
+_failed: set[Here] = set()
+_lock = threading.Lock()
+
+
+def _here(device: torch.device) -> Here:
+    return device, torch.get_num_threads()
+
+
+def prices(device: torch.device, alike: bool = False) -> Prices | None:
+    """What steps cost on a device: as measured there, or as the records say; None if nobody has.
+
+    `alike`: the same on every rank, which must decide alike, so as the records say.
+    """
+    if not alike and (found := _known.get(_here(device)) or _kept(_here(device))):
         return found
     return MEASURED.get(capability(device)) if device.type == "cuda" else None
+
+
+def may_measure(stages: Iterable[object], problem: Problem) -> bool:
+    """Return whether what these stages cost on the problem's device could be measured now, unasked.
+
+    Not what a user's own stage costs, nor while something is traced, captured or timed, nor on one rank of several.
+    """
+    q, built_in = problem.q, {type(stage) for stage in _stages()}
+    if os.environ.get(SWITCH) == "0" or q.device.type not in ("cpu", "cuda") or problem.heads_group is not None:
+        return False
+    if torch.compiler.is_compiling() or is_abstract(q) or dispatch.is_timed():
+        return False
+    if q.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    return all(type(stage) in built_in for stage in stages) and _here(q.device) not in _failed
+
+
+def measured_once(device: torch.device) -> None:
+    """Measure, say so, and keep what was found: once a process, device and number of threads."""
+    here = _here(device)
+    with _lock:
+        _kept.cache_clear()  # another process may have measured
+        if here in _known or here in _failed or _kept(here):
+            return
+        LOG.warning(
+            "sparsekit measures once, in some seconds, what attention and the stages cost on %s, to know when sparse "
+            "attention pays. It is kept in %s; %s=0 in the environment switches this off, and stages then always run",
+            chip(device),
+            cache_file(),
+            SWITCH,
+        )
+        # in a thread: grad mode, autocast, default device, modes and clocks of the caller are its own
+        found: list[Prices | Exception] = []
+        thread = threading.Thread(target=lambda: found.append(_tried(device)), daemon=True)
+        thread.start()
+        thread.join()
+        if not isinstance(found[0], Prices):
+            _failed.add(here)
+            LOG.warning("sparsekit could not measure: %s. Stages always run", str(found[0]).partition("\n")[0])
+            return
+        _known[here] = found[0]
+        try:
+            keep(device, found[0])
+        except OSError as error:
+            LOG.warning("%s cannot be written (%s): the times are known to this process alone", cache_file(), error)
+
+
+def _tried(device: torch.device) -> Prices | Exception:
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            return measure(device)
+    except Exception as error:  # whatever it raises, the call itself may still run
+        return error
 
 
 def price_name(stage: object) -> str:
@@ -88,25 +179,50 @@ def price_name(stage: object) -> str:
 def measure(
     device: torch.device, shape: Shape | None = None, on_step: Callable[[str], None] = lambda name: None
 ) -> Prices:
-    """Time dense attention and each built-in stage on a device: some seconds.
-
-    The price of a stage is all that a call takes beyond its part of the dense time, by the pairs that it computes.
-    """
+    """Time dense attention, each built-in stage and what attending to their plans costs on a device: some seconds."""
     from .pipeline import Pipeline
 
-    at = shape or (ON_GPU if device.type == "cuda" else ON_CPU)
+    at, apart = shape or (ON_GPU if device.type == "cuda" else ON_CPU), device.type == "cpu"
     problems = [_problem(at, length, device) for length in at.lengths]
+    H, L, D = at.H, at.lengths[1], at.D
+
+    def price(over: Iterable[float]) -> Price:
+        call, long = (max(ms, 0.0) for ms in over)
+        return Price(call, long * 1e6 / (H * L))
+
+    def deciding(stage: object) -> Iterator[float]:
+        pipeline = Pipeline([stage], break_even=0)
+        for p, ms in zip(problems, dense, strict=True):
+            if apart:
+                yield _deciding_ms(pipeline, p)
+            else:
+                yield _ms(partial(pipeline, p.q, p.k, p.v), device) - pipeline.decide(p).density(p) * ms
+
     on_step("dense")
-    dense = [_ms(Pipeline(), p) for p in problems]
-    found = {}
+    dense = [_attending_ms(Plan(), p) for p in problems]
+    stages = {}
     for stage in _stages():
         on_step(price_name(stage))
-        pipeline = Pipeline([stage], break_even=0)
-        over = [_ms(pipeline, p) - pipeline.decide(p).density(p) * ms for p, ms in zip(problems, dense, strict=True)]
-        call, long = (max(ms, 0.0) for ms in over)
-        found[price_name(stage)] = Price(call, long * 1e6 / (at.H * at.lengths[1]))
-    H, L, D = at.H, at.lengths[1], at.D
-    return Prices(2 * H * L * L * D / dense[1] / 1e9, found)  # half of the pairs, q k and p v
+        stages[price_name(stage)] = price(deciding(stage))
+    slow, blocks, tokens = 1.0, FREE, FREE
+    half = [_half(p) for p in problems]
+    bare = [_attending_ms(plan, p) for plan, p in zip(half, problems, strict=True)]
+    if apart:
+        on_step("blocks")
+        few, many = ([Pipeline([_top(keep)], break_even=0).decide(p) for p in problems] for keep in (0.1, 0.75))
+        times = [_attending_ms(plan, p) for plan, p in zip(few, problems, strict=True)]
+        parts = [plan.density(p) for plan, p in zip(few, problems, strict=True)]
+        more = many[1].density(problems[1]) - parts[1]
+        slow = max((_attending_ms(many[1], problems[1]) - times[1]) / (more * dense[1]), 1.0)
+        blocks = price(t - slow * part * ms for t, part, ms in zip(times, parts, dense, strict=True))
+        tokens = price(t - plan.density(p) * ms for t, plan, p, ms in zip(bare, half, problems, dense, strict=True))
+    on_step("fill")
+    filled = [
+        _attending_ms(replace(plan, fill=SlidingWindow(SPAN, 0)), p) for plan, p in zip(half, problems, strict=True)
+    ]
+    fill = price(t - without for t, without in zip(filled, bare, strict=True))
+    rate = 2 * H * L * L * D / dense[1] / 1e9  # half of the pairs, q k and p v
+    return Prices(rate, stages, slow, blocks, tokens, fill, apart)
 
 
 def keep(device: torch.device, found: Prices) -> Path:
@@ -117,6 +233,7 @@ def keep(device: torch.device, found: Prices) -> Path:
     unfinished.write_text(json.dumps(_read(path) | {_key(device): asdict(found)}, indent=1) + "\n")
     unfinished.replace(path)
     _kept.cache_clear()
+    _known.pop(_here(device), None)  # the file has newer ones
     return path
 
 
@@ -127,11 +244,14 @@ def cache_file() -> Path:
 
 
 @cache  # a file is read once, not with every call
-def _kept(device: torch.device) -> Prices | None:
-    found = _read(cache_file()).get(_key(device))
-    if found is None:
+def _kept(here: Here) -> Prices | None:
+    found = _read(cache_file()).get(_key(here[0]))
+    if found is None or "apart" not in found:  # of an older version
         return None
-    return Prices(found["rate"], {name: Price(**price) for name, price in found["stages"].items()})
+    price = lambda name: found[name] and Price(**found[name])  # noqa: E731
+    stages = {name: Price(**each) for name, each in found["stages"].items()}
+    steps = {name: price(name) for name in ("blocks", "tokens", "fill")}
+    return Prices(found["rate"], stages, found["slow"], **steps, apart=found["apart"])
 
 
 def _read(path: Path) -> dict:
@@ -163,8 +283,8 @@ def _stages() -> Iterator[object]:
 
 def _problem(shape: Shape, length: int, device: torch.device) -> Problem:
     """Return random tokens with a topic for each block of 128, so that some blocks matter to others."""
-    g = torch.Generator().manual_seed(0)
-    rand = lambda heads, n: torch.randn(1, heads, n, shape.D, generator=g)  # noqa: E731
+    g = torch.Generator("cpu").manual_seed(0)
+    rand = lambda heads, n: torch.randn(1, heads, n, shape.D, generator=g, dtype=torch.float32, device="cpu")  # noqa: E731
     topic = rand(1, length // 128)
     q, k, v = rand(shape.H, length), rand(shape.G, length), rand(shape.G, length)
     q, k = q + topic.roll(7, 2).repeat_interleave(128, 2), k + topic.repeat_interleave(128, 2)
@@ -172,13 +292,38 @@ def _problem(shape: Shape, length: int, device: torch.device) -> Problem:
     return Problem.of(q, k, v)
 
 
-def _ms(pipeline: Callable[..., object], p: Problem) -> float:
+def _half(p: Problem) -> Plan:
+    """Return the plan that keeps every other token."""
+    idx = torch.arange(0, p.k.shape[2], 2, dtype=torch.int32, device=p.q.device)
+    tokens = Tokens(idx.expand(1, p.q.shape[1], -1).contiguous(), p.k.shape[2], full=True)
+    return Plan(tokens, tokens)
+
+
+def _top(keep: float) -> object:
+    from .stages import BlockTopK
+
+    return BlockTopK(keep=keep)
+
+
+def _deciding_ms(pipeline: Any, p: Problem) -> float:
+    return _ms(partial(pipeline.decide, p), p.q.device)
+
+
+def _attending_ms(plan: Plan, p: Problem) -> float:
+    from .pipeline import attend
+
+    return _ms(lambda: attend(p, plan), p.q.device)
+
+
+def _ms(call: Callable[[], object], device: torch.device) -> float:
     """Return the median time of a call, in ms, once it is compiled and recorded."""
     times = []
-    for _ in range(3):
-        pipeline(p.q, p.k, p.v)
+    for _ in range(WARM[device.type]):
+        call()
     for _ in range(REPEATS):
-        start = now_ms(p.q.device)
-        pipeline(p.q, p.k, p.v)
-        times.append(now_ms(p.q.device) - start)
+        start = now_ms(device)
+        call()
+        times.append(now_ms(device) - start)
+        if sum(times) > ENOUGH:
+            break
     return median(times)

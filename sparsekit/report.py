@@ -99,7 +99,7 @@ def explain(pipeline: Pipeline, problem: Problem) -> Report:
         with clock(name):
             plan = plan.then(stage(dispatch.run("gather_tokens", problem.q.device.type, problem, plan)))
         steps.append(Step(name, ms[name], *accuracy(problem, plan, rows, dense)))
-    plan = pipeline(problem)
+    chosen, plan = plan, pipeline(problem)
     before = set(ms)
     attend(problem, plan, clock=clock, **policy)
     steps += [Step(name, time_) for name, time_ in ms.items() if name not in before]
@@ -108,7 +108,8 @@ def explain(pipeline: Pipeline, problem: Problem) -> Report:
     attend(problem, backend=policy["backend"])
     with clock("dense"):
         attend(problem, backend=policy["backend"])
-    told = reason(pipeline.stages, pipeline.attend.break_even, problem, pipeline.decompress)
+    lost = plan == Plan() != chosen
+    told = reason(pipeline.stages, pipeline.attend.break_even, problem, pipeline.decompress, lost)
     sinks = measure(problem, rows, plan)
     notes = *_notes(problem, plan, len(rows), sinks), *([told] if told else [])
     return Report(tuple(steps), ms["dense"], notes, sinks)

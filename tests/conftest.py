@@ -8,6 +8,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any is imported
 
 os.environ["SPARSEKIT_CACHE"] = os.devnull  # what somebody measured on this machine decides nothing in a test
+os.environ["SPARSEKIT_MEASURE"] = "0"  # nor what would be measured in the middle of one
 os.environ["HF_HUB_OFFLINE"] = "1"  # a model that is not here is not looked for elsewhere; read on import, too
 
 settings.register_profile("sparsekit", deadline=None, max_examples=60, derandomize=True, database=None)

@@ -198,3 +198,90 @@ def test_it_is_part_of_the_spec():
     assert "attend(break_even=4096)" in pipeline.to_spec()
     assert Pipeline.from_spec(pipeline.to_spec()) == pipeline
     assert Pipeline([pipeline], break_even=0) == Pipeline([STAGE, sk.Decompress(sk.SlidingWindow())], break_even=0)
+
+
+def known_apart(monkeypatch, search, slow=1.0, step=0.0):
+    """Dense attention of 4,096 keys and a head of 8 takes 100 ms; a search `search`, beside it attending `step`."""
+    rate = 2 * 4096 * 4097 / 2 * 16 / 100 / 1e9
+    each = {name: prices.Price(search, 0.0) for name in ("TokenCoverage", "FlexPrefill", "Streaming", "BlockTopK")}
+    parts = prices.Price(step, 0.0)
+    found = prices.Prices(rate, each, slow, parts, parts, prices.Price(30.0, 0.0), apart=True)
+    monkeypatch.setattr(break_even, "prices", lambda device: found)
+
+
+COVERAGE, WINDOW = TokenCoverage(tau=0.5, window=16, min_tokens=0), sk.Decompress(sk.SlidingWindow())
+
+
+@pytest.mark.parametrize(
+    "stages,search,slow,step,runs",
+    [
+        ([sk.Streaming(128, 1024)], 1.0, 1.0, 0.0, True),
+        ([sk.Streaming(128, 1024)], 1.0, 2.0, 0.0, False),  # half of the pairs at half the rate
+        ([sk.Streaming(128, 3000)], 1.0, 1.2, 0.0, False),
+        ([sk.BlockTopK(0.4)], 1.0, 2.0, 0.0, True),
+        ([sk.BlockTopK(0.6)], 1.0, 2.0, 0.0, False),
+        ([COVERAGE], 60.0, 1.0, 0.0, True),
+        ([COVERAGE], 80.0, 1.0, 0.0, False),
+        ([COVERAGE], 60.0, 1.0, 30.0, False),  # to gather and scatter
+        ([COVERAGE, WINDOW], 40.0, 1.0, 0.0, True),
+        ([COVERAGE, WINDOW], 60.0, 1.0, 0.0, False),  # the fill
+        ([COVERAGE, sk.Decompress(dense_last=1024)], 40.0, 1.0, 0.0, False),  # the last rows: half of the pairs
+        ([TokenCoverage(min_tokens=4000)], 1.0, 1.0, 0.0, False),
+        ([COVERAGE, sk.FlexPrefill()], 55.0, 1.0, 0.0, False),
+    ],
+)
+def test_where_deciding_and_attending_have_their_own_prices(stages, search, slow, step, runs, monkeypatch):
+    known_apart(monkeypatch, search, slow, step)
+    q = torch.zeros(1, 1, 4096, 8)
+    assert Pipeline(stages).decides(Problem.of(q, q, q)) == runs
+
+
+@pytest.mark.parametrize("slow,runs", [(1.0, True), (2.2, False)])
+def test_a_plan_that_does_not_pay_is_not_run(slow, runs, monkeypatch):
+    """Of random tokens three quarters of the pairs are kept."""
+    p, stages = problem(4096, 1), [sk.FlexPrefill()]
+    known_apart(monkeypatch, 1.0, slow)
+    kept = Pipeline(stages, break_even=0)(p)
+    assert 0.7 < kept.density(p) < 0.95 and Pipeline(stages).decides(p)
+    assert Pipeline(stages)(p) == (kept if runs else Plan())
+    assert break_even.gain(kept, p) == pytest.approx(100 - 100 * slow * kept.density(p), abs=5 * slow)
+    same = torch.equal(Pipeline(stages)(p.q, p.k, p.v), Pipeline([])(p.q, p.k, p.v))
+    assert same != runs
+
+
+@pytest.mark.parametrize("search,calls,most", [(10.0, 40, 4), (1.0, 12, 6), (50.0, 30, 1)])
+def test_searches_in_vain_cost_a_hundredth_of_dense_attention(search, calls, most, monkeypatch):
+    known_apart(monkeypatch, search)
+    pipeline, seen, p = Pipeline([COVERAGE]), [], problem(4096, 1)
+    monkeypatch.setattr(sk.pipeline, "gain", lambda plan, p: seen.append(1) and None or -1.0 if plan != Plan() else 0.0)
+    for _ in range(calls):
+        plan, _ = pipeline.run(p)
+        assert plan == Plan()
+    assert 1 <= len(seen) <= most
+    seen.clear()
+    pipeline.plan(p.q, p.k, p.v), pipeline.plan(p.q, p.k, p.v)
+    assert len(seen) == 2, "who asks for the plan gets what the tensors say"
+
+
+def test_plans_that_pay_make_up_for_searches_in_vain(monkeypatch):
+    """Layers of a model share a pipeline: one that needs everything does not take the others' plans away."""
+    known_apart(monkeypatch, 10.0)
+    pipeline, p = Pipeline([COVERAGE]), problem(4096, 1)
+    gains = iter([50.0, -1.0] * 10)
+    ran = []
+    for _ in range(10):
+        value = next(gains)
+        monkeypatch.setattr(sk.pipeline, "gain", lambda plan, p, value=value: value if plan != Plan() else 0.0)
+        ran.append(pipeline.run(p)[0] != Plan())
+    assert ran == [True, False] * 5
+
+
+def test_explain_says_that_what_is_kept_does_not_pay(monkeypatch):
+    p = problem(4096, 1)
+    known_apart(monkeypatch, 1.0, step=70.0)
+    assert not Pipeline([COVERAGE]).explain(p.q, p.k, p.v).notes == ()
+    known_apart(monkeypatch, 1.0)
+    monkeypatch.setattr(sk.pipeline, "gain", lambda plan, p: -1.0)
+    report = Pipeline([COVERAGE]).explain(p.q, p.k, p.v)
+    assert report.steps[0].name == "1. TokenCoverage" and report.steps[0].kept < 1
+    assert "takes longer than dense attention" in str(report.notes) and "runs dense" in str(report.notes)

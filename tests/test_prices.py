@@ -1,14 +1,19 @@
 """Times that a user measures: taken by calls, kept in a file, and used where a pipeline decides whether it pays."""
 
 import json
+import threading
+import time
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 from strategies import EXAMPLES
+from torch._subclasses import FakeTensorMode
 
 import sparsekit as sk
 from sparsekit import Pipeline, Plan, Problem, break_even, dispatch, prices
-from sparsekit.prices import FOLDER, Price, Prices, Shape, keep, measure, price_name
+from sparsekit.prices import FOLDER, LEAST, SWITCH, Price, Prices, Shape, keep, may_measure, measure, price_name
 
 CPU = torch.device("cpu")
 SMALL = Shape(2, 1, 16, torch.float32, (256, 512))
@@ -18,34 +23,48 @@ FOUND = Prices(0.5, {"Streaming": Price(1.0, 20.0), "BlockTopK": Price(3.0, 40.0
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv(FOLDER, str(tmp_path / "cache"))
+    monkeypatch.setattr(prices, "_known", {})
+    monkeypatch.setattr(prices, "_failed", set())
     prices._kept.cache_clear()
     yield tmp_path / "cache" / "prices.json"
     prices._kept.cache_clear()
 
 
-def test_every_built_in_stage_is_timed_and_steps_are_told(monkeypatch):
+@pytest.fixture
+def measuring(cache, monkeypatch):
+    """The devices that are measured, which takes no time here."""
+    devices = []
+    monkeypatch.setenv(SWITCH, "1")
+    monkeypatch.setattr(prices, "measure", lambda device: devices.append(device) or FOUND)
+    return devices
+
+
+def test_every_built_in_stage_is_timed_and_steps_are_told():
     steps = []
     found = measure(CPU, SMALL, steps.append)
     built_in = {price_name(stage) for stage in EXAMPLES if not hasattr(stage, "patterns")}
-    assert set(found.stages) == built_in and steps == ["dense", *found.stages]
-    assert found.rate > 0 and all(price.call >= 0 and price.token >= 0 for price in found.stages.values())
+    assert set(found.stages) == built_in and steps == ["dense", *found.stages, "blocks", "fill"]
+    each = *found.stages.values(), found.blocks, found.tokens, found.fill
+    assert found.rate > 0 and found.slow >= 1 and all(price.call >= 0 and price.token >= 0 for price in each)
 
 
-@pytest.mark.parametrize("density,over", [(0.25, 7.0), (1.0, 0.5)])
-def test_a_price_is_what_a_call_takes_beyond_its_part_of_the_dense_time(density, over, monkeypatch):
-    """Dense attention takes 40 ms of the first length and 80 of the second."""
+@pytest.mark.parametrize("slow,over", [(1.0, 7.0), (1.7, 0.5)])
+def test_prices_give_back_the_times_they_are_of(slow, over, monkeypatch):
+    """Of a device where dense attention takes 40 and 80 ms, and every step, whatever the length, `over` ms."""
     dense = {256: 40.0, 512: 80.0}
-    monkeypatch.setattr(Plan, "density", lambda plan, p: density)
-    monkeypatch.setattr(
-        prices,
-        "_ms",
-        lambda pipeline, p: dense[p.k.shape[2]] * (density if pipeline.stages else 1) + over * bool(pipeline.stages),
-    )
+
+    def attend(plan, p):
+        part = dense[p.k.shape[2]] * plan.density(p)
+        part = dense[p.k.shape[2]] * replace(plan, fill=None).density(p) if plan.fill else part
+        return part * (slow if plan.blocks else 1) + over * (plan != Plan()) + over * (plan.fill is not None)
+
+    monkeypatch.setattr(prices, "_deciding_ms", lambda pipeline, p: over)
+    monkeypatch.setattr(prices, "_attending_ms", attend)
     found = measure(CPU, SMALL)
-    assert found.rate == pytest.approx(2 * 2 * 512 * 512 * 16 / 80.0 / 1e9)
-    for price in found.stages.values():
-        assert price.call == pytest.approx(over)
-        assert price.ms(Problem.of(*(torch.zeros(1, 2, 512, 16) for _ in "qkv"))) == pytest.approx(over)
+    assert found.rate == pytest.approx(2 * 2 * 512 * 512 * 16 / 80.0 / 1e9) and found.slow == pytest.approx(slow)
+    p = Problem.of(*(torch.zeros(1, 2, 512, 16) for _ in "qkv"))
+    for price in (*found.stages.values(), found.blocks, found.tokens, found.fill):
+        assert price.call == pytest.approx(over) and price.ms(p) == pytest.approx(over)
 
 
 def test_what_was_measured_is_kept_and_read(cache):
@@ -120,4 +139,102 @@ def test_the_command_measures_and_says_what_is_known(cache, monkeypatch, capsys)
     backends.backends(measure_here=True)
     out, err = capsys.readouterr()
     assert f"Kept in {cache}" in err and "Times known here: dense" in out and "FlexPrefill" in out
+    assert set(prices.prices(CPU).stages) >= {"TokenCoverage", "FlexPrefill", "Streaming"}
+
+
+STAGE = sk.Streaming(sinks=1, window=64, block_size=64)
+
+
+def long_problem(keys=LEAST):
+    return Problem.of(*(torch.randn(1, 1, keys, 8, generator=torch.Generator().manual_seed(0)) for _ in "qkv"))
+
+
+def test_where_nobody_knows_it_measures_once_says_so_and_keeps_it(measuring, cache, caplog):
+    p = long_problem()
+    for pipeline in (Pipeline([STAGE]), Pipeline([sk.Union([STAGE, sk.BlockTopK()])])):
+        for _ in range(2):
+            pipeline(p.q, p.k, p.v)
+    (line,) = caplog.messages
+    assert measuring == [CPU] and str(cache) in line and f"{SWITCH}=0" in line and "seconds" in line
+    assert cache.exists() and prices.prices(CPU) == FOUND
+
+
+@pytest.mark.parametrize(
+    "stages,limit", [([STAGE], 0), ([STAGE], 100), ([STAGE, lambda p: Plan()], "auto"), ([], "auto")]
+)
+def test_it_never_measures_for_a_pipeline_that_does_not_ask(stages, limit, measuring):
+    p = long_problem()
+    Pipeline(stages, break_even=limit)(p.q, p.k, p.v)
+    assert not measuring
+
+
+def test_it_never_measures_where_it_would_disturb(measuring, monkeypatch):
+    p, short = long_problem(), long_problem(LEAST - 1)
+    pipeline = Pipeline([STAGE])
+    with FakeTensorMode():
+        x = torch.empty(1, 1, LEAST, 8)
+        assert pipeline(x, x, x).shape == x.shape
+    x = torch.empty(1, 1, LEAST, 8, device="meta")
+    assert pipeline(x, x, x).shape == x.shape
+    assert not may_measure([STAGE], replace(p, heads_group=object())), "ranks must decide alike"
+    with dispatch.timed(lambda op: nullcontext()):
+        assert pipeline.decides(p)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert not may_measure([STAGE], p)
+    monkeypatch.setenv(SWITCH, "0")
+    assert pipeline.decides(p) and pipeline.decides(short), "as before: stages always run"
+    assert not measuring
+
+
+def test_a_short_problem_is_dense_unmeasured_and_explain_says_so(measuring):
+    p = long_problem(LEAST - 1)
+    assert Pipeline([STAGE])(p) == Plan() and Pipeline([STAGE], break_even=0)(p) != Plan()
+    notes = str(Pipeline([STAGE]).explain(p.q, p.k, p.v).notes)
+    assert "runs dense" in notes and "break_even=0" in notes and not measuring
+
+
+def test_a_folder_that_cannot_be_written_is_said_once_and_measured_once(measuring, cache, caplog):
+    cache.parent.write_text("a file")
+    for _ in range(3):
+        Pipeline([STAGE])(long_problem())
+    assert measuring == [CPU] and prices.prices(CPU) == FOUND
+    assert sum("cannot be written" in line for line in caplog.messages) == 1
+
+
+def test_what_cannot_be_measured_runs_and_is_said_once(measuring, monkeypatch, caplog):
+    def fails(device):
+        measuring.append(device)
+        raise RuntimeError("out of memory\nmore")
+
+    monkeypatch.setattr(prices, "measure", fails)
+    for _ in range(3):
+        assert Pipeline([STAGE])(long_problem()) != Plan()
+    assert measuring == [CPU] and sum("out of memory. Stages always run" in line for line in caplog.messages) == 1
+
+
+def test_threads_at_once_measure_once(measuring, monkeypatch):
+    monkeypatch.setattr(prices, "measure", lambda device: time.sleep(0.1) or measuring.append(device) or FOUND)
+    p = long_problem()
+    threads = [threading.Thread(target=lambda: Pipeline([STAGE])(p)) for _ in range(4)]
+    for step in (threading.Thread.start, threading.Thread.join):
+        for thread in threads:
+            step(thread)
+    assert measuring == [CPU]
+
+
+def test_the_caller_is_not_disturbed(cache, monkeypatch):
+    monkeypatch.setenv(SWITCH, "1")
+    monkeypatch.setattr(prices, "ON_CPU", SMALL)
+    p, threads = long_problem(), torch.get_num_threads()
+    state = torch.manual_seed(3).get_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.inference_mode(), torch.autocast("cpu"):
+            Pipeline([STAGE]).decides(p)
+            assert torch.is_inference_mode_enabled() and torch.empty(1).is_meta and torch.is_autocast_enabled("cpu")
+        assert torch.get_default_dtype() == torch.float64 and torch.is_grad_enabled()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
     assert set(prices.prices(CPU).stages) >= {"TokenCoverage", "FlexPrefill", "Streaming"}
