@@ -111,7 +111,11 @@ MEMORY = [
     Case("TokenCoverage, kept 0.3, window fill", spec=coverage(0.3, WINDOW)),
     Case("stacked, window fill", spec=coverage(0.3, FLEX[0.95], WINDOW)),
 ]
-SUITES = {"attend": ATTEND, "stages": STAGES, "peers": PEERS, "memory": MEMORY}
+SPECS = ("token_coverage", f"token_coverage | {WINDOW}", "flex_prefill", f"token_coverage | flex_prefill | {WINDOW}",
+         "block_topk", 'block_threshold(queries="each")', "streaming", *PIPELINES)  # fmt: skip
+AUTO = [Case("dense, as a pipeline", spec=spec("dense"), break_even="auto")]
+AUTO += [Case(f"auto: {text}", spec=spec(text), break_even="auto") for text in SPECS]  # never slower than dense
+SUITES = {"attend": ATTEND, "stages": STAGES, "peers": PEERS, "memory": MEMORY, "auto": AUTO}
 
 
 def _call(pipeline: Pipeline, p: Problem, clock: Clock) -> Tensor:

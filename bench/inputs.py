@@ -30,6 +30,7 @@ SHAPES = {
         Shape("llama-70b-tp8", 8, 1, 128),  # one of eight ranks
         Shape("embedded", MODEL_HEADS, MODEL_GROUPS, MODEL_DIM),
         Shape("cpu", 8, 8, 64),
+        Shape("small", 4, 2, 64),
     )
 }
 

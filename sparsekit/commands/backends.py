@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import dispatch
-from ..prices import Prices, keep, measure, prices
+from ..prices import FREE, Prices, keep, measure, prices
 from ..samples import Samples
 
 
@@ -53,11 +53,17 @@ def backends(
 
 def _times(known: Prices | None) -> str:
     if known is None:
-        return "No times are known here, so stages always run, on short prompts too: sparsekit backends --measure"
+        return (
+            "No times are known here: the first pipeline that needs them measures once, or sparsekit backends "
+            "--measure does; with SPARSEKIT_MEASURE=0 in the environment only that does, and stages always run until then"
+        )
     each = (f"{name} {price.call:.2f} ms, or {price.token:.2f} ms" for name, price in known.stages.items())
+    steps = {"blocks": known.blocks, "tokens": known.tokens, "fill": known.fill}
+    beside = (f"{name} {p.call:.2f} ms, or {p.token:.2f} ms" for name, p in steps.items() if p and p != FREE)
+    slow = f", {known.slow:.2f} times that time by lists of blocks" if known.slow != 1 else ""
     return (
-        f"Times known here: dense {known.rate:.3g} TFLOP/s; a stage, of a call or of a million tokens and heads: "
-        f"{'; '.join(each)}"
+        f"Times known here: dense {known.rate:.3g} TFLOP/s{slow}; a step, of a call or of a million tokens and heads: "
+        f"{'; '.join((*each, *beside))}"
     )
 
 
