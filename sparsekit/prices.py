@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from platformdirs import user_cache_path
 
-from . import dispatch
+from . import dispatch, graphs
 from .chip import chip
 from .dispatch import capability
 from .fills import SlidingWindow
@@ -164,8 +164,12 @@ def measured_once(device: torch.device) -> None:
 
 def _tried(device: torch.device) -> Prices | Exception:
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        if device.type == "cpu":
             return measure(device)
+        with torch.cuda.device(device):  # a thread begins on the first one
+            found = measure(device)
+        graphs.clear()  # those of this thread would stay, with their memory
+        return found
     except Exception as error:  # whatever it raises, the call itself may still run
         return error
 

@@ -55,7 +55,7 @@ def _times(known: Prices | None) -> str:
     if known is None:
         return (
             "No times are known here: the first pipeline that needs them measures once, or sparsekit backends "
-            "--measure does; with SPARSEKIT_MEASURE=0 in the environment only that does, and stages always run until then"
+            "--measure does; SPARSEKIT_MEASURE=0 in the environment leaves it to you, and stages always run until then"
         )
     each = (f"{name} {price.call:.2f} ms, or {price.token:.2f} ms" for name, price in known.stages.items())
     steps = {"blocks": known.blocks, "tokens": known.tokens, "fill": known.fill}
