@@ -194,9 +194,10 @@ def _part(stage: Any, problem: Problem) -> float:
         least = min((stage.min_tokens + stage.window) / K, 1.0) ** 2
     else:
         size = getattr(stage, "block_size", 1)
-        near = getattr(stage, "window", 0) + getattr(stage, "sinks", 0) + 1.5 * size
-        near = max(near, 2 * (getattr(stage, "min_budget", None) or 0))
-        least = min(Q * min(near, K) / pairs, 1.0) if near < K else 1.0
+        near = getattr(stage, "window", 0) + getattr(stage, "sinks", 0) + size / 2  # whole blocks reach further
+        near = min(max(near, 2 * (getattr(stage, "min_budget", None) or 0)), K)
+        early = max(near - (K - Q), 0) if problem.causal else 0  # rows that see fewer
+        least = min((Q * near - early**2 / 2) / pairs, 1.0)
     if type(stage).__name__ == "Streaming":
         return least
     return least + GUESS * (1 - least)

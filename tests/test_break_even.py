@@ -217,6 +217,7 @@ COVERAGE, WINDOW = TokenCoverage(tau=0.5, window=16, min_tokens=0), sk.Decompres
     [
         ([sk.Streaming(128, 1024)], 1.0, 1.0, 0.0, True),
         ([sk.Streaming(128, 1024)], 1.0, 2.0, 0.0, False),  # half of the pairs at half the rate
+        ([sk.Streaming(128, 1024)], 1.0, 1.8, 0.0, True),  # no guess
         ([sk.Streaming(128, 3000)], 1.0, 1.2, 0.0, False),
         ([sk.BlockTopK(0.4)], 1.0, 2.0, 0.0, True),
         ([sk.BlockTopK(0.6)], 1.0, 2.0, 0.0, False),
@@ -285,3 +286,12 @@ def test_explain_says_that_what_is_kept_does_not_pay(monkeypatch):
     report = Pipeline([COVERAGE]).explain(p.q, p.k, p.v)
     assert report.steps[0].name == "1. TokenCoverage" and report.steps[0].kept < 1
     assert "takes longer than dense attention" in str(report.notes) and "runs dense" in str(report.notes)
+
+
+@given(sinks=st.sampled_from([0, 128, 256]), window=st.integers(1, 5000), Q=st.sampled_from([512, 2048, 4096]))
+def test_of_streaming_the_part_is_known(sinks, window, Q):
+    k = torch.zeros(1, 1, 4096, 1)
+    p = Problem.of(k[:, :, :Q], k, k)
+    stage = sk.Streaming(sinks, window)
+    kept = Pipeline([stage], break_even=0)(p).density(p)
+    assert break_even._part(stage, p) == pytest.approx(kept, abs=128 / 2048)  # half a block of what a query sees

@@ -238,3 +238,16 @@ def test_the_caller_is_not_disturbed(cache, monkeypatch):
         torch.set_default_dtype(torch.float32)
     assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
     assert set(prices.prices(CPU).stages) >= {"TokenCoverage", "FlexPrefill", "Streaming"}
+
+
+def test_what_is_measured_does_not_depend_on_the_callers_modes(measuring, monkeypatch):
+    def modes():
+        return torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), torch.empty(0).is_meta
+
+    seen = []
+    monkeypatch.setattr(prices, "measure", lambda device: seen.append(modes()) or FOUND)
+    p = long_problem()
+    with torch.device("meta"), torch.inference_mode(), torch.autocast("cpu"):
+        Pipeline([STAGE]).decides(p)
+        assert modes() == (True, True, True)
+    assert seen == [(False, False, False)]
