@@ -177,6 +177,9 @@ def test_it_never_measures_where_it_would_disturb(measuring, monkeypatch):
     x = torch.empty(1, 1, LEAST, 8, device="meta")
     assert pipeline(x, x, x).shape == x.shape
     assert not may_measure([STAGE], replace(p, heads_group=object())), "ranks must decide alike"
+    monkeypatch.setattr(prices, "_known", {prices._here(CPU): replace(FOUND, stages={})})
+    assert not may_measure([STAGE], p), "the device is known, but for this stage, which runs as ever"
+    monkeypatch.setattr(prices, "_known", {})
     with dispatch.timed(lambda op: nullcontext()):
         assert pipeline.decides(p)
     with monkeypatch.context() as patch:
