@@ -159,9 +159,10 @@ def _with_last(problem: Problem, plan: Plan, out: Output, run: Callable[..., Out
 class Pipeline:
     """Stages in the order they decide; calling it attends.
 
-    `stages` may name, after the deciding stages, `Compress`, `Attend` and `Decompress`, each at most once, to set
-    their policy. A Pipeline among the stages counts as its own stages. `Pipeline([])` is dense attention.
-    `break_even` is that of `Attend`: the number of keys from which on the stages are worth their overhead.
+    `stages` may name, anywhere, `Compress`, `Attend` and `Decompress`, each at most once, to set their policy. A
+    Pipeline among the stages counts as its own stages and policies, so recipes stack: [balanced(), FlexPrefill()].
+    `Pipeline([])` is dense attention. `break_even` is that of `Attend`: the number of keys from which on the stages
+    are worth their overhead.
     Raises ValueError for a second policy of a kind, tokens after blocks, or something that is not a stage.
     """
 
@@ -177,7 +178,7 @@ class Pipeline:
         self._dense: dict[tuple, Callable[..., Tensor] | None] = {}  # what `dense_kernel` found
         self._runs: dict[tuple, bool] = {}  # by shapes, whether the stages run
         self._credit: dict[tuple, float] = {}  # by shapes, ms: what plans saved, less what searches took
-        _check_order(given)
+        _check_order(self.stages)
         try:
             self._spec: str | None = self.to_spec()
         except ValueError:  # a stage of the user's own
@@ -453,16 +454,17 @@ def _only(given: tuple, kind: type) -> Any:
     return found[0] if found else kind()
 
 
-def _check_order(given: tuple) -> None:
-    rank, reached, before = {"tokens": 0, Compress: 1, "blocks": 2, Attend: 3, Decompress: 4}, 0, None
-    for stage in given:
-        step = rank.get(type(stage), rank.get(getattr(stage, "chooses", None), reached if reached < 3 else 0))
-        if step < reached:
+def _check_order(stages: tuple[Any, ...]) -> None:
+    """Raise ValueError for a token stage after a block stage: lists of blocks are of the tokens that are left."""
+    blocks = None
+    for stage in stages:
+        if getattr(stage, "chooses", None) == "blocks":
+            blocks = blocks or stage
+        elif getattr(stage, "chooses", None) == "tokens" and blocks is not None:
             raise ValueError(
-                f"stages: got {_brief(stage)} after {_brief(before)}; the order is token stages, Compress, block "
-                f"stages, Attend, Decompress: move {type(stage).__name__} forward"
+                f"stages: got {_brief(stage)} after {_brief(blocks)}; token stages come before block stages, whose "
+                f"blocks are of the tokens that are left: move {type(stage).__name__} forward"
             )
-        reached, before = step, stage
 
 
 def _brief(stage: Any) -> str:

@@ -161,16 +161,14 @@ def test_choices():
 
 
 BAD_STAGES = {
-    "tokens after blocks": ([sk.Streaming(), sk.TokenCoverage()], "got TokenCoverage after Streaming; the order is"),
+    "tokens after blocks": ([sk.Streaming(), sk.TokenCoverage()], "got TokenCoverage after Streaming; token stages"),
     "two Decompress": ([sk.Decompress(), sk.Decompress()], "got 2 Decompress steps; .* at most one"),
     "two Attend": ([sk.Attend(), sk.Pipeline([sk.Attend()])], "got 2 Attend steps"),
     "a class": ([sk.TokenCoverage], "with parentheses"),
     "a number": ([3], "got 3; allowed are stages"),
     "text": ("token_coverage", "from_spec"),
     "one stage bare": (sk.TokenCoverage(), "allowed is a list of stages"),
-    "Decompress first": ([sk.Decompress(), sk.TokenCoverage()], "got TokenCoverage after Decompress"),
-    "Compress last": ([sk.TokenCoverage(), sk.Attend(), sk.Compress()], "got Compress after Attend"),
-    "Compress before tokens": ([sk.Compress(), sk.TokenCoverage()], "got TokenCoverage after Compress"),
+    "tokens after a recipe's": ([sk.recipes.balanced(), sk.TokenCoverage()], "got TokenCoverage after BlockThr"),
 }  # fmt: skip
 
 

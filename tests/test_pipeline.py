@@ -19,6 +19,7 @@ from sparsekit import (
     SlidingWindow,
     Streaming,
     TokenCoverage,
+    recipes,
 )
 
 NORMAL = {
@@ -63,6 +64,27 @@ def test_a_spec_and_its_inverse(tokens, rest):
     again = Pipeline.from_spec(pipeline.to_spec())
     assert again == pipeline and hash(again) == hash(pipeline) and repr(again) == repr(pipeline)
     assert Pipeline.from_spec(again.to_spec().replace(" | ", "\n  | ")) == pipeline, "over several lines"
+
+
+@given(st.lists(token_stages, max_size=2), policies, st.randoms())
+def test_policies_stand_anywhere(tokens, rest, random):
+    compress, blocks, attend, decompress = rest
+    mixed, steps = [*compress, *attend, *decompress], [*tokens, *blocks]
+    random.shuffle(mixed)
+    for policy in mixed:
+        steps.insert(random.randint(0, len(steps)), policy)
+    ordered = Pipeline([*tokens, *compress, *blocks, *attend, *decompress])
+    assert Pipeline(steps) == ordered and Pipeline(steps).to_spec() == ordered.to_spec()
+
+
+@pytest.mark.parametrize("name", recipes.PIPELINES)
+def test_recipes_stack(name):
+    recipe = recipes.PIPELINES[name]()
+    below, above = Pipeline([recipe, sk.FlexPrefill()]), Pipeline([TokenCoverage(), recipe])
+    assert below.stages == (*recipe.stages, sk.FlexPrefill()) and above.stages == (TokenCoverage(), *recipe.stages)
+    assert below.decompress == above.decompress == recipe.decompress
+    assert Pipeline.from_spec(f"{name} | flex_prefill") == below
+    assert Pipeline.from_spec(f"token_coverage | {name}") == above
 
 
 def test_specs_as_people_write_them():
