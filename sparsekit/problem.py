@@ -18,6 +18,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch._subclasses import FakeTensor
+from torch.nn.functional import pad
 
 from .by_value import ByValue, hint
 from .parameters import ALL, check_count
@@ -160,6 +161,23 @@ class Problem(ByValue):
         q_pos, k_pos = to_heads(self.q_pos, heads), to_heads(self.k_pos, heads)
         first = torch.searchsorted(k_pos.contiguous(), (q_pos - (self.window - 1)).contiguous())
         return first.minimum(to_heads(reach, heads))
+
+    def block_range(self, size: int) -> tuple[Int[Tensor, "B _h I"], Int[Tensor, "B _h I"], Int[Tensor, "B _h I"]]:
+        """Which key blocks of `size` each query block of `size` looks at: from `first` to before `end`; and its `edge`.
+
+        The queries of a block see no key of another block, and see one of the first and of the last of these. From
+        block `edge` on lie the last keys that queries of the block see: the causal diagonal. It is `end` where the
+        problem is not causal. A query block that sees nothing has `first` = `end` = `edge`.
+        """
+        reach = self.reach()
+        rows = pad(reach, (0, -reach.shape[2] % size)).unflatten(2, (-1, size))  # [B, h, I, size]
+        end, least = (rows.amax(-1) + size - 1) // size, rows.masked_fill(rows == 0, PAD).amin(-1)
+        edge = ((least - 1) // size).minimum(end) if self.causal else end
+        if self.window is None:
+            return torch.zeros_like(end), end, edge
+        start = self.start()[..., ::size]  # positions ascend: the first query of a block sees furthest back
+        end, edge = (to_heads(x, start.shape[1]) for x in (end, edge))
+        return (start // size).minimum(end), end, edge
 
     def over_all_heads(self, mean: Float[Tensor, "B *r"]) -> Float[Tensor, "B *r"]:
         """A mean over these heads as one over all, those on the other ranks of `heads_group`, equally many, too."""

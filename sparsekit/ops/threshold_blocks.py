@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..band import sinks_and_band
 from ..plan import Blocks
@@ -31,12 +30,9 @@ def threshold_blocks(problem: Problem, alpha: float, sinks: int, near: int, size
     B, G, J, D = k.shape
     q = block_means(p.q, p.q_pos, m).view(B, G, H // G, -1, D).to(k.dtype)
     grouped = lambda x: to_heads(x, H).unflatten(1, (G, -1))  # noqa: E731
-    start = torch.arange(J, device=k.device) * m
-    reach = p.reach()
-    rows = pad(reach, (0, -reach.shape[2] % m)).unflatten(2, (-1, m)).amax(-1)  # [B, h, I]
-    open_ = start < grouped(rows).amax(2)[..., None]  # [B, G, I, J]
-    if p.window is not None:  # positions ascend: the first row of a block sees furthest back
-        open_ = open_ & (start + m > grouped(p.start()[..., ::m]).amin(2)[..., None])
+    first, end, _ = (grouped(x)[..., None] for x in p.block_range(m))  # [B, G, R, I, 1]
+    block = torch.arange(J, device=k.device)
+    open_ = (block >= first.amin(2)) & (block < end.amax(2))  # [B, G, I, J]
     step = max(1, ENTRIES // (B * H * J))
     parts = []
     for i in range(0, open_.shape[2], step):

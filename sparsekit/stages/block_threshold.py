@@ -61,9 +61,9 @@ class BlockThreshold:
         start = torch.arange(means.shape[2], device=means.device) * m
         reach = p.reach()
         rows = grouped(pad(reach, (0, -reach.shape[2] % m)).unflatten(2, (-1, m)))  # [B, G, R, I, m]
-        open_ = start < rows.amax((2, 4))[..., None]  # [B, G, I, J], some pair is visible
-        if p.window is not None:  # positions ascend: the first row of a block sees furthest back
-            open_ = open_ & (start + m > grouped(p.start())[..., ::m].amin(2)[..., None])
+        first, end, _ = (grouped(x)[..., None] for x in p.block_range(m))  # [B, G, R, I, 1]
+        block = torch.arange(means.shape[2], device=means.device)
+        open_ = (block >= first.amin(2)) & (block < end.amax(2))  # [B, G, I, J]
         scores = _scores(p, means, rows, start).masked_fill(~open_, 0.0)
         best = scores >= self.alpha * scores.amax(-1, keepdim=True)
         forced = grouped(sinks_and_band(p, self.sinks, self.window, m)).any(2)

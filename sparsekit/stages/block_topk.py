@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch.nn.functional import pad
 
 from .. import dispatch
 from ..parameters import check_ratio, check_size
 from ..plan import Blocks, Plan
-from ..problem import PAD, Problem, to_heads
+from ..problem import Problem, to_heads
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,10 @@ class BlockTopK:
         p, m, H = problem, self.block_size, problem.q.shape[1]
         means = lambda x, pos: to_heads(dispatch.run("block_means", x.device.type, x, pos, m), H)  # noqa: E731
         q, k = means(p.q, p.q_pos), means(p.k, p.k_pos)  # [B, H, I, D], [B, H, J, D]
-        reach = to_heads(p.reach(), H)
-        rows = pad(reach, (0, -reach.shape[2] % m)).unflatten(2, (-1, m))  # [B, H, I, m]
-        start = torch.arange(k.shape[2], device=q.device) * m
-        open_ = start < rows.amax(-1)[..., None]  # [B, H, I, J], some pair is visible
-        if p.window is not None:
-            open_ = open_ & (start + m > to_heads(p.start(), H)[..., ::m, None])  # ascending: the first row's
-        # the diagonal: blocks that hold the last visible key of some query of the block
-        first_edge = rows.masked_fill(rows == 0, PAD).amin(-1)[..., None]
-        forced = open_ & ((start + m >= first_edge) if p.causal else False)
-        forced[..., 0] = open_[..., 0]
+        first, end, edge = (to_heads(x, H)[..., None] for x in p.block_range(m))  # [B, H, I, 1]
+        block = torch.arange(k.shape[2], device=q.device)
+        open_ = (block >= first) & (block < end)  # [B, H, I, J]
+        forced = open_ & ((block >= edge) | (block == 0))
         scores = (q @ k.mT).nan_to_num(0.0, 0.0, 0.0).masked_fill(~open_, float("-inf"))
         budget = (open_.sum(-1) * self.keep).ceil().int()
         best = dispatch.run("topk_mask", scores.device.type, scores, budget)
