@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench.contender import Contender
 from sparsekit import Blocks, Pipeline, Plan, Problem, SlidingWindow, Tokens, attend, dispatch
-from sparsekit.pipeline import Clock
+from sparsekit.execute import Clock
 from sparsekit.recipes import PIPELINES
 
 BLOCK, COPY = 128, "device copy"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsekit import Plan, Problem, oracle
-from sparsekit.pipeline import Clock
+from sparsekit.execute import Clock
 
 ROWS = 64  # query rows the error is measured on
 

@@ -1,10 +1,13 @@
 """Sparse attention for long-context prefill: stages that stack, with a defined meaning."""
 
+from . import library as library  # registers the operators that compiled models hold
 from .dispatch import NoBackendError, why_not
+from .execute import attend
 from .fills import SlidingWindow, Zeros
 from .oracle import oracle
-from .pipeline import Attend, Compress, Decompress, Pipeline, Stage, attend
+from .pipeline import Pipeline
 from .plan import Blocks, Plan, Tokens
+from .policies import Attend, Compress, Decompress, Stage
 from .problem import Output, Problem
 from .stages import *  # noqa: F403
 from .stages import __all__ as _stages

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .library import from_parts, parts
 from .plan import Blocks, Plan
 from .problem import Output, Problem
 
@@ -46,12 +45,12 @@ def flat(*args: Any) -> list[Any]:
     """The arguments of an op as its operator takes them: torch.ops.sparsekit.attend(*flat(problem, plan)).
 
     A Problem is q, k, v, q_pos, k_pos, scale, causal, queries_last, full, gapless, window (no op looks at the
-    ranks of `heads_group`); a Plan what `library.parts` says; Blocks counts, indices, size, n; an Output o, lse.
+    ranks of `heads_group`); a Plan what `Plan.parts` says; Blocks counts, indices, size, n; an Output o, lse.
     """
     out: list[Any] = []
     for x in args:
         if isinstance(x, Plan):
-            out += parts(x)
+            out += x.parts()
         elif isinstance(x, Problem):
             out += [x.q, x.k, x.v, x.q_pos, x.k_pos, x.scale, x.causal]
             out += [x.queries_last, x.full, x.gapless, x.window]
@@ -67,7 +66,7 @@ def flat(*args: Any) -> list[Any]:
 def _whole(kind: Any, values: Sequence[Any]) -> Any:
     """An argument of an op again, of what `flat` made of it."""
     if kind is Plan:
-        return from_parts(*values)
+        return Plan.from_parts(*values)
     if kind is Blocks:
         counts, indices, (m, n), blocks = values
         return Blocks(counts, indices, (m, n), blocks)

@@ -5,155 +5,26 @@ the plan; it is a Stage itself. What the user leaves out it completes, and print
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from . import dispatch, graphs, library
+from . import dispatch, execute, graphs
 from .break_even import STREAK, VAIN, gain, searched, worth_it
-from .fills import Fill, SlidingWindow, Zeros
+from .execute import Clock
+from .fills import Zeros
 from .inference import inference_only, needs_gradients
-from .parameters import check_amount, check_choice
 from .plan import Plan
-from .problem import Output, Problem, is_abstract, to_heads
+from .policies import POLICIES, Attend, Compress, Decompress, Stage
+from .problem import Output, Problem, is_abstract
+from .report import Report, explain
+from .spec import brief, parse, step_text, write
 
-if TYPE_CHECKING:
-    from .report import Report
-
-Clock = Callable[[str], AbstractContextManager]
 SHAPES = 256  # of which a pipeline remembers that they run dense
-
-
-@runtime_checkable
-class Stage(Protocol):
-    """One way to decide what to compute. `chooses`, if it has one, is "tokens" or "blocks"."""
-
-    def __call__(self, problem: Problem, /) -> Plan: ...
-
-
-@dataclass(frozen=True)
-class Compress:
-    """How the kept tokens reach the kernel: "gather" copies them, "indexed" reads them through their indices.
-
-    "auto" gathers: in every record in bench/records copying is paid back by the kernel that follows it.
-    """
-
-    mode: str = "auto"
-
-    def __post_init__(self) -> None:
-        check_choice("mode", self.mode, ("auto", "gather", "indexed"))
-
-
-@dataclass(frozen=True)
-class Attend:
-    """Who computes."""
-
-    backend: str = "auto"  # one by name attends or raises, and does what else it can; "auto" chooses by capability
-    check: bool = False  # look at every index of the plan before a kernel does; waits for the device
-    break_even: str | int = "auto"  # keys from which on stages run, else dense; "auto": by measured times; 0: always
-
-    def __post_init__(self) -> None:
-        check_choice("backend", self.backend, dispatch.ALLOWED)
-        check_choice("check", self.check, (False, True))
-        if self.break_even != "auto":
-            check_amount(self, "break_even", 0)
-
-
-@dataclass(frozen=True)
-class Decompress:
-    """What queries get that the token stages dropped, and which see everything all the same.
-
-    `dense_last` queries cost some 2 dense_last / length of dense attention. The stages decide as without them: the last
-    queries vote. Each chunk of a prefill has its own last ones.
-    """
-
-    fill: Fill = field(default_factory=Zeros)
-    dense_last: int = 0  # last queries that attend to every key they see, kept or not, in tokens, >= 0
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.fill, Zeros | SlidingWindow):
-            raise ValueError(f"fill: got {self.fill!r}; allowed are Zeros() and SlidingWindow(window, sinks): pass one")
-        check_amount(self, "dense_last", 0)
-
-
-def attend(
-    problem: Problem,
-    plan: Plan | None = None,
-    *,
-    compress: str = "auto",
-    backend: str = "auto",
-    check: bool = False,
-    clock: Clock = nullcontext,
-) -> Output:
-    """Compute exactly the pairs of a plan (dense if None): compress, attend, decompress.
-
-    `compress`, `backend` and `check` are those of `Compress` and `Attend`; `clock(name)` is entered around each step.
-    Raises ValueError for a plan that is not one of the problem, and NoBackendError, with the reasons, if no backend
-    can. The backward pass of what it returns raises ValueError.
-    """
-    if needs_gradients(problem.q, problem.k, problem.v):
-        with torch.no_grad():
-            out = attend(problem, plan, compress=compress, backend=backend, check=check, clock=clock)
-        return inference_only(out, problem.q, problem.k, problem.v)
-    return _attend(problem, plan or Plan(), [], compress, backend, check, clock)
-
-
-def _attend(
-    problem: Problem, plan: Plan, short: list[Problem], compress: str, backend: str, check: bool, clock: Clock
-) -> Output:
-    """`short` holds the compressed problem if there is one already, and nothing afterwards: it is large."""
-    device = problem.q.device.type
-    if is_abstract(problem.q):
-        plan.check(problem)
-        return Output(*library.shapes(problem.q, problem.v))
-    plan.check(problem, contents=check)
-
-    def run(op: str, *args: Any) -> Any:
-        # the named backend attends; what stands beside that it does too, where it can
-        can = op == "attend" or backend == "auto" or dispatch.why_not(backend, op, *args) is None
-        return dispatch.run(op, device, *args, backend=backend if can else "auto")
-
-    if plan.dense_last:
-        out = _attend(problem, replace(plan, dense_last=0), short, compress, backend, False, clock)
-        with clock("attend"):
-            return _with_last(problem, plan, out, run)
-    if plan.queries is None and plan.keys is None:
-        with clock("attend"):
-            return run("attend", problem, Plan(blocks=plan.blocks))
-    if compress == "indexed":
-        with clock("attend"):
-            out = run("attend", problem, replace(plan, fill=None))
-        if plan.window:
-            with clock("fill"):
-                out = plan.fill_in(problem, out, run("sliding_window", problem, plan))
-        return out
-    with clock("compress"):
-        kept = short.pop() if short else run("gather_tokens", problem, plan)
-    with clock("attend"):
-        out = run("attend", kept, Plan(blocks=plan.blocks))
-    del kept  # as large as the output at a third of the tokens: make room for that
-    with clock("decompress"):
-        return run("scatter_tokens", problem, plan, out)
-
-
-def _with_last(problem: Problem, plan: Plan, out: Output, run: Callable[..., Output]) -> Output:
-    """`out`, in place, with the last queries' rows by dense attention."""
-    p, first = problem, max(problem.q.shape[2] - plan.dense_last, 0)
-    if not p.full:  # sequences of several lengths: from the first slot that is a last one in any
-        last = to_heads(plan.last(p), p.q.shape[1])
-        first = int(last.flatten(0, 1).any(0).int().argmax())
-    part = replace(p, q=p.q[:, :, first:], q_pos=p.q_pos[..., first:])
-    dense, rows = run("attend", part, Plan()), Output(out.o[:, :, first:], out.lse[:, :, first:])
-    if not p.full:
-        last = last[..., first:]
-        dense = Output(torch.where(last[..., None], dense.o, rows.o), torch.where(last, dense.lse, rows.lse))
-    rows.o.copy_(dense.o)
-    rows.lse.copy_(dense.lse)
-    return out
 
 
 class Pipeline:
@@ -173,8 +44,8 @@ class Pipeline:
         self.compress: Compress = _only(given, Compress)
         self.attend: Attend = _only(given, Attend)
         self.decompress: Decompress = _only(given, Decompress)
-        self.stages: tuple[Stage, ...] = tuple(s for s in given if not isinstance(s, _POLICIES))
-        self._named = tuple(type(s) for s in given if isinstance(s, _POLICIES))
+        self.stages: tuple[Stage, ...] = tuple(s for s in given if not isinstance(s, POLICIES))
+        self._named = tuple(type(s) for s in given if isinstance(s, POLICIES))
         self._dense: dict[tuple, Callable[..., Tensor] | None] = {}  # what `dense_kernel` found
         self._runs: dict[tuple, bool] = {}  # by shapes, whether the stages run
         self._credit: dict[tuple, float] = {}  # by shapes, ms: what plans saved, less what searches took
@@ -191,10 +62,10 @@ class Pipeline:
         return hash(self.normal_form())
 
     def __repr__(self) -> str:
-        return f"Pipeline([{', '.join(map(_brief_call, self.named_form()))}])"
+        return f"Pipeline([{', '.join(map(step_text, self.named_form()))}])"
 
     def __str__(self) -> str:
-        return " -> ".join(map(_brief, self.normal_form()))
+        return " -> ".join(map(brief, self.normal_form()))
 
     def normal_form(self) -> tuple[Any, ...]:
         """All steps in the order they run, the ones the user left out among them."""
@@ -206,7 +77,7 @@ class Pipeline:
 
     def named_form(self) -> list[Any]:
         """The steps the user named, nested pipelines spliced, in the order they run."""
-        return [s for s in self.normal_form() if not isinstance(s, _POLICIES) or type(s) in self._named]
+        return [s for s in self.normal_form() if not isinstance(s, POLICIES) or type(s) in self._named]
 
     @classmethod
     def from_spec(cls, spec: str) -> "Pipeline":
@@ -214,14 +85,10 @@ class Pipeline:
 
         Names are the stages' in snake case; "dense" is `Pipeline([])`. Raises ValueError with the position.
         """
-        from .spec import parse
-
         return cls(parse(spec))
 
     def to_spec(self) -> str:
         """The text that `from_spec` turns into this pipeline."""
-        from .spec import write
-
         return write(self.named_form())
 
     def decide(self, problem: Problem, clock: Clock = nullcontext) -> Plan:
@@ -392,8 +259,8 @@ class Pipeline:
                     "wrap the call in torch.compiler.disable"
                 )
             if plan is None:
-                return Output(*library.attention(q, k, v, self._spec, causal, scale))
-            return Output(*library.attention_by_plan(q, k, v, *library.parts(plan), self._spec, causal, scale))
+                return Output(*torch.ops.sparsekit.attention(q, k, v, self._spec, causal, scale))
+            return Output(*torch.ops.sparsekit.attention_by_plan(q, k, v, *plan.parts(), self._spec, causal, scale))
         return self.run(Problem.of(q, k, v, causal, scale), plan, clock)[1]
 
     def run(self, problem: Problem, plan: Plan | None = None, clock: Clock = nullcontext) -> tuple[Plan, Output]:
@@ -409,17 +276,12 @@ class Pipeline:
             plan = Plan()
         plan, short = self._decide_again(problem, clock) if plan is None else (plan, [])
         how = self.attend
-        return plan, _attend(problem, plan, short, self.compress.mode, how.backend, how.check, clock)
+        return plan, execute.run(problem, plan, short, self.compress.mode, how.backend, how.check, clock)
 
     def explain(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None) -> "Report":
         """What each stage keeps, what that costs in accuracy, and where the time goes; prints as a table."""
-        from .report import explain
-
         with torch.no_grad():
             return explain(self, Problem.of(q, k, v, causal, scale))
-
-
-_POLICIES = (Compress, Attend, Decompress)
 
 
 def _flatten(stages: Iterable[Any]) -> Iterator[Any]:
@@ -428,7 +290,7 @@ def _flatten(stages: Iterable[Any]) -> Iterator[Any]:
     for stage in stages:
         if isinstance(stage, Pipeline):
             yield from stage.named_form()
-        elif isinstance(stage, _POLICIES) or (callable(stage) and not isinstance(stage, type)):
+        elif isinstance(stage, POLICIES) or (callable(stage) and not isinstance(stage, type)):
             yield stage
         else:
             raise ValueError(
@@ -438,11 +300,8 @@ def _flatten(stages: Iterable[Any]) -> Iterator[Any]:
 
 
 def _with_break_even(given: tuple, keys: str | int) -> tuple:
-    """The steps with that policy in their Attend, which stands before a Decompress."""
-    how = replace(_only(given, Attend), break_even=keys)
-    rest = [step for step in given if not isinstance(step, Attend)]
-    at = next((i for i, step in enumerate(rest) if isinstance(step, Decompress)), len(rest))
-    return (*rest[:at], how, *rest[at:])
+    """The steps with that policy in their Attend."""
+    return (*(step for step in given if not isinstance(step, Attend)), replace(_only(given, Attend), break_even=keys))
 
 
 def _only(given: tuple, kind: type) -> Any:
@@ -462,33 +321,6 @@ def _check_order(stages: tuple[Any, ...]) -> None:
             blocks = blocks or stage
         elif getattr(stage, "chooses", None) == "tokens" and blocks is not None:
             raise ValueError(
-                f"stages: got {_brief(stage)} after {_brief(blocks)}; token stages come before block stages, whose "
+                f"stages: got {brief(stage)} after {brief(blocks)}; token stages come before block stages, whose "
                 f"blocks are of the tokens that are left: move {type(stage).__name__} forward"
             )
-
-
-def _brief(stage: Any) -> str:
-    """The name, and the parameters that are not the default."""
-    call = _brief_call(stage)
-    return call.removesuffix("()")
-
-
-def _brief_call(stage: Any) -> str:
-    if not hasattr(type(stage), "__dataclass_fields__"):
-        return getattr(stage, "__name__", repr(stage))
-    return f"{type(stage).__name__}({', '.join(f'{n}={_brief_value(v)}' for n, v in changed(stage).items())})"
-
-
-def _brief_value(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_brief_value, value))}]"
-    return _brief_call(value) if hasattr(type(value), "__dataclass_fields__") else repr(value)
-
-
-def changed(stage: Any) -> dict[str, Any]:
-    """The parameters of a stage that are not the default."""
-    try:
-        plain = type(stage)()
-    except TypeError:  # a parameter without a default: all count
-        return {f.name: getattr(stage, f.name) for f in fields(stage)}
-    return {f.name: v for f in fields(stage) if (v := getattr(stage, f.name)) != getattr(plain, f.name)}

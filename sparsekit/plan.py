@@ -4,6 +4,7 @@ A Plan is data. Its meaning is `pairs`: the set of (query, key) pairs it compute
 Every backend must compute exactly that set, however it gets there.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .by_value import ByValue, hint
 from .fills import Fill, SlidingWindow, Zeros
-from .parameters import check_count, check_size
+from .parameters import ALL, check_count, check_size
 from .problem import PAD, Output, Problem, one_head, to_heads
 
 
@@ -191,6 +192,37 @@ class Plan(ByValue):
             k_pos = p.q_pos if self.pairs_slots(problem) else t.gather(p.k_pos, PAD)
             p = replace(p, k=t.gather(p.k, 0), v=t.gather(p.v, 0), k_pos=k_pos)
         return p
+
+    def parts(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, list[int]]:
+        """As an operator takes it: indices of queries and keys (None too if those of the queries), lists, sizes."""
+        sizes = []
+        for tokens in (self.queries, self.keys):
+            sizes += [tokens.n, int(tokens.full)] if tokens else [0, 0]
+        sizes += [*self.blocks.size, self.blocks.n] if self.blocks else [0, 0, 0]
+        fill = self.fill
+        sizes += [fill.window, fill.sinks] if isinstance(fill, SlidingWindow) else [0, 0]
+        sizes += [min(self.dense_last, ALL)]
+        queries = self.queries.idx if self.queries else None
+        keys = self.keys.idx if self.keys and self.keys is not self.queries else None
+        counts, indices = (self.blocks.counts, self.blocks.indices) if self.blocks else (None, None)
+        return queries, keys, counts, indices, sizes
+
+    @classmethod
+    def from_parts(
+        cls,
+        queries: Tensor | None,
+        keys: Tensor | None,
+        counts: Tensor | None,
+        indices: Tensor | None,
+        sizes: Sequence[int],
+    ) -> "Plan":
+        """The plan that `parts` took apart."""
+        n_q, full_q, n_k, full_k, *size, n, window, sinks, dense_last = sizes
+        mine = None if queries is None else Tokens(queries, n_q, bool(full_q))
+        theirs = (mine if n_k else None) if keys is None else Tokens(keys, n_k, bool(full_k))
+        blocks = None if counts is None or indices is None else Blocks(counts, indices, (size[0], size[1]), n)
+        fill = SlidingWindow(window, sinks) if window else None
+        return cls(mine, theirs, blocks, fill, dense_last)
 
     def pairs_slots(self, problem: Problem) -> bool:
         """Whether each slot of the compressed problem holds the query and the key of one token, as is known."""

@@ -12,20 +12,22 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from platformdirs import user_cache_path
+from torch import Tensor
 
 from . import dispatch, graphs
 from .chip import chip
 from .dispatch import capability
+from .execute import attend
 from .fills import SlidingWindow
 from .plan import Plan, Tokens
+from .policies import Stage
 from .problem import Problem, is_abstract
 from .timing import now_ms
 
@@ -186,8 +188,6 @@ def measure(
     device: torch.device, shape: Shape | None = None, on_step: Callable[[str], None] = lambda name: None
 ) -> Prices:
     """Time dense attention, each built-in stage and what attending to their plans costs on a device: some seconds."""
-    from .pipeline import Pipeline
-
     at, apart = shape or (ON_GPU if device.type == "cuda" else ON_CPU), device.type == "cpu"
     problems = [_problem(at, length, device) for length in at.lengths]
     H, L, D = at.H, at.lengths[1], at.D
@@ -196,13 +196,9 @@ def measure(
         call, long = (max(ms, 0.0) for ms in over)
         return Price(call, long * 1e6 / (H * L))
 
-    def deciding(stage: object) -> Iterator[float]:
-        pipeline = Pipeline([stage], break_even=0)
+    def deciding(stage: Stage) -> Iterator[float]:
         for p, ms in zip(problems, dense, strict=True):
-            if apart:
-                yield _deciding_ms(pipeline, p)
-            else:
-                yield _ms(partial(pipeline, p.q, p.k, p.v), device) - pipeline.decide(p).density(p) * ms
+            yield _deciding_ms(stage, p) if apart else _calling_ms(stage, p) - stage(p).density(p) * ms
 
     on_step("dense")
     dense = [_attending_ms(Plan(), p) for p in problems]
@@ -215,7 +211,7 @@ def measure(
     bare = [_attending_ms(plan, p) for plan, p in zip(half, problems, strict=True)]
     if apart:
         on_step("blocks")
-        few, many = ([Pipeline([_top(keep)], break_even=0).decide(p) for p in problems] for keep in (0.1, 0.75))
+        few, many = ([_top(keep)(p) for p in problems] for keep in (0.1, 0.75))
         times = [_attending_ms(plan, p) for plan, p in zip(few, problems, strict=True)]
         parts = [plan.density(p) for plan, p in zip(few, problems, strict=True)]
         more = many[1].density(problems[1]) - parts[1]
@@ -275,7 +271,7 @@ def _key(device: torch.device) -> str:
     return f"{chip(device)}, torch {torch.__version__}, sparsekit {version('sparsekit')}"
 
 
-def _stages() -> Iterator[object]:
+def _stages() -> Iterator[Stage]:
     """Yield each built-in stage, set so that it has something to choose."""
     from .stages import BlockThreshold, BlockTopK, FlexPrefill, Streaming, TokenCoverage
 
@@ -305,19 +301,27 @@ def _half(p: Problem) -> Plan:
     return Plan(tokens, tokens)
 
 
-def _top(keep: float) -> object:
+def _top(keep: float) -> Stage:
     from .stages import BlockTopK
 
     return BlockTopK(keep=keep)
 
 
-def _deciding_ms(pipeline: Any, p: Problem) -> float:
-    return _ms(partial(pipeline.decide, p), p.q.device)
+def _deciding_ms(stage: Stage, p: Problem) -> float:
+    return _ms(lambda: stage(p), p.q.device)
+
+
+def _calling_ms(stage: Stage, p: Problem) -> float:
+    """Of a whole call on a GPU, as a pipeline makes it: a graph, where there can be one."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        problem = Problem.of(q, k, v)
+        return attend(problem, stage(problem)).o
+
+    return _ms(lambda: (graphs.held(("price", stage), run, p.q, p.k, p.v) or run)(p.q, p.k, p.v), p.q.device)
 
 
 def _attending_ms(plan: Plan, p: Problem) -> float:
-    from .pipeline import attend
-
     return _ms(lambda: attend(p, plan), p.q.device)
 
 

@@ -238,6 +238,12 @@ class Output(ByValue):
         return Output(o.to(self.o.dtype), lse)
 
 
+def shapes(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of attention, by shape and dtype alone."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=wide)
+
+
 def _finite(x: Real) -> bool:
     try:
         return math.isfinite(x)

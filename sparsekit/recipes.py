@@ -1,9 +1,6 @@
 """Presets, for those who do not want to choose parameters.
 
-A spec may name them: `Pipeline.from_spec("balanced")`, `sparsify(model, "balanced")`. All of them keep every key block
-that a query block looks for at least `alpha` times as hard as for its best one, the first 128 tokens and the nearest
-1,024, and give the last 1,024 queries everything: a question is among these, and further text after it. How much that
-leaves out is up to the model and the text: the longer a prompt, the more.
+A spec may name them: `Pipeline.from_spec("balanced")`, `sparsify(model, "balanced")`. `presets.py` has them as text.
 
 What each of them keeps, and how fast it is, stands in one table, docs/front.md, model by model, and what is claimed of
 it below that. A model of yours may differ: `sparsekit eval MODEL --pipelines 'lossless;balanced;fast' --lengths 8K`
@@ -13,11 +10,9 @@ run dense by themselves.
 
 from collections.abc import Callable, Iterable
 
-from .pipeline import Decompress, Pipeline
-from .stages import BlockThreshold, TokenCoverage
-
-NEAR = 1024  # keys before a query that it sees
-LAST = Decompress(dense_last=1024)
+from .pipeline import Pipeline
+from .presets import PRESETS
+from .stages import TokenCoverage
 
 
 def paper(layers: Iterable[int]) -> dict[int | str, Pipeline | str]:
@@ -34,7 +29,7 @@ def lossless() -> Pipeline:
 
     It computes nearly all of a prompt of 8K, and about half of 32K: up to 16K dense attention may be faster.
     """
-    return Pipeline([_blocks(0.003), LAST])
+    return Pipeline.from_spec(PRESETS["lossless"])
 
 
 def balanced() -> Pipeline:
@@ -42,7 +37,7 @@ def balanced() -> Pipeline:
 
     On prompts of up to 16K dense attention may be faster.
     """
-    return Pipeline([_blocks(0.01), LAST])
+    return Pipeline.from_spec(PRESETS["balanced"])
 
 
 def fast() -> Pipeline:
@@ -50,11 +45,7 @@ def fast() -> Pipeline:
 
     On prompts of up to 8K dense attention may be faster.
     """
-    return Pipeline([_blocks(0.03), LAST])
-
-
-def _blocks(alpha: float) -> BlockThreshold:
-    return BlockThreshold(alpha=alpha, sinks=128, window=NEAR, queries="mean")
+    return Pipeline.from_spec(PRESETS["fast"])
 
 
 PIPELINES: dict[str, Callable[[], Pipeline]] = {"lossless": lossless, "balanced": balanced, "fast": fast}

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from . import dispatch
 from .break_even import reason
+from .execute import attend
 from .oracle import oracle
-from .pipeline import Pipeline, attend
 from .plan import Plan
+from .policies import Steps
 from .problem import Problem, to_heads
 from .sinks import SINKS, Sinks, measure, share
 from .timing import now_ms
@@ -79,7 +80,7 @@ class Report:
         return capture.get()
 
 
-def explain(pipeline: Pipeline, problem: Problem) -> Report:
+def explain(pipeline: Steps, problem: Problem) -> Report:
     """Run the pipeline and measure each of its steps; see `Pipeline.explain`."""
     policy: dict[str, Any] = dict(compress=pipeline.compress.mode, backend=pipeline.attend.backend)
     attend(problem, pipeline(problem), **policy)  # warm-up

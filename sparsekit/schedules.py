@@ -17,9 +17,10 @@ import torch
 from rich.table import Column, Table
 from torch import Tensor, nn
 
+from .execute import attend
 from .extras import needs
 from .parameters import check_ratio
-from .pipeline import Pipeline, attend
+from .pipeline import Pipeline
 from .plan import Plan
 from .problem import Problem
 from .report import accuracy, dense_rows, last_rows, sampled_rows

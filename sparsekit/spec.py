@@ -10,17 +10,20 @@ for its steps: "balanced".
 import ast
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from inspect import signature
 from typing import Any
 
-from . import fills, pipeline, recipes, stages
+from . import fills, stages
+from .policies import POLICIES
+from .presets import PRESETS
 
 
 def names() -> dict[str, Callable[..., Any]]:
-    """What a spec may name: every stage, policy and fill, in snake case, and every recipe that is one pipeline."""
+    """What a spec may name besides recipes: every stage, policy and fill, in snake case."""
     classes = [getattr(stages, name) for name in stages.__all__]
-    classes += [pipeline.Compress, pipeline.Attend, pipeline.Decompress, fills.Zeros, fills.SlidingWindow]
-    return {snake(c.__name__): c for c in classes} | recipes.PIPELINES
+    classes += [*POLICIES, fills.Zeros, fills.SlidingWindow]
+    return {snake(c.__name__): c for c in classes}
 
 
 def snake(name: str) -> str:
@@ -43,12 +46,39 @@ def parse(spec: str) -> list[Any]:
         line, column = getattr(error, "lineno", 1) or 1, getattr(error, "offset", 1) or 1
         why = getattr(error, "msg", str(error)) or "it is nested too deeply"
         raise _error(spec, line, column - 1 - (line == 1), f"it does not parse ({why})") from None
-    return [_call(spec, node) for node in _joined(tree)]
+    return [step for node in _joined(tree) for step in _steps(spec, node)]
 
 
 def write(steps: list[Any]) -> str:
     """The spec of the steps. Raises ValueError for a step that has no name there."""
     return " | ".join(map(_text, steps)) or "dense"
+
+
+def brief(step: Any) -> str:
+    """A step as Python shows it, without the parameters that are the default, and then without parentheses."""
+    return step_text(step).removesuffix("()")
+
+
+def step_text(step: Any) -> str:
+    """A step as Python shows it, without the parameters that are the default."""
+    if not hasattr(type(step), "__dataclass_fields__"):
+        return getattr(step, "__name__", repr(step))
+    return f"{type(step).__name__}({', '.join(f'{n}={_shown(v)}' for n, v in changed(step).items())})"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    return step_text(value) if hasattr(type(value), "__dataclass_fields__") else repr(value)
+
+
+def changed(step: Any) -> dict[str, Any]:
+    """The parameters of a step that are not the default."""
+    try:
+        plain = type(step)()
+    except TypeError:  # a parameter without a default: all count
+        return {f.name: getattr(step, f.name) for f in fields(step)}
+    return {f.name: v for f in fields(step) if (v := getattr(step, f.name)) != getattr(plain, f.name)}
 
 
 def _joined(node: ast.expr) -> list[ast.expr]:
@@ -59,13 +89,24 @@ def _joined(node: ast.expr) -> list[ast.expr]:
     return [node, *reversed(found)]
 
 
+def _steps(spec: str, node: ast.expr) -> list[Any]:
+    """The step of a name; of a recipe's name all of its steps."""
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    if not isinstance(call.func, ast.Name) or call.func.id not in PRESETS:
+        return [_call(spec, node)]
+    if call.args or call.keywords:
+        raise _at(spec, node, f"wrong arguments (a recipe has none); {call.func.id} takes: none")
+    return parse(PRESETS[call.func.id])
+
+
 def _call(spec: str, node: ast.expr) -> Any:
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     known = names()
     if not isinstance(call.func, ast.Name):
         raise _at(spec, node, "expected a name, perhaps with arguments in parentheses")
     if call.func.id not in known:
-        raise _at(spec, node, f"there is no {call.func.id!r}; allowed are dense (alone), {', '.join(sorted(known))}")
+        allowed = ", ".join(sorted({*known, *PRESETS}))
+        raise _at(spec, node, f"there is no {call.func.id!r}; allowed are dense (alone), {allowed}")
     if any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
         raise _at(spec, node, "stars are not allowed; write the arguments out")
     if len({k.arg for k in call.keywords}) < len(call.keywords):
@@ -100,7 +141,7 @@ def _text(step: Any) -> str:
         raise ValueError(
             f"stages: {step!r} has no name in a spec; allowed are {', '.join(sorted(known))}: use one of them"
         )
-    inner = ", ".join(f"{n}={_value_text(v)}" for n, v in pipeline.changed(step).items())
+    inner = ", ".join(f"{n}={_value_text(v)}" for n, v in changed(step).items())
     return f"{name}({inner})" if inner else name
 
 

@@ -7,7 +7,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.library import opcheck
 
 import sparsekit as sk
-from sparsekit import Pipeline, Problem, library
+from sparsekit import Pipeline, Plan, Problem, library
 
 SPECS = [
     "dense",
@@ -82,7 +82,7 @@ def test_a_plan_compiles_as_data(spec):
     for length in (40, 57):
         q, k, v = inputs(length)
         plan = pipeline.plan(q, k, v)
-        opcheck(library.attention_by_plan, (q, k, v, *library.parts(plan), "dense", True, None))
+        opcheck(library.attention_by_plan, (q, k, v, *plan.parts(), "dense", True, None))
         got, expected = compiled(q, k, v, plan), pipeline.output(q, k, v)
         torch.testing.assert_close(got.o, expected.o)
         torch.testing.assert_close(got.lse, expected.lse)
@@ -94,6 +94,6 @@ def test_a_plan_keeps_its_meaning_in_parts():
     some = sk.Tokens.of(torch.arange(40).remainder(3).bool().expand(2, 1, 40))
     other = sk.Tokens.of(torch.arange(40).remainder(2).bool().expand(2, 1, 40))
     for plan in (sk.Plan(some), sk.Plan(keys=some), sk.Plan(some, some), sk.Plan(some, other, dense_last=3)):
-        again = library.from_parts(*library.parts(plan))
+        again = Plan.from_parts(*plan.parts())
         assert (again.queries is again.keys) == (plan.queries is plan.keys)
         assert torch.equal(again.pairs(Problem.of(q, k, v)), plan.pairs(Problem.of(q, k, v)))

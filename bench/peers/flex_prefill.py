@@ -12,7 +12,7 @@ from bench.cases import BLOCK, FLEX
 from bench.contender import Contender, Skipped
 from bench.peers.load import from_file
 from sparsekit import Blocks, Plan, Problem
-from sparsekit.pipeline import Clock
+from sparsekit.execute import Clock
 
 CHECKOUT = "FlexPrefill"
 TAU, MIN_BUDGET = 0.1, 512  # of their README

@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.contender import Contender, Skipped
 from bench.peers.load import from_file
 from sparsekit import Blocks, Plan, Problem
-from sparsekit.pipeline import Clock
+from sparsekit.execute import Clock
 from sparsekit.problem import to_heads
 
 CHECKOUT = "MInference"

@@ -16,7 +16,7 @@ from bench.cases import least
 from bench.contender import Contender, Skipped
 from bench.peers.load import from_package
 from sparsekit import Plan, Problem, Tokens
-from sparsekit.pipeline import Clock
+from sparsekit.execute import Clock
 
 CHECKOUT = "Token-Sparse-Attention"
 KEPT = 0.3

@@ -14,7 +14,7 @@ from bench.cases import BLOCK
 from bench.contender import Contender, Skipped
 from bench.peers.load import from_package
 from sparsekit import Problem
-from sparsekit.pipeline import Clock
+from sparsekit.execute import Clock
 from sparsekit.problem import to_heads
 
 CHECKOUT = "XAttention"

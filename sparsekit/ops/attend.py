@@ -7,7 +7,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..plan import Plan
-from ..problem import Output, Problem, to_heads
+from ..problem import Output, Problem, shapes, to_heads
 from ..samples import Arguments, Samples
 
 
@@ -36,13 +36,7 @@ def over(p: Problem, seen: Bool[Tensor, "B H Q K"]) -> Output:
 
 
 def fake(problem: Problem, plan: Plan) -> tuple[Tensor, Tensor]:
-    return shapes(problem)
-
-
-def shapes(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Return tensors without data, of the shapes and dtypes of an Output at full length."""
-    q, wide = problem.q, torch.promote_types(problem.q.dtype, torch.float32)
-    return q.new_empty(*q.shape[:3], problem.v.shape[3]), q.new_empty(q.shape[:3], dtype=wide)
+    return shapes(problem.q, problem.v)
 
 
 def samples(draw: Samples) -> Arguments:

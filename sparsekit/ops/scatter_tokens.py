@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..plan import Plan
-from ..problem import Output, Problem
+from ..problem import Output, Problem, shapes
 from ..samples import Arguments, Samples
 from . import attend
 from .sliding_window import sliding_window
@@ -21,7 +21,7 @@ def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> Output:
 
 
 def fake(problem: Problem, plan: Plan, short: Output) -> tuple[Tensor, Tensor]:
-    return attend.shapes(problem)
+    return shapes(problem.q, problem.v)
 
 
 def samples(draw: Samples) -> Arguments:

@@ -4,9 +4,9 @@ from torch import Tensor
 
 from ..fills import SlidingWindow
 from ..plan import Plan
-from ..problem import Output, Problem, to_heads
+from ..problem import Output, Problem, shapes, to_heads
 from ..samples import Arguments, Samples
-from .attend import over, shapes
+from .attend import over
 
 
 def why_not(problem: Problem, plan: Plan) -> str | None:
@@ -21,7 +21,7 @@ def sliding_window(problem: Problem, plan: Plan) -> Output:
 
 
 def fake(problem: Problem, plan: Plan) -> tuple[Tensor, Tensor]:
-    return shapes(problem)
+    return shapes(problem.q, problem.v)
 
 
 def samples(draw: Samples) -> Arguments:

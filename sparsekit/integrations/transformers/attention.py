@@ -18,9 +18,10 @@ from ... import library
 from ...by_value import ByValue
 from ...dispatch import NoBackendError, no_gpu_kernel
 from ...inference import inference_only, needs_gradients
-from ...pipeline import Attend, Pipeline
+from ...pipeline import Pipeline
 from ...plan import Plan
-from ...problem import Output, Problem
+from ...policies import Attend
+from ...problem import Output, Problem, shapes
 from ...timing import now_ms
 from .interface import NAME, decides_by_name, eager_forward, gives, stock
 from .masks import Carrier, Question, Rows, Sequences, added, is_traced, mask, packed_by
@@ -526,7 +527,7 @@ def prefill(
 
 @prefill.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return library.shapes(q, v)
+    return shapes(q, v)
 
 
 library.refuse_backward(prefill)
