@@ -13,7 +13,8 @@ from .plan import Plan
 from .problem import Problem
 
 if TYPE_CHECKING:
-    from .schedules import LayerProfile, Schedule
+    from .calibrate import LayerProfile
+    from .layers import Schedule
 
 ROWS, COLUMNS = 768, 768  # cells of a picture
 SHOWN = 512  # first tokens in a picture of fills: all of a long prompt would make 16 of them thinner than a dot

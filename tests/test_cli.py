@@ -15,7 +15,7 @@ from sparsekit import dispatch
 from sparsekit.cli import main
 from sparsekit.commands.evaluate import _apart
 from sparsekit.demo import BESIDE
-from sparsekit.schedules import Schedule
+from sparsekit.layers import Schedule
 
 SPECS = [
     "token_coverage(tau=0.2, window=16, min_tokens=64, sinks=2) | flex_prefill(block_size=32)"

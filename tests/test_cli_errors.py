@@ -30,9 +30,9 @@ from transformers import (
 )
 
 from sparsekit import cli
+from sparsekit.calibrate import calibrate, profile_layers
 from sparsekit.commands import loading, run
 from sparsekit.commands.positions import learned_positions
-from sparsekit.schedules import calibrate, profile_layers
 from sparsekit.testbed import read_text
 from sparsekit.testbed.text import MARKS, as_utf8, no_text
 
@@ -315,7 +315,7 @@ def test_a_model_that_cannot_be_sparse_is_refused_from_python_too(models):
         ("transformers", "main('demo')", "hf"),
         ("transformers", "main('profile', 'embedded', '--prompt-file', 'x')", "hf"),
         ("transformers", "from sparsekit.testbed import load_model; load_model()", "hf"),
-        ("transformers", "from sparsekit.schedules import calibrate; calibrate(0, [], [])", "hf"),
+        ("transformers", "from sparsekit.calibrate import calibrate; calibrate(0, [], [])", "hf"),
         ("matplotlib", "from sparsekit.plots import draw_profile; draw_profile(0, 'x.png')", "plots"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparsekit import Pipeline, Problem, recipes
-from sparsekit.integrations.transformers.schedule import by_layer
+from sparsekit.layers import by_layer
 
 ROOT = Path(__file__).parent.parent
 

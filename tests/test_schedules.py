@@ -10,19 +10,10 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from sparsekit import FlexPrefill, Pipeline, Streaming, TokenCoverage, oracle
+from sparsekit.calibrate import calibrate, choose, profile_layers
 from sparsekit.integrations.transformers import sparsify
-from sparsekit.integrations.transformers.schedule import by_layer
+from sparsekit.layers import Measured, Schedule, always, by_layer, by_range, read_pipeline
 from sparsekit.plots import draw_profile, draw_schedule
-from sparsekit.schedules import (
-    Measured,
-    Schedule,
-    always,
-    by_range,
-    calibrate,
-    choose,
-    profile_layers,
-    read_pipeline,
-)
 
 SMALL = dict(
     vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,

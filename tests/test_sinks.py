@@ -21,10 +21,10 @@ from sparsekit import (
     TokenCoverage,
     oracle,
 )
+from sparsekit.calibrate import LayerProfile, sinks_left_out
 from sparsekit.fills import SINKS
 from sparsekit.problem import to_heads
 from sparsekit.report import sampled_rows
-from sparsekit.schedules import LayerProfile, sinks_left_out
 from sparsekit.sinks import HEAD_RESTS, RESTS, Sinks, measure, over_prompts, share
 
 MOST = 3 * SINKS  # keys of a problem here, so that many queries see others than the sinks

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sparsekit import Pipeline, recipes
-from sparsekit.schedules import Layers
+from sparsekit.layers import Layers
 
 LOW = "1-2", "4-5"  # the half of the embedded model's layers with least inter-layer drift, as profile_layers says
 HALF = "0-3"  # the first half of the embedded model's layers

@@ -22,7 +22,7 @@ def calibrate(
     out: Annotated[Path, Option(help="Folder for sparsekit.json and schedule.png")] = Path("schedule"),
 ) -> None:
     """Measure candidates in every layer on your text; write the schedule that saves most time within the target."""
-    from .. import schedules
+    from .. import calibrate as calibration
     from ..pipeline import Pipeline
     from ..plots import draw_schedule
 
@@ -32,7 +32,7 @@ def calibrate(
     check_lengths(loaded.model, zip(prompt_file, prompts, strict=True))
     out.mkdir(parents=True, exist_ok=True)
     with progress() as on_step:
-        found = schedules.calibrate(loaded.model, prompts, candidates, target=target, on_step=on_step)
+        found = calibration.calibrate(loaded.model, prompts, candidates, target=target, on_step=on_step)
     console.print(found.table())
     say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
     say(f"schedule: {found.save(out)}")

@@ -88,7 +88,7 @@ def evaluate(
     from ..evaluation.records import Records
     from ..evaluation.rows import front
     from ..evaluation.words import Words
-    from ..schedules import read_pipeline
+    from ..layers import read_pipeline
     from ..testbed.source import Bytes
 
     console = Console()

@@ -25,9 +25,9 @@ def profile(
 
     Also how much attention rests on the first tokens, and whether the pipeline takes them away.
     """
+    from ..calibrate import profile_layers
     from ..pipeline import Pipeline
     from ..plots import draw_profile
-    from ..schedules import profile_layers
 
     made, console = None if pipeline is None else Pipeline.from_spec(pipeline), Console()
     loaded = load(model, device)

@@ -13,12 +13,13 @@ from rich.table import Table
 from typer import Option
 
 from ..break_even import worth_it
+from ..calibrate import sinks_left_out
+from ..layers import numbered, read_pipeline
 from ..parameters import check_count
 from ..pipeline import Pipeline
 from ..plan import Plan
 from ..problem import Problem
 from ..report import sampled_rows
-from ..schedules import numbered, read_pipeline, sinks_left_out
 from ..sinks import Sinks, measure
 from ..timing import now_ms
 from .loading import load, read_prompts
@@ -187,7 +188,7 @@ def _layers(
     model: Any, pipeline: Any, calls: Mapping[int, tuple[Plan, Problem, Sinks | None]], refused: Mapping[int, str]
 ) -> dict[int, Layer]:
     """Return what each layer did that was called; `refused` says why some ran dense in spite of their pipeline."""
-    from ..integrations.transformers.schedule import by_layer
+    from ..layers import by_layer
 
     named = range(getattr(model.config.get_text_config(), "num_hidden_layers", 0))
     pipelines = by_layer(pipeline, sorted({*named, *calls, *refused}))

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..layers import Layers, always
 from ..parameters import check_choice, check_count
 from ..pipeline import Pipeline
-from ..schedules import Layers, always
 from .ask import after, ask, log_probabilities
 from .case import Case, Source
 from .price import Contender, Watch, prices, said

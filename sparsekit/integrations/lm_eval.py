@@ -19,7 +19,7 @@ needs("lm_eval", "lm-eval")
 from lm_eval.api.registry import register_model  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
-from ..schedules import read_pipeline  # noqa: E402
+from ..layers import read_pipeline  # noqa: E402
 from .transformers import sparsify  # noqa: E402
 
 NAME = "sparsekit"

@@ -15,7 +15,7 @@ from sparsekit import Pipeline
 from sparsekit.evaluation.ask import after, ask, log_probabilities
 from sparsekit.evaluation.case import Case, Passage
 from sparsekit.integrations.transformers import sparsify
-from sparsekit.schedules import always
+from sparsekit.layers import always
 
 VOCABULARY = 300
 CONFIG = LlamaConfig(

@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from ... import library
 from ...by_value import ByValue
 from ...dispatch import NoBackendError, no_gpu_kernel
 from ...inference import inference_only, needs_gradients
+from ...layers import FILE, by_layer, load_pipeline
 from ...pipeline import Pipeline
 from ...plan import Plan
 from ...policies import Attend
@@ -25,7 +27,6 @@ from ...problem import Output, Problem, shapes
 from ...timing import now_ms
 from .interface import NAME, decides_by_name, eager_forward, gives, stock
 from .masks import Carrier, Question, Rows, Sequences, added, is_traced, mask, packed_by
-from .schedule import FILE, beside
 
 DECODE = 32  # new tokens over a cache up to which a call is decode, such as the verification of a draft, and runs dense
 MARK = "_sparsekit"  # the attribute of an attention module that holds its Layer: a copy of the module has it too
@@ -174,7 +175,7 @@ def _by_name(module: nn.Module, number: int) -> Layer:
             "the model from a folder with that file, by its absolute path",
             stacklevel=2,
         )
-    return Layer(beside(config, number))
+    return Layer(_beside(config, number))
 
 
 def index(module: nn.Module) -> int:
@@ -183,6 +184,20 @@ def index(module: nn.Module) -> int:
 
 
 @torch.compiler.disable(reason="sparsekit: a sparse prefill is no single graph; compile without fullgraph=True")
+def _beside(config: Any, layer: int) -> Pipeline | None:
+    """The pipeline that a file beside a model's weights gives one of its layers; None for dense, or without a file."""
+    folder = getattr(config, "name_or_path", "") or ""
+    path = Path(folder) / FILE
+    if not folder or not path.is_file():
+        return None
+    return _of_file(folder, path.stat().st_mtime_ns, config.num_hidden_layers).get(layer)
+
+
+@lru_cache(maxsize=64)
+def _of_file(folder: str, written: int, layers: int) -> dict[int, Pipeline | None]:
+    return by_layer(load_pipeline(folder), list(range(layers)))
+
+
 def _prefill(call: _Call) -> tuple[Tensor, Tensor | None]:
     if call.is_decode():
         return _dense(call)

@@ -9,9 +9,9 @@ from weakref import WeakSet, ref
 from torch import nn
 from transformers import PreTrainedModel
 
+from ...layers import Given, by_layer, load_pipeline
 from .attention import MARK, Layer, Watch, index, register, warn_dense
 from .interface import NAME, decides_by_name, goes_through, stock
-from .schedule import Given, by_layer, load_pipeline
 
 MISSING = object()  # where an object has no such attribute
 IMPLEMENTATION = "_attn_implementation_internal"  # of a config: its setter changes the configs of all parts too

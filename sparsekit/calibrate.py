@@ -5,20 +5,18 @@ change the hidden states least. `calibrate` measures candidate pipelines in ever
 that keep what matters. Both work on any decoder model of transformers; nothing in it is patched.
 """
 
-import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from statistics import mean
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from rich.table import Column, Table
+from rich.table import Table
 from torch import Tensor, nn
 
 from .execute import attend
 from .extras import needs
+from .layers import DENSE, Measured, Schedule, by_range, made, numbered
 from .parameters import check_ratio
 from .pipeline import Pipeline
 from .plan import Plan
@@ -27,12 +25,9 @@ from .report import accuracy, dense_rows, last_rows, sampled_rows
 from .sinks import SINKS, Sinks, measure, over_prompts
 from .timing import now_ms
 
-FILE = "sparsekit.json"  # the name of a schedule beside its model
-DENSE = "dense"
 LOOK = 64  # tokens of a prompt that show which layers can be sparse
 EPS = 1e-6  # added to the norm of a token's hidden state: one of zeros has no relative change
 
-Layers: TypeAlias = dict[int | str, Pipeline | str]  # a layer, a range "4-7" or "default", to a pipeline or its spec
 OnStep = Callable[[int, int, str], None]  # (steps done, steps in all, what was done last)
 Prompt = Tensor | Sequence[int]  # token ids, [n] or [1, n]
 
@@ -60,7 +55,7 @@ class LayerProfile:
 
     def schedule(self, pipeline: Pipeline | str) -> "Schedule":
         """That pipeline in the layers to sparsify, dense in the others."""
-        spec = _parsed(pipeline).to_spec()
+        spec = made(pipeline).to_spec()
         specs = {layer: spec if layer in self.layers else DENSE for layer in self.drift}
         return Schedule(by_range(specs), sinks={layer: one.figures() for layer, one in self.sinks.items()})
 
@@ -86,129 +81,6 @@ class LayerProfile:
         return table
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One pipeline in one layer, over all prompts."""
-
-    layer: int
-    pipeline: str  # spec
-    ms: float  # deciding and attending, mean over prompts
-    kept: float  # part of the queries, in [0, 1], mean over prompts
-    density: float  # part of the dense pairs, in [0, 1], mean over prompts
-    mass: float  # attention probability on the computed pairs, in [0, 1], of the worst prompt and rows
-    error: float  # |output - dense| / |dense|, of the worst prompt and rows
-    chosen: bool = False  # the layer got it
-
-    @property
-    def score(self) -> float:
-        """What a target is about: 1 - `error`."""
-        return 1 - self.error
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A pipeline for each layer; `sparsify(model, schedule.pipeline)` puts it in."""
-
-    pipeline: Layers  # specs
-    measured: tuple[Measured, ...] = ()  # every candidate in every layer
-    target: float | None = None  # the least score every layer had to keep
-    sinks: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # by layer: `Sinks.figures` of a profile
-
-    @property
-    def chosen(self) -> dict[int, Measured]:
-        """By layer: what it got."""
-        return {one.layer: one for one in self.measured if one.chosen}
-
-    @property
-    def dense(self) -> dict[int, Measured]:
-        """By layer: dense attention."""
-        return {one.layer: one for one in self.measured if one.pipeline == DENSE}
-
-    @property
-    def speed_up(self) -> float:
-        """Of the attention measured, over dense; 1 if nothing was measured."""
-        before, after = (sum(one.ms for one in of.values()) for of in (self.dense, self.chosen))
-        return before / after if after else 1.0
-
-    def table(self) -> Table:
-        """For rich: every layer with what it got."""
-        table = Table(
-            "layer",
-            Column("pipeline", overflow="fold"),
-            title=f"schedule: attention {self.speed_up:.2f} times as fast as dense",
-            caption=f"1 - output error is at least {self.target} in every layer; ms: of a prompt",
-        )
-        for name in ("mass kept", "output error", "density", "ms", "dense ms"):
-            table.add_column(name, justify="right")
-        for layer, one in self.chosen.items():
-            figures = f"{one.mass:.4f}", f"{one.error:.1e}", f"{one.density:.3f}", f"{one.ms:.2f}"
-            table.add_row(str(layer), one.pipeline, *figures, f"{self.dense[layer].ms:.2f}")
-        return table
-
-    def save(self, path: Path | str) -> Path:
-        """As JSON, written whole; a folder gets it as sparsekit.json, beside its model. Returns the file's path."""
-        path = Path(path)
-        path = path / FILE if path.is_dir() else path
-        layers = [asdict(one) for one in self.measured]
-        measured: dict[str, Any] = {"target": self.target, "layers": layers} if layers else {}
-        measured |= {"sinks": self.sinks} if self.sinks else {}
-        unfinished = path.with_name(f".{path.name}")
-        unfinished.write_text(json.dumps({"pipeline": self.pipeline, "measured": measured}, indent=1) + "\n")
-        return unfinished.replace(path)
-
-    @classmethod
-    def load(cls, path: Path | str) -> "Schedule":
-        """The schedule of a file, or of the sparsekit.json in a folder. Raises ValueError for anything else."""
-        path = Path(path)
-        path = path / FILE if path.is_dir() else path
-        try:
-            found = json.loads(path.read_bytes())
-            layers, measured = found["pipeline"], found.get("measured", {})
-            layers = {"default": layers} if isinstance(layers, str) else layers
-            made = cls(
-                {name: _parsed(spec).to_spec() for name, spec in layers.items()},
-                tuple(Measured(**one) for one in measured.get("layers", ())),
-                measured.get("target"),
-                {int(layer): dict(one) for layer, one in measured.get("sinks", {}).items()},
-            )
-        except OSError as error:
-            raise ValueError(
-                f"path: {str(path)!r} cannot be read ({error.strerror}); allowed is a file that Schedule.save wrote: "
-                "pass one"
-            ) from error
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            raise ValueError(
-                f"path: {str(path)!r} is no schedule ({type(error).__name__}: {error}); allowed is JSON like "
-                '{"pipeline": {"0-3": "dense", "4": "token_coverage"}}: save one with Schedule.save'
-            ) from error
-        return made
-
-
-def read_pipeline(text: str) -> Pipeline | Layers:
-    """What `sparsify` takes, from a spec, or from the path of a schedule: a .json file, or a folder with one.
-
-    Raises ValueError for a spec that does not parse or a file that is no schedule.
-    """
-    if text.endswith(".json") or os.path.isfile(os.path.join(text, FILE)):  # unlike Path, False for a long spec
-        return Schedule.load(text).pipeline
-    try:
-        return Pipeline.from_spec(text)
-    except ValueError as error:
-        if os.path.exists(text):
-            raise ValueError(
-                f"pipeline: got the path {text!r}, which is no schedule; allowed are a spec, a .json file, or a folder "
-                f"with a {FILE}: save one with sparsekit profile or calibrate"
-            ) from error
-        raise
-
-
-def always(pipeline: Pipeline | Layers) -> Pipeline | Layers:
-    """The same, but never dense because the prompt is short: `break_even=0` in every layer."""
-    if isinstance(pipeline, dict):
-        return {name: Pipeline([_parsed(one)], break_even=0) for name, one in pipeline.items()}
-    return Pipeline([pipeline], break_even=0)
-
-
 def profile_layers(
     model: Any,
     prompts: Iterable[Prompt],
@@ -230,7 +102,7 @@ def profile_layers(
     needs("transformers", "hf")
     from .integrations.transformers import LayerCall, sparsify
 
-    decides = None if pipeline is None else Pipeline([_parsed(pipeline)], break_even=0)
+    decides = None if pipeline is None else Pipeline([made(pipeline)], break_even=0)
     given, layers = _ids(model, prompts), _decoder_layers(model)
     _require_attention(model, given)
     changes = dict.fromkeys(layers, 0.0)
@@ -295,8 +167,8 @@ def calibrate(
     from .integrations.transformers import LayerCall, sparsify
 
     check_ratio("target", target, low="(")
-    made = {pipeline.to_spec(): Pipeline([pipeline], break_even=0) for pipeline in map(_parsed, pipelines)}
-    made.pop(DENSE, None)
+    candidates = {pipeline.to_spec(): Pipeline([pipeline], break_even=0) for pipeline in map(made, pipelines)}
+    candidates.pop(DENSE, None)
     given, layers = _ids(model, prompts), _decoder_layers(model)
     _require_attention(model, given)
     place = {layer: i for i, layer in enumerate(layers)}
@@ -309,15 +181,15 @@ def calibrate(
             (rows, dense_rows(call.problem, rows)) for rows in (sampled_rows(call.problem), last_rows(call.problem))
         ]
         found.setdefault((call.layer, DENSE), []).append((call.ms, 1.0, 1.0, 1.0, 0.0))
-        for number, (spec, pipeline) in enumerate(made.items(), 1):
+        for number, (spec, pipeline) in enumerate(candidates.items(), 1):
             if not warm:
                 _timed(pipeline, call.problem)
             plan, ms = _timed(pipeline, call.problem)
             kept, density, mass, error = zip(*(accuracy(call.problem, plan, *how) for how in judged), strict=True)
             found.setdefault((call.layer, spec), []).append((ms, kept[0], density[0], min(mass), max(error)))
             if on_step:
-                before = (prompt * len(layers) + place[call.layer]) * len(made)
-                on_step(before + number, len(given) * len(layers) * len(made), f"layer {call.layer}")
+                before = (prompt * len(layers) + place[call.layer]) * len(candidates)
+                on_step(before + number, len(given) * len(layers) * len(candidates), f"layer {call.layer}")
         warm = True
 
     with sparsify(model, DENSE):
@@ -345,23 +217,6 @@ def choose(measured: Sequence[Measured], layers: Iterable[int], target: float) -
     return Schedule(by_range(specs), marked, target)
 
 
-def by_range(specs: Mapping[int, str]) -> Layers:
-    """{0: a, 1: a, 2: b} -> {"0-1": a, "2": b}: neighbours with the same spec under one name."""
-    runs: list[list[int]] = []
-    for layer in sorted(specs):
-        if runs and runs[-1][-1] == layer - 1 and specs[runs[-1][-1]] == specs[layer]:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return {str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}": specs[run[0]] for run in runs}
-
-
-def numbered(layers: Iterable[int]) -> str:
-    """[0, 1, 2, 5] -> "layers 0-2, 5"."""
-    names = list(by_range(dict.fromkeys(layers, "")))
-    return f"layer{'s' if len(names) > 1 or '-' in str(names[0]) else ''} {', '.join(map(str, names))}"
-
-
 def sinks_left_out(found: Mapping[int, Sinks]) -> str | None:
     """Return in one line in which layers a plan leaves out what attention rests on; None if in none."""
     bad = {layer: one for layer, one in found.items() if one.matters}
@@ -383,10 +238,6 @@ def _timed(pipeline: Pipeline, problem: Problem) -> tuple[Plan, float]:
     plan = pipeline.decide(problem)
     attend(problem, plan, compress=pipeline.compress.mode, backend=pipeline.attend.backend)
     return plan, now_ms(problem.q.device) - began
-
-
-def _parsed(pipeline: Pipeline | str) -> Pipeline:
-    return Pipeline.from_spec(pipeline) if isinstance(pipeline, str) else pipeline
 
 
 @torch.no_grad()
