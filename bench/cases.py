@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class Case:
     plan: Make | None = None
     spec: Spec | None = None  # for a length in tokens
     compress: str = "auto"
-    break_even: str | int = 0  # of a pipeline: it runs its stages even where they cost more than they save
+    break_even: Literal["auto"] | int = 0  # of a pipeline: it runs its stages even where they cost more than they save
 
 
 def random_blocks(density: float) -> Make:

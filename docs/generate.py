@@ -5,6 +5,8 @@ import inspect
 import pkgutil
 import re
 import sys
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 from sparsekit import stages
@@ -14,20 +16,35 @@ PAGE = Path(__file__).with_name("stages.md")
 
 
 def page() -> str:
-    """The page: one section a stage, its docstring, its parameters with their comments, its DENSE setting."""
+    """The page: one section a stage, its docstring, its parameters, its DENSE setting."""
     parts = ["# Stages\n\nWritten by `make docs` from `sparsekit/stages/`; change it there.\n"]
     for info in pkgutil.iter_modules(stages.__path__):
         module = importlib.import_module(f"sparsekit.stages.{info.name}")
         cls = type(module.EXAMPLES[0])
         title, _, text = inspect.getdoc(module).partition("\n")
-        rows = re.findall(r"^    (\w+): ([^=#\n]+?)(?: = ([^#\n]+?))?  # (.+)$", inspect.getsource(cls), re.MULTILINE)
-        table = "\n".join(f"| `{n}` | {t} | {d} | {c} |".replace(" | None |", " or None |", 1) for n, t, d, c in rows)
+        rows = (f"| `{name}` | {kind} | {default} | {meaning} |" for name, kind, default, meaning in parameters(cls))
+        table = "\n".join(rows)
         parts.append(
             f"## {cls.__name__}\n\n**{title}**\n{text}\n\n"
             f"Chooses {cls.chooses}; `{snake(cls.__name__)}` in a spec; `{module.DENSE!r}` is dense attention.\n\n"
             f"| parameter | type | default | meaning |\n|---|---|---|---|\n{table}\n"
         )
     return "\n".join(parts)
+
+
+def parameters(cls: type) -> Iterator[tuple[str, str, str, str]]:
+    """Yield name, type, default and meaning of each field of a stage, a policy or a fill.
+
+    The meanings are those of the class's docstring, of its section Args.
+    """
+    source, args = inspect.getsource(cls), inspect.getdoc(cls).partition("Args:\n")[2]
+    defaults = {field.name: field.default for field in fields(cls) if field.default is not MISSING}
+    for name, meaning in re.findall(r"^    (\w+): (.+)$", args, re.MULTILINE):
+        kind = re.search(rf"^    {name}: ([^=\n]+?)(?: = .+)?$", source, re.MULTILINE)[1]
+        default = repr(defaults[name]) if name in defaults else ""
+        if match := re.fullmatch(r"Literal\[(.*)\]", kind):
+            kind = match[1].replace(", ", " or ")
+        yield name, kind.replace(" | ", " or "), default, meaning
 
 
 if __name__ == "__main__":

@@ -29,10 +29,14 @@ class SlidingWindow:
 
     The first tokens are sinks: pretrained models give them the attention that a query needs nowhere else. A query that
     does not see them gets an output that its model never had in training.
+
+    Args:
+        window: nearest keys a dropped query sees, itself among them, in tokens, >= 1; both sides if not causal
+        sinks: first keys of the sequence it sees too, in tokens, >= 0
     """
 
-    window: int = 128  # nearest keys a dropped query sees, itself among them, in tokens, >= 1; both sides if not causal
-    sinks: int = SINKS  # first keys of the sequence it sees too, in tokens, >= 0
+    window: int = 128
+    sinks: int = SINKS
 
     def __post_init__(self) -> None:
         check_amount(self, "window", 1)

@@ -7,7 +7,7 @@ the plan; it is a Stage itself. What the user leaves out it completes, and print
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from .execute import Clock
 from .fills import Zeros
 from .inference import inference_only, needs_gradients
 from .plan import Plan
-from .policies import POLICIES, Attend, Compress, Decompress, Stage
+from .policies import POLICIES, Attend, Compress, Decompress, Policy, Stage
 from .problem import Output, Problem, is_abstract
 from .report import Report, explain
 from .spec import brief, parse, step_text, write
@@ -37,7 +37,9 @@ class Pipeline:
     Raises ValueError for a second policy of a kind, tokens after blocks, or something that is not a stage.
     """
 
-    def __init__(self, stages: Iterable[Any] = (), *, break_even: str | int | None = None) -> None:
+    def __init__(
+        self, stages: Iterable[Stage | Policy] = (), *, break_even: Literal["auto"] | int | None = None
+    ) -> None:
         given = tuple(_flatten(stages))
         if break_even is not None:
             given = _with_break_even(given, break_even)
@@ -299,7 +301,7 @@ def _flatten(stages: Iterable[Any]) -> Iterator[Any]:
             )
 
 
-def _with_break_even(given: tuple, keys: str | int) -> tuple:
+def _with_break_even(given: tuple, keys: Literal["auto"] | int) -> tuple:
     """The steps with that policy in their Attend."""
     return (*(step for step in given if not isinstance(step, Attend)), replace(_only(given, Attend), break_even=keys))
 

@@ -1,7 +1,7 @@
 """What may stand in a pipeline: stages, which decide what to compute, and policies, which say how it is done."""
 
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from . import dispatch
 from .fills import Fill, SlidingWindow, Zeros
@@ -22,9 +22,12 @@ class Compress:
     """How the kept tokens reach the kernel: "gather" copies them, "indexed" reads them through their indices.
 
     "auto" gathers: in every record in bench/records copying is paid back by the kernel that follows it.
+
+    Args:
+        mode: "gather", "indexed" or "auto"
     """
 
-    mode: str = "auto"
+    mode: Literal["auto", "gather", "indexed"] = "auto"
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, ("auto", "gather", "indexed"))
@@ -32,11 +35,17 @@ class Compress:
 
 @dataclass(frozen=True)
 class Attend:
-    """Who computes."""
+    """Who computes.
 
-    backend: str = "auto"  # one by name attends or raises, and does what else it can; "auto" chooses by capability
-    check: bool = False  # look at every index of the plan before a kernel does; waits for the device
-    break_even: str | int = "auto"  # keys from which on stages run, else dense; "auto": by measured times; 0: always
+    Args:
+        backend: one by name attends or raises, and does what else it can; "auto" chooses by capability
+        check: look at every index of the plan before a kernel does; waits for the device
+        break_even: keys from which on stages run, else dense; "auto": by measured times; 0: always
+    """
+
+    backend: Literal["auto", "flash", "triton", "cpu", "reference"] = "auto"
+    check: bool = False
+    break_even: Literal["auto"] | int = "auto"
 
     def __post_init__(self) -> None:
         check_choice("backend", self.backend, dispatch.ALLOWED)
@@ -51,10 +60,14 @@ class Decompress:
 
     `dense_last` queries cost some 2 dense_last / length of dense attention. The stages decide as without them: the last
     queries vote. Each chunk of a prefill has its own last ones.
+
+    Args:
+        fill: what dropped queries see: Zeros(), or SlidingWindow(window, sinks)
+        dense_last: last queries that attend to every key they see, kept or not, in tokens, >= 0
     """
 
     fill: Fill = field(default_factory=Zeros)
-    dense_last: int = 0  # last queries that attend to every key they see, kept or not, in tokens, >= 0
+    dense_last: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.fill, Zeros | SlidingWindow):
@@ -75,4 +88,5 @@ class Steps(Protocol):
     def decides(self, problem: Problem) -> bool: ...
 
 
+Policy: TypeAlias = Compress | Attend | Decompress
 POLICIES = (Compress, Attend, Decompress)

@@ -16,7 +16,7 @@ last two query blocks); blocks that are left out are not replaced by their means
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -33,13 +33,21 @@ ENTRIES = 2**24  # scores that exist at a time: 64 MiB in float32
 
 @dataclass(frozen=True)
 class BlockThreshold:
-    """Keeps the key blocks that score near the best one; returns a Plan with blocks per key/value group."""
+    """Keeps the key blocks that score near the best one; returns a Plan with blocks per key/value group.
 
-    alpha: float = 0.1  # part of the best block's score that a block needs, in [0, 1]; 0 keeps every block
-    sinks: int = 256  # first tokens every query sees, >= 0
-    window: int = 512  # nearest keys every query sees, itself among them, >= 1
-    block_size: int = 128  # tokens, >= 1, of queries and of keys
-    queries: str = "each"  # "each" query of a block scores, as published, or their "mean", for each head
+    Args:
+        alpha: part of the best block's score that a block needs, in [0, 1]; 0 keeps every block
+        sinks: first tokens every query sees, >= 0
+        window: nearest keys every query sees, itself among them, >= 1
+        block_size: tokens, >= 1, of queries and of keys
+        queries: "each" query of a block scores, as published, or their "mean", for each head
+    """
+
+    alpha: float = 0.1
+    sinks: int = 256
+    window: int = 512
+    block_size: int = 128
+    queries: Literal["each", "mean"] = "each"
     chooses: ClassVar[str] = "blocks"
 
     def __post_init__(self) -> None:

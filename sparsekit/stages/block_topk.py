@@ -22,10 +22,15 @@ from ..problem import Problem, to_heads
 
 @dataclass(frozen=True)
 class BlockTopK:
-    """Keeps the key blocks whose mean matches the query block's mean; returns a Plan with blocks per query head."""
+    """Keeps the key blocks whose mean matches the query block's mean; returns a Plan with blocks per query head.
 
-    keep: float = 0.25  # part of the seen key blocks kept per query block, in (0, 1]
-    block_size: int = 128  # tokens, >= 1, of queries and of keys
+    Args:
+        keep: part of the seen key blocks kept per query block, in (0, 1]
+        block_size: tokens, >= 1, of queries and of keys
+    """
+
+    keep: float = 0.25
+    block_size: int = 128
     chooses: ClassVar[str] = "blocks"
 
     def __post_init__(self) -> None:

@@ -35,13 +35,21 @@ from ..room import SCORE, for_all
 
 @dataclass(frozen=True)
 class FlexPrefill:
-    """Keeps the blocks that hold `gamma` of the estimated attention; returns a Plan with blocks per query head."""
+    """Keeps the blocks that hold `gamma` of the estimated attention; returns a Plan with blocks per query head.
 
-    gamma: float = 0.9  # part of the estimated attention kept, in (0, 1]; 1 keeps every block
-    tau: float = 0.1  # Jensen-Shannon distance below which a head is query-aware, in [0, 1]; 0: none is
-    block_size: int = 128  # tokens, >= 1, of queries and of keys
-    min_budget: int | None = None  # least tokens kept of either kind, rounded up to blocks, >= 1; None: one block
-    max_budget: int | None = None  # most tokens kept of either kind, rounded up to blocks, >= 1; None: no limit
+    Args:
+        gamma: part of the estimated attention kept, in (0, 1]; 1 keeps every block
+        tau: Jensen-Shannon distance below which a head is query-aware, in [0, 1]; 0: none is
+        block_size: tokens, >= 1, of queries and of keys
+        min_budget: least tokens kept of either kind, rounded up to blocks, >= 1; None: one block
+        max_budget: most tokens kept of either kind, rounded up to blocks, >= 1; None: no limit
+    """
+
+    gamma: float = 0.9
+    tau: float = 0.1
+    block_size: int = 128
+    min_budget: int | None = None
+    max_budget: int | None = None
     chooses: ClassVar[str] = "blocks"
 
     def __post_init__(self) -> None:

@@ -17,11 +17,17 @@ from ..problem import Problem
 
 @dataclass(frozen=True)
 class Streaming:
-    """Keeps sinks and a local band; returns a Plan with blocks, alike for all heads unless their positions differ."""
+    """Keeps sinks and a local band; returns a Plan with blocks, alike for all heads unless their positions differ.
 
-    sinks: int = 128  # first tokens every query sees, >= 0
-    window: int = 1024  # nearest keys every query sees, itself among them, >= 1
-    block_size: int = 128  # tokens, >= 1, of queries and of keys
+    Args:
+        sinks: first tokens every query sees, >= 0
+        window: nearest keys every query sees, itself among them, >= 1
+        block_size: tokens, >= 1, of queries and of keys
+    """
+
+    sinks: int = 128
+    window: int = 1024
+    block_size: int = 128
     chooses: ClassVar[str] = "blocks"
 
     def __post_init__(self) -> None:

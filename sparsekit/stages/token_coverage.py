@@ -18,7 +18,7 @@ float32 or wider (theirs are rounded to the dtype of q, which ties most of them)
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,14 +32,23 @@ from ..problem import Problem, to_heads
 
 @dataclass(frozen=True)
 class TokenCoverage:
-    """Keeps the tokens that carry the last queries' attention; returns a Plan with equal token choices for q and k."""
+    """Keeps the tokens that carry the last queries' attention; returns a Plan with equal token choices for q and k.
 
-    tau: float = 0.005  # attention mass that may be *dropped*, in [0, 1]; 0 keeps every token
-    window: int = 128  # last queries that vote, in tokens, >= 1; always kept
-    pool: int = 7  # neighbours averaged in a score, in tokens, odd, >= 1
-    min_tokens: int = 1024  # least number kept besides the window, in tokens, >= 0
-    per: str = "head"  # one choice per query "head", per key/value "group" (K, V stay grouped), or for the "layer"
-    sinks: int = SINKS  # first tokens, always kept, >= 0
+    Args:
+        tau: attention mass that may be *dropped*, in [0, 1]; 0 keeps every token
+        window: last queries that vote, in tokens, >= 1; always kept
+        pool: neighbours averaged in a score, in tokens, odd, >= 1
+        min_tokens: least number kept besides the window, in tokens, >= 0
+        per: one choice per query "head", per key/value "group" (K, V stay grouped), or for the "layer"
+        sinks: first tokens, always kept, >= 0
+    """
+
+    tau: float = 0.005
+    window: int = 128
+    pool: int = 7
+    min_tokens: int = 1024
+    per: Literal["head", "group", "layer"] = "head"
+    sinks: int = SINKS
     chooses: ClassVar[str] = "tokens"
 
     def __post_init__(self) -> None:

@@ -17,9 +17,13 @@ from .streaming import Streaming
 
 @dataclass(frozen=True)
 class Union:
-    """Keeps what any of `patterns` keeps; they must choose blocks of one size. Returns a Plan with blocks."""
+    """Keeps what any of `patterns` keeps; they must choose blocks of one size. Returns a Plan with blocks.
 
-    patterns: tuple  # block stages, at least one
+    Args:
+        patterns: block stages, at least one
+    """
+
+    patterns: tuple
     chooses: ClassVar[str] = "blocks"
 
     def __init__(self, patterns: Iterable) -> None:
