@@ -16,3 +16,11 @@ __all__ = [
     "Attend", "Blocks", "Compress", "Decompress", "NoBackendError", "Output", "Pipeline", "Plan", "Problem",
     "SlidingWindow", "Stage", "Tokens", "Zeros", "attend", "oracle", "why_not", *_stages,
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("sparsekit")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 import io
 import sys
 import warnings
+from typing import Annotated
 
 import typer
 
@@ -14,8 +15,11 @@ from .commands.evaluate import evaluate
 from .commands.page import page
 from .commands.profile import profile
 from .commands.run import run
+from .evaluation.records import versions
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True, invoke_without_command=True, add_completion=False, pretty_exceptions_enable=False
+)
 app.command()(demo)
 app.command()(run)
 app.command()(profile)
@@ -26,8 +30,16 @@ app.command()(backends)
 
 
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the versions of sparsekit and what it runs on", is_eager=True)
+    ] = False,
+) -> None:
     """Sparse attention for long-context prefill: training-free methods as stages that stack."""
+    if version:
+        found = versions()
+        typer.echo(", ".join(f"{name} {found[name]}" for name in sorted(found, key=lambda name: name != "sparsekit")))
+        raise typer.Exit
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import matplotlib.image
 import pytest
@@ -11,6 +12,7 @@ import torch
 from tiny_llama import save_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import sparsekit as sk
 from sparsekit import dispatch
 from sparsekit.cli import main
 from sparsekit.commands.evaluate import _apart
@@ -376,6 +378,14 @@ def test_an_unknown_command_and_none_say_what_there_is(here):
     assert ran.returncode == 2 and "dmo" in ran.stderr
     none = here()
     assert "demo" in none.stdout + none.stderr
+
+
+def test_the_version_is_printed(here):
+    ran = here("--version")
+    assert ran.returncode == 0, ran.stderr
+    assert f"sparsekit {version('sparsekit')}" in ran.stdout and f"torch {torch.__version__}" in ran.stdout
+    assert sk.__version__ == version("sparsekit")
+    assert here().returncode == 2 and "--version" in here().stdout + here().stderr
 
 
 def test_backends_prints_each_op_and_why_not(here):
