@@ -183,7 +183,6 @@ def index(module: nn.Module) -> int:
     return int(module.layer_idx)  # type: ignore[arg-type]
 
 
-@torch.compiler.disable(reason="sparsekit: a sparse prefill is no single graph; compile without fullgraph=True")
 def _beside(config: Any, layer: int) -> Pipeline | None:
     """The pipeline that a file beside a model's weights gives one of its layers; None for dense, or without a file."""
     folder = getattr(config, "name_or_path", "") or ""
@@ -198,6 +197,7 @@ def _of_file(folder: str, written: int, layers: int) -> dict[int, Pipeline | Non
     return by_layer(load_pipeline(folder), list(range(layers)))
 
 
+@torch.compiler.disable(reason="sparsekit: a sparse prefill is no single graph; compile without fullgraph=True")
 def _prefill(call: _Call) -> tuple[Tensor, Tensor | None]:
     if call.is_decode():
         return _dense(call)
