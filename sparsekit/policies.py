@@ -75,6 +75,7 @@ class Decompress:
         check_amount(self, "dense_last", 0)
 
 
+@runtime_checkable
 class Steps(Protocol):
     """A pipeline, as those see it who look at what it decides."""
 
