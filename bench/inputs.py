@@ -28,6 +28,7 @@ SHAPES = {
         Shape("qwen3-8b", 32, 8, 128),
         Shape("mistral-nemo", 32, 8, 128),
         Shape("llama-70b-tp8", 8, 1, 128),  # one of eight ranks
+        Shape("qwen2.5-1.5b", 12, 2, 128),
         Shape("embedded", MODEL_HEADS, MODEL_GROUPS, MODEL_DIM),
         Shape("cpu", 8, 8, 64),
         Shape("small", 4, 2, 64),

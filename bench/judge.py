@@ -111,6 +111,7 @@ def measure(p: Problem, judged: list[Judged], repeats: int, track: timing.Track)
                 "dense_ms": dense[fastest] if fastest else None,
                 "flash2_ms": dense.get(PAPERS),
                 "speed_up": round(dense[fastest]["p50"] / mine["p50"], 3) if fastest else None,
+                "row_ms": timing.in_a_row(it, device),
                 "steps": timing.steps(it, min(repeats, 5), device) if has_steps(it) else {"attend": mine["p50"]},
                 "syncs": syncs,
                 "peak_bytes": peak,

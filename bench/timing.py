@@ -12,6 +12,7 @@ import torch
 from bench.contender import Contender
 from sparsekit import Problem, dispatch, stages
 
+ROWS, ROW = 5, 12  # rows of so many calls
 SYNC = "called a synchronizing CUDA operation"  # what torch warns of
 STEPS = ("score", "select", "pattern", "compress", "attend", "decompress", "fill")
 OF_OP = {
@@ -108,6 +109,25 @@ def once(contender: Contender, device: torch.device) -> float:
     contender.run(nullcontext)
     marks.mark()
     return marks.ms()[0]
+
+
+def in_a_row(contender: Contender, device: torch.device) -> dict[str, float] | None:
+    """Percentiles of the ms a call takes in rows of calls that do not wait for each other; None on a CPU.
+
+    A model's layers call so: the host may run ahead, and only the slower of the two counts.
+    """
+    if device.type == "cpu":
+        return None
+    found = []
+    for _ in range(ROWS):
+        wait(device)
+        marks = Marks(device)
+        marks.mark()
+        for _ in range(ROW):
+            contender.run(nullcontext)
+        marks.mark()
+        found.append(marks.ms()[0] / ROW)
+    return percentiles(found)
 
 
 def steps(contender: Contender, repeats: int, device: torch.device) -> dict[str, float]:
