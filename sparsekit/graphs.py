@@ -2,6 +2,8 @@
 
 On a short prompt the host takes longer to launch the kernels of a sparse call than the GPU to run them. A graph holds
 them, with memory of its own to read from: a call copies its tensors there, replays the graph and copies the answer.
+Where calls come with the same tensors' memory again, as those of a model's layers do, a graph reads them where they
+lie.
 Whoever calls from another thread or on another stream gets a graph of its own. The first call of its kind is watched:
 one that waits for the device in between cannot be held, and is called as ever. To try all the same would leave the
 allocator in the middle of a capture.
@@ -10,7 +12,7 @@ allocator in the middle of a capture.
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 MOST, ROOM = 8, 2**30  # graphs that are held, and bytes that go in all of them; the one unused for longest goes first
 BYTES = 2**29  # of tensors that go in: with larger ones the GPU takes longer than the host
 SEEN = 4096  # calls of which is remembered that they ran
+PLACES = 2  # graphs that read the tensors of one kind of call where they lie
 LOG = logging.getLogger("sparsekit")
 
 Run = Callable[..., Tensor]
@@ -28,6 +31,7 @@ Run = Callable[..., Tensor]
 _held: "OrderedDict[Hashable, Graph]" = OrderedDict()
 _seen: set[Hashable] = set()  # calls that ran once: their kernels are compiled
 _waiting: set[Hashable] = set()  # what cannot be held
+_places: dict[Hashable, list[tuple[int, ...]]] = {}  # where a call's tensors lay last, and what graphs read in place
 _pools: dict[Hashable, Any] = {}  # of memory, for each thread and stream
 _lock = threading.Lock()
 
@@ -35,17 +39,18 @@ _lock = threading.Lock()
 class Graph:
     """What `run` does with tensors of these shapes and strides, on this stream."""
 
-    def __init__(self, run: Run, tensors: tuple[Tensor, ...], pool: Any) -> None:
+    def __init__(self, run: Run, tensors: tuple[Tensor, ...], pool: Any, in_place: bool) -> None:
         """Record it, without running it. Raises RuntimeError for what waits for the device.
 
-        `pool` is of graphs that never run at a time: what one computes on the way lies where another's did.
+        `pool` is of graphs that never run at a time: what one computes on the way lies where another's did. With
+        `in_place` the tensors are read where they lie, and every call must bring tensors that lie there.
         """
         with torch.inference_mode(False):  # tensors of that mode could not be written to outside it
-            self._record(run, tensors, pool)
+            self._copied = [] if in_place else [torch.empty_like(x) for x in tensors]
+            self.nbytes = sum(x.nbytes for x in self._copied)
+            self._record(run, tensors if in_place else self._copied, pool)
 
-    def _record(self, run: Run, tensors: tuple[Tensor, ...], pool: Any) -> None:
-        self._given = [torch.empty_like(x) for x in tensors]
-        self.nbytes = sum(x.nbytes for x in self._given)
+    def _record(self, run: Run, tensors: Sequence[Tensor], pool: Any) -> None:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(tensors[0].device), torch.no_grad():
             here, side = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -53,13 +58,13 @@ class Graph:
             with torch.cuda.stream(side):
                 self._graph.capture_begin(pool, capture_error_mode="thread_local")
                 try:
-                    self._answer = run(*self._given)
+                    self._answer = run(*tensors)
                 finally:
                     self._graph.capture_end()
             here.wait_stream(side)
 
     def __call__(self, *tensors: Tensor) -> Tensor:
-        for mine, x in zip(self._given, tensors, strict=True):
+        for mine, x in zip(self._copied, tensors, strict=False):
             mine.copy_(x)
         self._graph.replay()
         # [B, H, Q, D] with the heads of a token side by side, as kernels write it and models read it
@@ -109,27 +114,31 @@ def held(what: Hashable, run: Run, *tensors: Tensor) -> Run | None:
     device = tensors[0].device
     where = threading.get_ident(), device, torch.cuda.current_stream(device).cuda_stream
     key = what, where, *((x.shape, x.stride(), x.dtype, x.device) for x in tensors)
+    place = tuple(x.data_ptr() for x in tensors)
     with _lock:
         if key in _waiting:
             return None
-        if key in _held:
-            _held.move_to_end(key)
-            return _held[key]
+        last, *known = _places.get(key, [()])
+        again = place == last and (place in known or len(known) < PLACES)
+        _places[key] = [place, *known, *([place] if again and place not in known else [])]
+        mine = (key, place) if again or place in known else key
+        if mine in _held:
+            _held.move_to_end(mine)
+            return _held[mine]
         if key not in _seen:
             if len(_seen) >= SEEN:
-                _seen.clear()
-                _waiting.clear()
+                _forget()
             _seen.add(key)
             return _watched(key, run)
         pool = _pools.setdefault(where, torch.cuda.graph_pool_handle())
     try:
-        graph = Graph(run, tensors, pool)
+        graph = Graph(run, tensors, pool, in_place=mine != key)
     except Exception as reason:  # whatever it raises, the call itself may still run
         LOG.debug("a call cannot be held as a CUDA graph: %s", str(reason).splitlines()[0])
         _waiting.add(key)
         return None
     with _lock:
-        _held[key] = graph
+        _held[mine] = graph
         _fit(_held)
     return graph
 
@@ -143,5 +152,11 @@ def _fit(held: "OrderedDict[Hashable, Any]") -> None:
 def clear() -> None:
     """Free the graphs, and their memory."""
     with _lock:
-        for found in (_held, _seen, _waiting, _pools):
-            found.clear()
+        _held.clear()
+        _pools.clear()
+        _forget()
+
+
+def _forget() -> None:
+    for found in (_seen, _waiting, _places):
+        found.clear()

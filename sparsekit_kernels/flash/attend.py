@@ -154,13 +154,14 @@ def fourth(problem: Problem, blocks: Blocks | None, major: int, window: int | No
 
 
 def answer(problem: Problem, o: Tensor, lse: Tensor) -> Output:
-    """[B c, Q, H/c, D] and [B c, H/c, Q] in our shapes; padding queries get nothing, whatever stands there."""
+    """[B c, Q, H/c, D] and [B c, H/c, Q] in our shapes; padding queries get nothing, whatever stands there,
+    if anybody reads it."""
     p, (B, H, Q, _), Dv = problem, problem.q.shape, problem.v.shape[3]
     o = o.transpose(1, 2)
     if o.shape != (B, H, Q, Dv):
         o, lse = o.narrow(3, 0, Dv).reshape(B, H, Q, Dv), lse.reshape(B, H, Q)
     out = Output(o, lse)
-    if not p.full:
+    if not p.full and not p.loose:
         blind = to_heads(p.q_pos == PAD, H)
         out.o.masked_fill_(blind.unsqueeze(3), 0.0)
         out.lse.masked_fill_(blind, float("-inf"))
