@@ -30,12 +30,17 @@ TARGETS: Mapping[str, Claim] = {  # what the names of recipes promise
     "balanced": Claim(answers=0.97, average=0.99, text=0.01),
     "fast": Claim(answers=0.95),
 }
-CLAIMS: Mapping[str, Claim] = {}  # the targets that the records bear out on every model at every length: none yet
+KEPT = ("lossless", "balanced")  # not `fast`: on the 1.5B at 16K it finds 94.8% of dense attention's answers
+CLAIMS: Mapping[str, Claim] = {name: TARGETS[name] for name in KEPT}  # borne out on every model at every length
 ENOUGH = 200  # answers that a claim rests on, at each model and length
 
 
-def broken(models: Iterable[Measured], claims: Mapping[str, Claim] = CLAIMS) -> list[str]:
-    """Return a sentence for each claim that the records do not bear out, and each place where they say nothing."""
+def broken(models: Iterable[Measured], claims: Mapping[str, Claim] = CLAIMS, enough: int | None = None) -> list[str]:
+    """Return a sentence for each claim that the records do not bear out, and each place where they say nothing.
+
+    `enough`: the answers that must have been asked at each model and length; None: `ENOUGH`.
+    """
+    enough = ENOUGH if enough is None else enough
     models, found = list(models), []
     for recipe, claim in claims.items():
         parts = []
@@ -49,17 +54,17 @@ def broken(models: Iterable[Measured], claims: Mapping[str, Claim] = CLAIMS) -> 
                     found.append(f"{where}: claimed, and not measured")
                     continue
                 parts.append(row.right.value / row.beside if row.beside else 1.0)
-                found += [f"{where}: {fault}" for fault in _faults(claim, measured, row, parts[-1])]
+                found += [f"{where}: {fault}" for fault in _faults(claim, measured, row, parts[-1], enough)]
         if parts and fmean(parts) < claim.average:
             found.append(f"{recipe}: {fmean(parts):.1%} of dense attention's answers on average")
     return found
 
 
-def _faults(claim: Claim, measured: Measured, row: Row, part: float) -> list[str]:
+def _faults(claim: Claim, measured: Measured, row: Row, part: float, enough: int) -> list[str]:
     """Return what of a claim does not hold at one model and length."""
     found = []
-    if (asked := measured.answers(row)) < ENOUGH:
-        found.append(f"{asked} answers, fewer than {ENOUGH}")
+    if (asked := measured.answers(row)) < enough:
+        found.append(f"{asked} answers, fewer than {enough}")
     if part < claim.answers:
         found.append(f"{part:.1%} of dense attention's answers")
     if not claim.sure_loss:

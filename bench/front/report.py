@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bench.front.claims import CLAIMS, TARGETS
+from bench.front.claims import CLAIMS, ENOUGH, TARGETS
 from bench.front.measured import Measured, read_all, runs_of_times
 from bench.front.pipelines import PAPERS, PUBLISHED
 from bench.records import FOLDER, ROOT
@@ -50,6 +50,10 @@ model is measured by `sparsekit eval MODEL`.
 
 {ABOUT}
 """
+CLAIMED = (
+    f"Claimed, of at least {ENOUGH} answers at each model and length, and checked by the tests; "
+    "other seeds and another text do not contradict it:"
+)
 NOT_CLAIMED = "Meant, and not claimed: the records do not show it on every model. Check a recipe before you rely on it."
 STEPS = "| | pipeline | spec | answers | difference | text, nats | density | speed-up |"
 
@@ -143,7 +147,7 @@ def specs() -> list[str]:
 def claims() -> list[str]:
     """Return what is claimed of them, which the tests check on every model in the tables, and what is not."""
     listed = lambda some: "\n".join(f"- `{name}`: {claim}" for name, claim in some.items()) + "\n"  # noqa: E731
-    parts = ["Claimed, and checked against both tables by the tests:\n", listed(CLAIMS)] if CLAIMS else []
+    parts = [f"{CLAIMED}\n", listed(CLAIMS)] if CLAIMS else []
     meant = {name: claim for name, claim in TARGETS.items() if name not in CLAIMS}
     return parts + ([f"{NOT_CLAIMED}\n", listed(meant)] if meant else [])
 

@@ -20,10 +20,10 @@ cut off goes on. Of bench/records/front/, each with --device cuda:
 
     confirmation/qwen2.5-coder-0.5b.jsonl  the three recipes as above, with the seeds and packages of the embedded one
 
-The last three were asked in several runs, of recipes first, and cut off: they hold what the page counts. Of some tasks
-that count more prompts were asked: of the 0.5B at 16K 39 of each, at 32K 200; of the 1.5B at 32K 32 for the recipes.
-107 passes failed while several processes and a test suite filled the GPUs, most of them out of memory: their lines were
-not kept, and these prompts are lacking, two of the 0.5B at 32K among them and many of the papers' at 32K on the 1.5B.
+The last three were asked in several runs, of recipes first, and cut off; later runs asked what was lacking. Of some
+tasks that count more prompts were asked: of the 0.5B at 16K 39 of each, at 32K 200 of the one task that counts; of the
+1.5B at 32K 32 for the recipes. 107 passes failed while several processes and a test suite filled the GPUs, most of them
+out of memory: their lines were not kept, and their prompts were asked again where a claim or 200 answers need them.
 """
 
 import time

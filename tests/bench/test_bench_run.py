@@ -115,7 +115,7 @@ def test_checkouts_that_are_not_there_are_named(tmp_path):
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"suite": "atend"}, "suite: got 'atend'; allowed are attend, stages, peers, memory"),
+        ({"suite": "atend"}, "suite: got 'atend'; allowed are attend, stages, short, peers, memory"),
         ({"tokens": "16Q"}, "lengths: got '16Q'"),
         ({"tokens": "0"}, "lengths: got '0'"),
         ({"shape": "llama"}, "shape: got 'llama'"),
