@@ -65,9 +65,9 @@ class Problem(ByValue):
     queries_last: bool = hint()  # known: the queries are the last keys, token for token; False: positions tell
     full: bool = hint()  # known: no slot is padding; False: positions tell
     gapless: bool = hint()  # known: the positions of queries and of keys count up by one; False: positions tell
-    loose: bool = hint()  # known: nobody reads what padding queries are answered, so anything may stand there
     window: int | None = None  # positions a query sees back from its own, itself included; None: all; only if causal
     heads_group: "dist.ProcessGroup | None" = None  # tensor parallel: the ranks that hold the layer's other heads
+    loose: bool = hint()  # known: nobody reads what padding queries are answered, so anything may stand there
 
     def __post_init__(self) -> None:
         if self.scale <= 0:

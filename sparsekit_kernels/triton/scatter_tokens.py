@@ -46,7 +46,8 @@ def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
     p, fill, t = problem, plan.window, plan.queries
     (B, H, Q, D), (G, K, Dv) = p.q.shape, (*p.k.shape[1:3], p.v.shape[3])
     wide = torch.promote_types(p.q.dtype, torch.float32)
-    out = Output(p.q.new_empty(B, H, Q, Dv), p.q.new_empty(B, H, Q, dtype=wide))
+    # the heads of a token side by side, as FlashAttention-4 writes them and models read them
+    out = Output(p.q.new_empty(B, Q, H, Dv).transpose(1, 2), p.q.new_empty(B, H, Q, dtype=wide))
     nothing = torch.empty(0, dtype=torch.int32, device=p.q.device)
     ranks = t.rank() if t else nothing.view(1, 1, 0)
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (p.q, p.k, p.v))
@@ -61,7 +62,7 @@ def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
     o, lse = given.o if given.o.stride(3) == 1 else given.o.contiguous(), given.lse
     _scatter[(triton.cdiv(Q, m), B * H)](
         q, k, v, ranks, low, high, sinks, o, lse, out.o, out.lse,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3], *lse.stride(),
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3], *lse.stride(), *out.o.stride()[:3],
         p.scale / math.log(2), H, H // G, ranks.shape[1], heads, Q, K,
         M=m, N=n, D=D, DV=Dv, D_TILE=tile(D, 1024), DV_TILE=tile(Dv, 1024),
         SOME=t is not None, SHORT=short is not None, FILL=fill is not None,
@@ -110,7 +111,7 @@ def fill_tiles(head_dim: int, dtype: torch.dtype, target: str) -> tuple[int, int
 @triton.jit
 def _scatter(
     q, k, v, ranks, lows, highs, sinks, short_o, short_lse, o, lse,
-    q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, o_b, o_h, o_l, lse_b, lse_h, lse_l,
+    q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, o_b, o_h, o_l, lse_b, lse_h, lse_l, out_b, out_h, out_l,
     scale, H, R, choices, heads, Q, K,
     M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D_TILE: tl.constexpr, DV_TILE: tl.constexpr,
     SOME: tl.constexpr, SHORT: tl.constexpr, FILL: tl.constexpr, WIDE: tl.constexpr,
@@ -168,9 +169,9 @@ def _scatter(
             values = tl.where(asked[:, None], filled, values)
             logs = tl.where(asked, near, logs)
 
-    line = (b * H + h) * Q + row
-    tl.store(o + line[:, None] * DV + dv, values.to(o.dtype.element_ty), mask=real[:, None] & wide)
-    tl.store(lse + line, logs, mask=real)
+    o += b * out_b + h.to(tl.int64) * out_h + row.to(tl.int64)[:, None] * out_l + dv
+    tl.store(o, values.to(o.dtype.element_ty), mask=real[:, None] & wide)
+    tl.store(lse + (b * H + h) * Q + row, logs, mask=real)
 
 
 @triton.jit
