@@ -14,6 +14,7 @@ from rich.table import Table
 from bench import targets
 from bench.figures import draw, thousands
 from bench.records import FOLDER, ROOT, Record, foremost, read
+from bench.targets import fastest_in_a_row
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 PREFILL = "end to end"  # the kind of a record that is of a whole model, not of one layer
@@ -25,8 +26,10 @@ through torch, which published speed-ups are over. An error is |answer - truth| 
 float64, beside that of plain torch in the same precision. `authors` is the authors' own code on the same tensors.
 `model` inputs are those of a layer of the embedded model, with its first weights.
 Where the time of a call goes, kernel by kernel, and how much of it is the host's, stands beside the records
-([H200](../bench/records/nvidia-h200-kernels.txt), and of short inputs that run dense
+([H200](../bench/records/nvidia-h200-kernels.txt), [H200, short calls as
+graphs](../bench/records/nvidia-h200-kernels-short.txt), and of short inputs that run dense
 [H100](../bench/records/nvidia-h100-80gb-hbm3-kernels.txt)), as does what
+the [GPU tests](../bench/records/nvidia-h200-suite.txt) and
 [compute-sanitizer](../bench/records/compute-sanitizer.txt) said.
 """
 # of the README's table, in its order
@@ -149,6 +152,7 @@ def page(gpus: dict[str, list[Record]], everything: list[Record], docs: Path) ->
                 f"{thousands(length)} tokens, {dtype}, {inputs} inputs\n"
             )
             parts.append(markdown(mine))
+        parts += in_a_row(layers(rows))
         parts += prefills([row for row in latest(rows) if row["kind"] == PREFILL])
     return "\n".join(parts)
 
@@ -173,6 +177,24 @@ def markdown(records: list[Record]) -> str:
     for title, listed in (("Pipelines", named), ("Not timed", lost)):
         lines += [f"\n{title}:\n", *listed] if listed else []
     return "\n".join(lines) + "\n"
+
+
+def in_a_row(records: list[Record]) -> list[str]:
+    """A table of calls in a row, one after the other as a model's layers make them."""
+    rows = [row for row in latest(records) if row.get("row_ms") and row["kind"] == "ours"]
+    lines = [
+        "### Calls in a row\n",
+        "A model's layers call one after the other, and the host runs ahead. Milliseconds a call, beside the fastest "
+        "dense\nattention in rows of its own. Errors are in the tables above.\n",
+        "| shape | inputs | tokens | case | density | ms | dense ms | over dense |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: (row["shape"]["name"], row["inputs"], row["length"])):
+        dense = fastest_in_a_row(row, records)
+        cells = [row["shape"]["name"], row["inputs"], thousands(row["length"]), row["case"], f"{row['density']:.3f}"]
+        cells += [f"{row['row_ms']['p50']:.2f}", f"{dense:.2f}", f"{dense / row['row_ms']['p50']:.2f}x"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return ["\n".join(lines) + "\n"] if rows else []
 
 
 WHOLE = (

@@ -133,7 +133,43 @@ def _cpu(rows: list[Record]) -> Measured | None:
     return Measured(f"{max(shares):.0%} at density .27", max(shares) / 0.75) if shares else None
 
 
-LLAMA = "llama-3.1-8b"
+def fastest_in_a_row(row: Record, records: list[Record]) -> float:
+    """The least ms a call of dense attention takes in a row of calls, in the run of a record, on the same tensors."""
+    same = (x for x in records if all(x[name] == row[name] for name in ("run", "length", "shape", "inputs")))
+    return min(x["row_ms"]["p50"] for x in same if x["kind"] == "dense" and x.get("row_ms"))
+
+
+def _in_a_row(rows: list[Record], case: str, inputs: str = "structured") -> tuple[float, float, float] | None:
+    """Milliseconds a call in a row, of a case and of dense attention, and what the call takes beyond its pairs."""
+    for row in _of(rows, case):
+        if row.get("row_ms") and row["inputs"] == inputs:
+            dense, mine = fastest_in_a_row(row, rows), row["row_ms"]["p50"]
+            return mine, dense, mine - row["density"] * dense
+    return None
+
+
+def _over_dense(aim: float) -> Callable[[list[Record]], Measured | None]:
+    def measure(rows: list[Record]) -> Measured | None:
+        found = _in_a_row(rows, "TokenCoverage, kept 0.15, 512 votes")
+        return found and Measured(f"{found[1] / found[0]:.2f} x", found[1] / found[0] / aim)
+
+    return measure
+
+
+def _beyond(case: str, most: float, inputs: str = "structured") -> Callable[[list[Record]], Measured | None]:
+    def measure(rows: list[Record]) -> Measured | None:
+        found = _in_a_row(rows, case, inputs)
+        return found and Measured(f"{found[2]:.2f} ms", most / found[2])
+
+    return measure
+
+
+LLAMA, QWEN = "llama-3.1-8b", "qwen2.5-1.5b"
+IN_ROWS = [  # shape, tokens, aim: TokenCoverage with many votes and a filled window over dense attention
+    *((LLAMA, length, aim) for length, aim in ((4096, 0.7), (8192, 1.5), (16384, 3.5), (32768, 7.0), (K128, 20.0))),
+    *((QWEN, length, aim) for length, aim in ((8192, 1.0), (16384, 2.5), (32768, 6.0))),
+]
+SEARCHES = ((4096, 0.25), (8192, 0.3), (16384, 0.4), (32768, 0.7), (K128, 1.3))  # tokens, ms
 TARGETS = [
     Target(
         "T1",
@@ -160,6 +196,30 @@ TARGETS = [
     ),
     Target("T7", "1M tokens: at most 1.25 x (Q + K + V + O) of memory", LLAMA, M1, _memory),
     Target("T8", "block-sparse on a CPU, 16K: 75% of 1/density over torch SDPA", "cpu", 16384, _cpu),
+    *(
+        Target(
+            f"S{n}",
+            f"TokenCoverage kept .15, 512 votes, window 512 with 16 sinks, {length // 1024}K, {shape}, in a row: "
+            f"{aim} x dense",
+            shape, length, _over_dense(aim),
+        )
+        for n, (shape, length, aim) in enumerate(IN_ROWS, 1)
+    ),
+    *(
+        Target(
+            f"F{n}",
+            f"FlexPrefill .95 on a model's q, k, v, {length // 1024}K, in a row: at most {most} ms beyond its pairs",
+            LLAMA, length, _beyond("FlexPrefill, gamma 0.95, as published", most, "model"),
+        )
+        for n, (length, most) in enumerate(SEARCHES, 1)
+    ),
+    *(
+        Target(
+            f"O{n}", f"TokenCoverage kept .3, {length // 1024}K, in a row: at most {most} ms beyond its pairs",
+            LLAMA, length, _beyond("TokenCoverage, kept 0.3", most),
+        )
+        for n, (length, most) in enumerate(((32768, 0.5), (K128, 1.3)), 1)
+    ),
 ]  # fmt: skip
 
 

@@ -72,7 +72,8 @@ def run(
     with clock("compress"):
         kept = short.pop() if short else call("gather_tokens", problem, plan)
     with clock("attend"):
-        out = call("attend", replace(kept, loose=True), Plan(blocks=plan.blocks))
+        loose = plan.queries is not None and problem.full  # all padding is the compressed problem's, and stays behind
+        out = call("attend", replace(kept, loose=loose), Plan(blocks=plan.blocks))
     del kept  # as large as the output at a third of the tokens: make room for that
     with clock("decompress"):
         return call("scatter_tokens", problem, plan, out)

@@ -74,12 +74,21 @@ class Prices:
     apart: bool = False  # deciding and attending were measured apart
 
 
-# by compute capability, from bench/records; BlockThreshold's is from what recipes took beyond their part of the dense
-# time in the record of the 0.5B model
+# by compute capability, on an H200: as `measure` finds them, but what whole calls took beyond their part of the dense
+# time where the records have that, which is more: of TokenCoverage and FlexPrefill in rows of calls, of BlockThreshold
+# with its mean query in the layers of the 1.5B model
 MEASURED = {
     (9, 0): Prices(
-        700.0,
-        {"TokenCoverage": Price(2.0, 0.6), "FlexPrefill": Price(3.7, 1.3), "BlockThreshold, mean": Price(0.4, 2.0)},
+        650.0,
+        {
+            "TokenCoverage": Price(0.28, 1.6),
+            "FlexPrefill": Price(0.28, 1.9),
+            "BlockTopK": Price(0.09, 1.1),
+            "Streaming": Price(0.03, 0.95),
+            "BlockThreshold, each": Price(2.5, 11.0),
+            "BlockThreshold, mean": Price(0.26, 2.1),
+        },
+        fill=Price(0.0, 0.27),
     )
 }
 

@@ -129,8 +129,8 @@ def test_a_stage_that_is_not_measured_runs(measured, monkeypatch):
     assert break_even.estimate([sk.FlexPrefill()], problem(16)) is None
     monkeypatch.setattr(break_even, "prices", lambda device: prices.MEASURED[9, 0])
     each, mean = (sk.BlockThreshold(queries=queries) for queries in ("each", "mean"))
-    assert break_even.estimate([each], problem(16)) is None, "its mean query alone was timed"
-    assert not break_even.estimate([mean], problem(16)).worth
+    for stage in (each, mean):
+        assert not break_even.estimate([stage], problem(16)).worth
 
 
 @pytest.mark.parametrize("name", recipes.PIPELINES)
@@ -149,22 +149,48 @@ def test_the_estimate_counts_what_is_computed(K, H, causal):
     pairs = int(p.visible().expand(1, H, K, K).sum())
     assert found.dense == pytest.approx(4 * 8 * pairs / KNOWN.rate / 1e9)
     assert found.overhead == pytest.approx(max(1.5, 3000 * H * K / 1e6))
-    assert found.worth == (found.overhead < break_even.SAVED * found.dense)
+    assert found.attend <= found.dense and found.worth == (found.overhead + found.attend < found.dense)
 
 
-RECORDS = [row for row in read(FOLDER / "nvidia-h200.jsonl") if row.get("speed_up") and row["kind"] == "ours"]
+EVERY = [row for row in read(FOLDER / "nvidia-h200.jsonl") if row.get("speed_up")]
+RECORDS = [row for row in EVERY if row["kind"] == "ours"]
 
 
-@pytest.mark.parametrize("case", ["TokenCoverage, kept 0.3", "FlexPrefill, gamma 0.95", "stacked"])
+IN_ROWS = [row for row in RECORDS if row.get("row_ms")]
+OF_A_MODEL = [
+    (row, dense[row["length"]])
+    for rows in [[x for x in read(FOLDER / "front" / "qwen2.5-coder-1.5b.jsonl") if x["kind"] == "price"]]
+    for dense in [{x["length"]: x["attention_ms"]["p50"] for x in rows if x["pipeline"] == "dense, sparsekit"}]
+    for row in rows
+    if row["pipeline"] in recipes.PIPELINES
+]
+
+
+def decided(spec: str, H: int, G: int, L: int, D: int) -> bool:
+    pipeline = Pipeline.from_spec(spec)
+    q, k = (torch.empty(1, h, L, D, device="meta") for h in (H, G))
+    return break_even.estimate(pipeline.stages, Problem.of(q, k, k), pipeline.decompress).worth
+
+
+@pytest.mark.parametrize("case", dict.fromkeys(row["case"] for row in IN_ROWS))
 def test_it_decides_as_the_records_say(case, monkeypatch):
-    """Never for a pipeline that was slower than dense; not against one that was twice as fast."""
+    """Never more than 2% slower than dense in a row of calls; not against one that was three times as fast."""
     monkeypatch.setattr(break_even, "prices", lambda device: prices.MEASURED[9, 0])
-    measured = latest(row for row in RECORDS if row["case"] == case)
+    measured = latest(row for row in IN_ROWS if row["case"] == case)
     assert len(measured) >= 4
     for row in measured:
-        q, k = (torch.empty(1, row["shape"][h], row["length"], row["shape"]["D"], device="meta") for h in "HG")
-        found = break_even.estimate(Pipeline.from_spec(row["what"]).stages, Problem.of(q, k, k))
-        assert row["speed_up"] > 1 if found.worth else row["speed_up"] < 2.5, (row["length"], row["speed_up"], found)
+        same = [x for x in EVERY if all(x[name] == row[name] for name in ("run", "length", "shape", "inputs"))]
+        dense = min(x["row_ms"]["p50"] for x in same if x["kind"] == "dense")
+        faster, shape = dense / row["row_ms"]["p50"], row["shape"]
+        sparse = decided(row["what"], *(shape[h] for h in "HG"), row["length"], shape["D"])
+        assert faster > 0.98 if sparse else faster < 3, (row["length"], shape, faster)
+
+
+@pytest.mark.parametrize("row,dense", OF_A_MODEL, ids=lambda x: f"{x['pipeline']}-{x['length']}" if x is dict else None)
+def test_a_recipe_is_never_slower_than_dense_in_a_model(row, dense, monkeypatch):
+    monkeypatch.setattr(break_even, "prices", lambda device: prices.MEASURED[9, 0])
+    faster = dense / row["attention_ms"]["p50"]
+    assert faster > 0.98 if decided(row["what"], 12, 2, row["length"], 128) else faster < 1.1
 
 
 def test_gathering_is_the_faster_way_to_compress():
@@ -209,7 +235,7 @@ def known_apart(monkeypatch, search, slow=1.0, step=0.0):
     monkeypatch.setattr(break_even, "prices", lambda device: found)
 
 
-COVERAGE, WINDOW = TokenCoverage(tau=0.5, window=16, min_tokens=0), sk.Decompress(sk.SlidingWindow())
+COVERAGE, WINDOW = TokenCoverage(tau=0.06, window=16, min_tokens=0), sk.Decompress(sk.SlidingWindow())
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from closeness import same
-from hypothesis import assume, given, settings
+from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
-from strategies import EXAMPLES, SEEDS, named, randn
+from strategies import EXAMPLES, SEEDS, named, plans, problems, randn
 
 import sparsekit as sk
-from sparsekit import Output, Pipeline, Problem, SlidingWindow, attend, oracle
+from sparsekit import Output, Pipeline, Problem, SlidingWindow, attend, dispatch, oracle
 from sparsekit.break_even import worth_it
 from sparsekit.problem import PAD
 
@@ -98,3 +98,24 @@ def test_break_even_goes_by_the_longest_sequence(data, more):
     batch, alone = data.draw(batches())
     stages, limit = [sk.Streaming()], max(one.k.shape[2] for one in alone) + more
     assert worth_it(stages, limit, batch) == any(worth_it(stages, limit, one) for one in alone)
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_what_a_kernel_leaves_in_rows_that_nobody_reads_is_in_no_answer(data):
+    """It may leave anything in the padding rows of a problem that is marked so."""
+    problem = data.draw(problems() | batches().map(lambda batch: batch[0]))
+    plan, right = data.draw(plans(problem)), dispatch.run
+    expected, unread = attend(problem, plan), []
+
+    def careless(op, device, *args, **kwargs):
+        out = right(op, device, *args, **kwargs)
+        if op == "attend" and args[0].loose:
+            unread.append(args[0])
+            out.o.masked_fill_((args[0].q_pos == PAD).unsqueeze(-1).expand_as(out.o), float("nan"))
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "run", careless)
+        same(attend(problem, plan, compress="gather"), expected)
+    event("marked" if unread else "not marked")
