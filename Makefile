@@ -28,14 +28,14 @@ faults: $(VENV)/ready  ## would the laws notice? plants one-line faults, one at 
 	$(BIN)/python tests/faults.py
 
 bench: $(VENV)/ready  ## speed on this CPU, with the error beside it
-	$(BIN)/python bench/run.py --device cpu
+	$(BIN)/python -m bench.speed.run --device cpu
 
 docs: $(VENV)/ready  ## writes the stage pages from the stages themselves
 	$(BIN)/python docs/generate.py
 
 results: $(VENV)/ready  ## README and docs from the committed records
-	$(BIN)/python bench/report.py
-	$(BIN)/python -m bench.front.report
+	$(BIN)/python -m bench.speed.report
+	$(BIN)/python -m bench.accuracy.report
 
 clean:
 	rm -rf $(VENV) dist demo

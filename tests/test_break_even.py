@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparsekit as sk
 from bench.records import FOLDER, read
-from bench.report import latest
+from bench.speed.report import latest
 from sparsekit import Pipeline, Plan, Problem, TokenCoverage, break_even, dispatch, oracle, prices, recipes
 
 STAGE = TokenCoverage(tau=0.5, window=4, min_tokens=2, sinks=2)

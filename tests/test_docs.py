@@ -15,7 +15,7 @@ def test_the_stage_page_is_up_to_date():
 
 
 def test_the_results_are_those_of_the_records():
-    subprocess.run([sys.executable, "bench/report.py", "--check"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "bench.speed.report", "--check"], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/schedules.md"])

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_page_and_the_table_are_those_of_the_records():
-    subprocess.run([sys.executable, "-m", "bench.front.report", "--check"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "bench.accuracy.report", "--check"], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("name", recipes.PIPELINES)

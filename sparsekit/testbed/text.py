@@ -1,7 +1,7 @@
 """The text that facts are hidden in: real source code.
 
 Without a path it is the source of the Python standard library of the running interpreter, which every machine
-has. The embedded model never saw it in training (bench/testbed/corpus.py keeps it and its copies out).
+has. The embedded model never saw it in training (bench/model/corpus.py keeps it and its copies out).
 """
 
 import codecs

@@ -7,10 +7,10 @@ import torch
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from bench import dense, timing
-from bench.contender import Contender, Truth, active, work
-from bench.inputs import SHAPES, Shape, from_model, lengths, structured, tiled
 from bench.records import provenance, slug
+from bench.speed import dense, timing
+from bench.speed.contender import Contender, Truth, active, work
+from bench.speed.inputs import SHAPES, Shape, from_model, lengths, structured, tiled
 from sparsekit import FlexPrefill, Plan, SlidingWindow, TokenCoverage, attend, oracle
 
 CPU = torch.device("cpu")

@@ -7,10 +7,10 @@ import matplotlib.image
 import pytest
 import typer
 
-from bench import targets
 from bench.records import FOLDER, append, read
-from bench.report import BEGIN, END, between, block, latest, main, markdown
-from bench.run import main as measure
+from bench.speed import targets
+from bench.speed.report import BEGIN, END, between, block, latest, main, markdown
+from bench.speed.run import main as measure
 
 README = f"# A title\n\n{BEGIN}\n{END}\n\nThe end.\n"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from bench.inputs import SHAPES
 from bench.records import read
-from bench.run import main
+from bench.speed.inputs import SHAPES
+from bench.speed.run import main
 from sparsekit import dispatch
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,9 @@ def run(path, **options):
 def test_a_run_from_a_fresh_shell_writes_checked_records(tmp_path):
     path = tmp_path / "new" / "cpu.jsonl"
     words = ["--lengths", "1024", "--repeats", "3", "--suite", "attend,peers", "--only", "kept 0.3", "--records", path]
-    ran = subprocess.run([sys.executable, "bench/run.py", *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-m", "bench.speed.run", *map(str, words)], cwd=ROOT, capture_output=True, text=True
+    )
     assert ran.returncode == 0, ran.stderr
     assert "tokens, kept 0.3" in ran.stdout and "over dense" in ran.stdout
     rows = [json.loads(line) for line in path.read_text().splitlines()]

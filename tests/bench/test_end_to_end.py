@@ -6,13 +6,13 @@ import pytest
 import torch
 import typer
 
-from bench import end_to_end
-from bench.contender import Skipped
-from bench.end_to_end import CASES, MODELS, behind, build, first_token, look, main, named, prompt, watched
 from bench.records import append, read
-from bench.report import BEGIN, END, layers
-from bench.report import main as report
-from bench.run import main as measure
+from bench.speed import end_to_end
+from bench.speed.contender import Skipped
+from bench.speed.end_to_end import CASES, MODELS, behind, build, first_token, look, main, named, prompt, watched
+from bench.speed.report import BEGIN, END, layers
+from bench.speed.report import main as report
+from bench.speed.run import main as measure
 from sparsekit import dispatch
 
 CPU = torch.device("cpu")

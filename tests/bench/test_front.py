@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from bench.front import claims, report
-from bench.front.claims import CLAIMS, TARGETS, Claim, broken
-from bench.front.measured import Measured, read_all
-from bench.front.run import ask, asked_of, cases
+from bench.accuracy import claims, report
+from bench.accuracy.claims import CLAIMS, TARGETS, Claim, broken
+from bench.accuracy.measured import Measured, read_all
+from bench.accuracy.run import ask, asked_of, cases
 from bench.records import FOLDER
 from sparsekit import Pipeline, recipes
 from sparsekit.commands.loading import load

@@ -4,7 +4,7 @@ import pytest
 import torch
 from closeness import error
 
-from bench.host import LAYERS, NEVER, SPECS, added, bare, build, decode, main, prefill
+from bench.speed.host import LAYERS, NEVER, SPECS, added, bare, build, decode, main, prefill
 from sparsekit import Pipeline
 from sparsekit.integrations.transformers import sparsify
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import SEEDS
 
-from bench.testbed.prompts import ALL, NEEDLES, training_prompt
+from bench.model.prompts import ALL, NEEDLES, training_prompt
 from sparsekit.testbed import TASKS, TRAINED, read_text
 from sparsekit.testbed.sample import ASK, WORD_LETTERS, held_out
 

@@ -1,7 +1,7 @@
 """The seeded inputs that plans and outputs were recorded on from the authors' code, and the cases.
 
-Written with numpy's RandomState, whose stream never changes; bench/peers/record_vectors.py ran the authors' code on
-the same inputs, and data/README.md says how.
+Written with numpy's RandomState, whose stream never changes; bench/speed/peers/record_vectors.py ran the authors' code
+on the same inputs, and data/README.md says how.
 """
 
 from dataclasses import dataclass, field

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bench.contender import Contender
+from bench.speed.contender import Contender
 from sparsekit import Blocks, Pipeline, Plan, Problem, SlidingWindow, Tokens, attend, dispatch
 from sparsekit.execute import Clock
 from sparsekit.recipes import PIPELINES

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.records import Record, foremost
-from bench.timing import STEPS
+from bench.speed.timing import STEPS
 
 COLOURS = dict(
     zip(

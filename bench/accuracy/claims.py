@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from bench.front.measured import Measured
+from bench.accuracy.measured import Measured
 from sparsekit.evaluation.rows import Row
 
 

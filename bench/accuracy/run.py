@@ -1,4 +1,4 @@
-"""Asks a model under every pipeline: python -m bench.front.run --model embedded --device cuda --lengths 32K,128K
+"""Asks a model under every pipeline: python -m bench.accuracy.run --model embedded --device cuda --lengths 32K,128K
 
 One process alone takes the times first. Then several ask, each its share of the prompts, on the GPUs that are there:
 one would idle while the host prepares a short call. What the output has already is not asked again, so a run that was
@@ -37,8 +37,8 @@ import typer
 from rich.console import Console
 from torch.multiprocessing import get_context
 
-from bench.front.pipelines import HALF, LOW, pipelines
-from bench.inputs import lengths as parse_lengths
+from bench.accuracy.pipelines import HALF, LOW, pipelines
+from bench.speed.inputs import lengths as parse_lengths
 from sparsekit import Pipeline
 from sparsekit.commands.loading import Loaded, load
 from sparsekit.commands.options import EMBEDDED

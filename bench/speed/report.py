@@ -1,4 +1,4 @@
-"""Records as tables and pictures: python bench/report.py [--check]
+"""Records as tables and pictures: python -m bench.speed.report [--check]
 
 Writes the table between `<!-- results -->` and `<!-- /results -->` in README.md, and, where there are records of a
 GPU, docs/results.md with its pictures. Every speed-up is over the dense time of its own run.
@@ -11,17 +11,17 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from bench import targets
-from bench.figures import draw, thousands
 from bench.records import FOLDER, ROOT, Record, foremost, read
-from bench.targets import fastest_in_a_row
+from bench.speed import targets
+from bench.speed.figures import draw, thousands
+from bench.speed.targets import fastest_in_a_row
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 PREFILL = "end to end"  # the kind of a record that is of a whole model, not of one layer
 PAGE = """# Results
 
-Written by `python bench/report.py` from `bench/records/`; change nothing here. Times are medians, with the 20th and
-80th percentile; speed-ups are over the fastest dense attention of the same run, and beside it over FlashAttention-2
+Written by `python -m bench.speed.report` from `bench/records/`; change nothing here. Times are medians, with the 20th
+and 80th percentile; speed-ups are over the fastest dense attention of the same run, and beside it over FlashAttention-2
 through torch, which published speed-ups are over. An error is |answer - truth| / |truth| on sampled rows against
 float64, beside that of plain torch in the same precision. `authors` is the authors' own code on the same tensors.
 `model` inputs are those of a layer of the embedded model, with its first weights.
@@ -64,7 +64,9 @@ def main(
         texts[docs / "results.md"] = page(gpus, [row for rows in chips.values() for row in rows], docs)
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
     if check and stale:
-        typer.echo(f"{', '.join(path.name for path in stale)}: not what the records say; run python bench/report.py")
+        typer.echo(
+            f"{', '.join(path.name for path in stale)}: not what the records say; run python -m bench.speed.report"
+        )
         raise typer.Exit(1)
     for path in stale:
         path.write_text(texts[path])

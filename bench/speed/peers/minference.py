@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.contender import Contender, Skipped
-from bench.peers.load import from_file
+from bench.speed.contender import Contender, Skipped
+from bench.speed.peers.load import from_file
 from sparsekit import Blocks, Plan, Problem
 from sparsekit.execute import Clock
 from sparsekit.problem import to_heads

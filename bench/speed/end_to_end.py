@@ -1,4 +1,4 @@
-"""How long until the first token of a whole model: python bench/end_to_end.py --device cuda --lengths 32K,128K
+"""How long until the first token of a whole model: python -m bench.speed.end_to_end --device cuda --lengths 32K,128K
 
 A model of a named shape with random weights reads a prompt of random tokens into a new cache. Random weights say
 nothing of how sparse attention is, so the parameters of every pipeline here fix how much it computes, whatever the
@@ -35,13 +35,13 @@ from transformers import (
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from bench import timing
-from bench.cases import Spec, coverage, spec
-from bench.contender import Contender, Skipped, work
-from bench.inputs import lengths
-from bench.judge import Judge, Judged, Wrong
 from bench.records import Record, append, path_for, provenance
-from bench.report import PREFILL, summary
+from bench.speed import timing
+from bench.speed.cases import Spec, coverage, spec
+from bench.speed.contender import Contender, Skipped, work
+from bench.speed.inputs import lengths
+from bench.speed.judge import Judge, Judged, Wrong
+from bench.speed.report import PREFILL, summary
 from sparsekit import Pipeline, Plan, dispatch
 from sparsekit.integrations.transformers import LayerCall, Watch, sparsify
 

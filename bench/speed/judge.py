@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from bench import timing
-from bench.contender import Contender, Skipped, Truth, active, work
-from bench.dense import PAPERS
 from bench.records import Record
+from bench.speed import timing
+from bench.speed.contender import Contender, Skipped, Truth, active, work
+from bench.speed.dense import PAPERS
 from sparsekit import NoBackendError, Plan, Problem
 
 Say = Callable[[str], Any]

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.cases import BLOCK, FLEX
-from bench.contender import Contender, Skipped
-from bench.peers.load import from_file
+from bench.speed.cases import BLOCK, FLEX
+from bench.speed.contender import Contender, Skipped
+from bench.speed.peers.load import from_file
 from sparsekit import Blocks, Plan, Problem
 from sparsekit.execute import Clock
 

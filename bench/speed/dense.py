@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from bench.contender import Contender, Skipped
+from bench.speed.contender import Contender, Skipped
 from sparsekit import Plan, Problem
 from sparsekit.problem import to_heads
 

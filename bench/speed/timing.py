@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bench.contender import Contender
+from bench.speed.contender import Contender
 from sparsekit import Problem, dispatch, stages
 
 ROWS, ROW = 5, 12  # rows of so many calls

@@ -1,6 +1,6 @@
 """Record what the authors' own code does on the inputs of tests/stages/vectors.py, without a GPU.
 
-    TRITON_INTERPRET=1 python -O bench/peers/record_vectors.py TOKEN_SPARSE_ATTENTION FLEXPREFILL
+    TRITON_INTERPRET=1 python -O bench/speed/peers/record_vectors.py TOKEN_SPARSE_ATTENTION FLEXPREFILL
 
 The arguments are folders with a checkout of each repository, at the commits below. Nothing of theirs is changed or
 kept here: their Triton kernels run in Triton's interpreter (-O: they assert a GPU), each autotuned one with its first
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import scaled_dot_product_attention
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "stages"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "tests" / "stages"))
 
 from vectors import DATA, FLEX_PREFILL, TOKEN_COVERAGE, Case, inputs, rows  # noqa: E402
 

@@ -10,9 +10,9 @@ from types import ModuleType
 
 import torch
 
-from bench.cases import BLOCK
-from bench.contender import Contender, Skipped
-from bench.peers.load import from_package
+from bench.speed.cases import BLOCK
+from bench.speed.contender import Contender, Skipped
+from bench.speed.peers.load import from_package
 from sparsekit import Problem
 from sparsekit.execute import Clock
 from sparsekit.problem import to_heads

@@ -1,11 +1,11 @@
 r"""Trains the embedded model on one GPU. The released weights were made on an H200 with:
 
-    python -m bench.testbed.train --out run1 --limit 580 \
+    python -m bench.model.train --out run1 --limit 580 \
         --stages 2048:140:2e-3:2e-3,8192:120:2e-3:1.5e-3,32768:130:1.5e-3:1.2e-3,131072:120:1e-3:1e-3
-    python -m bench.testbed.train --out run2 --resume run1 --limit 580 --stages 131072:235:1e-3:0
-    python -m bench.testbed.train --out run3 --resume run2 --limit 555 --reserve 25 --main 0.7 --tasks all \
+    python -m bench.model.train --out run2 --resume run1 --limit 580 --stages 131072:235:1e-3:0
+    python -m bench.model.train --out run3 --resume run2 --limit 555 --reserve 25 --main 0.7 --tasks all \
         --stages 4096:50:1e-3:1e-3,32768:120:1e-3:1e-3,131072:900:1e-3:0
-    python -m bench.testbed.evaluate run3
+    python -m bench.model.card run3
 
 The first two for the tasks of NEEDLES; the third for all tasks, from the second's weights as bf16 keeps them: without
 its residual.safetensors.
@@ -33,9 +33,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from bench.testbed.corpus import LICENCES, collect
-from bench.testbed.network import BACKENDS, Network, Shape
-from bench.testbed.prompts import ALL, NEEDLES, Batches
+from bench.model.corpus import LICENCES, collect
+from bench.model.network import BACKENDS, Network, Shape
+from bench.model.prompts import ALL, NEEDLES, Batches
 from sparsekit.testbed import TASKS, read_text
 
 STARTED = time.monotonic()

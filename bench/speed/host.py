@@ -1,4 +1,4 @@
-"""What `sparsify` adds to a layer's host time: python bench/host.py --device cpu
+"""What `sparsify` adds to a layer's host time: python -m bench.speed.host --device cpu
 
 A tiny Llama with random weights reads a prompt so short that what is computed takes no time beside what is called.
 Each way to attend takes turns with the least that could do the same: an attention function that calls the pipeline and
@@ -30,7 +30,7 @@ from transformers import (
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from bench.timing import wait
+from bench.speed.timing import wait
 from sparsekit import Pipeline
 from sparsekit.integrations.transformers import sparsify
 

@@ -1,4 +1,4 @@
-"""How fast, with the error beside it: python bench/run.py --device cpu
+"""How fast, with the error beside it: python -m bench.speed.run --device cpu
 
 Every contender is checked against float64 on sampled rows before it is timed, and ours is not timed if its error is
 more than twice that of plain torch in the same precision. All take turns with dense attention by everyone who has a
@@ -16,13 +16,13 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from bench import dense
-from bench.cases import COPY, SUITES, contenders, device_copy
-from bench.inputs import INPUTS, SHAPES, lengths
-from bench.judge import Judge, measure
-from bench.peers.load import PEERS, peer_contenders
 from bench.records import append, path_for, provenance
-from bench.report import summary
+from bench.speed import dense
+from bench.speed.cases import COPY, SUITES, contenders, device_copy
+from bench.speed.inputs import INPUTS, SHAPES, lengths
+from bench.speed.judge import Judge, measure
+from bench.speed.peers.load import PEERS, peer_contenders
+from bench.speed.report import summary
 from sparsekit import dispatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

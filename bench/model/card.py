@@ -1,6 +1,6 @@
-"""Measures a trained model on held-out keys and text, and writes its card: python -m bench.testbed.evaluate RUN
+"""Measures a trained model on held-out keys and text, and writes its card: python -m bench.model.card RUN
 
-RUN is the folder that bench/testbed/train.py wrote. evaluation.json and README.md (the card) are written into it;
+RUN is the folder that bench/model/train.py wrote. evaluation.json and README.md (the card) are written into it;
 copying it but for residual.safetensors to sparsekit/testbed/model/ makes it the embedded model. Several processes
 share the GPU, because one-token steps leave it idle most of the time.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.multiprocessing import get_context
 
-from bench.testbed.prompts import NEEDLES
+from bench.model.prompts import NEEDLES
 from sparsekit.testbed import CLAIMED, TASKS, TRAINED, evaluate, read_text
 from sparsekit.testbed.sample import Sample
 
@@ -266,7 +266,7 @@ files were left out because more than a fifth of their lines also occur in the P
 
 {sources}
 
-Recipe: `python -m bench.testbed.train`, stages one after another, {seconds} s in all on one {gpu} (torch {torch},
+Recipe: `python -m bench.model.train`, stages one after another, {seconds} s in all on one {gpu} (torch {torch},
 {attention} attention). {tokens} bytes a step; {main}% of the steps of a stage at its length, the others shorter.
 Every prompt holds up to 256 facts and asks for all of them at its end: needles are the first four tasks above, all are
 the others too. Loss: mean cross-entropy of all bytes plus that of the answers' bytes. Muon for the matrices, Adam for

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from bench.contender import Contender, Skipped
+from bench.speed.contender import Contender, Skipped
 from sparsekit import Problem
 
 PEERS = ("token_sparse", "flex_prefill", "xattention", "minference")  # modules here
@@ -16,7 +16,7 @@ def peer_contenders(name: str, folder: Path | None, p: Problem, only: str = "") 
     """What of a peer runs, in the cases whose name has `only` in it. Raises Skipped with the reason."""
     if folder is None:
         raise Skipped("no folder with the authors' code was named: pass --peers")
-    peer = importlib.import_module(f"bench.peers.{name}")
+    peer = importlib.import_module(f"bench.speed.peers.{name}")
     checkout = folder / peer.CHECKOUT
     if not checkout.is_dir():
         raise Skipped(f"there is no {peer.CHECKOUT} in the folder: clone the repository there")

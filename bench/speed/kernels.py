@@ -1,11 +1,11 @@
-"""Where a call's time goes, kernel by kernel: python bench/kernels.py --lengths 8K,128K
+"""Where a call's time goes, kernel by kernel: python -m bench.speed.kernels --lengths 8K,128K
 
 Beside the kernels: how long the GPU computed, how long the host took to ask for it, how long a call took that began
 on an idle device, and how long each of many in a row, where the host asks ahead, as it does in a model. Where a call
 alone takes well over the GPU's time, the host is in the way. Dense attention stands first, to be compared with; all
 take turns, because a GPU that was busy just now is slower.
 Written beside the records, as text. The kernels' times are the profiler's, so read shares, not speed-ups: those are
-bench/run.py's.
+bench.speed.run's.
 """
 
 import statistics
@@ -21,11 +21,11 @@ import typer
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from bench import dense
-from bench.cases import SUITES, Case, contenders
-from bench.contender import Contender
-from bench.inputs import INPUTS, SHAPES, lengths
 from bench.records import path_for, provenance
+from bench.speed import dense
+from bench.speed.cases import SUITES, Case, contenders
+from bench.speed.contender import Contender
+from bench.speed.inputs import INPUTS, SHAPES, lengths
 from sparsekit import Problem
 
 CALLS, LEAST_US = 5, 3.0  # calls that are profiled; kernels that take less of one are summed up

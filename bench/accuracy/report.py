@@ -1,7 +1,7 @@
-"""The table of recipes, and the page of the front: python -m bench.front.report [--check]
+"""The table of recipes, and the page of the front: python -m bench.accuracy.report [--check]
 
-Each file in bench/records/front/ is of one model, as bench.front.run or `sparsekit eval --out` writes it; the file of
-the same name in its folder confirmation/ is of other seeds and another text. Written are docs/front.md with its
+Each file in bench/records/front/ is of one model, as bench.accuracy.run or `sparsekit eval --out` writes it; the file
+of the same name in its folder confirmation/ is of other seeds and another text. Written are docs/front.md with its
 pictures, and the table between `<!-- recipes -->` and `<!-- /recipes -->` in README.md.
 """
 
@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
-from bench.front.claims import CLAIMS, ENOUGH, TARGETS
-from bench.front.measured import Measured, read_all, runs_of_times
-from bench.front.pipelines import PAPERS, PUBLISHED
+from bench.accuracy.claims import CLAIMS, ENOUGH, TARGETS
+from bench.accuracy.measured import Measured, read_all, runs_of_times
+from bench.accuracy.pipelines import PAPERS, PUBLISHED
 from bench.records import FOLDER, ROOT
 from sparsekit import recipes
 from sparsekit.commands.options import EMBEDDED
@@ -44,7 +44,7 @@ results` writes both from the records. How the recipes were chosen: [docs/recipe
 """
 PAGE = f"""# Accuracy against speed
 
-Written by `python -m bench.front.report` from `bench/records/front/`, a file a model; change nothing here. The full
+Written by `python -m bench.accuracy.report` from `bench/records/front/`, a file a model; change nothing here. The full
 tables, every pipeline by task, are a command: `sparsekit page bench/records/front/{EMBEDDED}.jsonl page.md`. Another
 model is measured by `sparsekit eval MODEL`.
 
@@ -72,7 +72,9 @@ def main(
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
     if check:
         if stale:
-            typer.echo(f"{', '.join(path.name for path in stale)}: not what the records say; run -m bench.front.report")
+            typer.echo(
+                f"{', '.join(path.name for path in stale)}: not what the records say; run -m bench.accuracy.report"
+            )
             raise typer.Exit(1)
         return
     for measured in models:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from bench.cases import least
-from bench.contender import Contender, Skipped
-from bench.peers.load import from_package
+from bench.speed.cases import least
+from bench.speed.contender import Contender, Skipped
+from bench.speed.peers.load import from_package
 from sparsekit import Plan, Problem, Tokens
 from sparsekit.execute import Clock
 
