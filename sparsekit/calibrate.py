@@ -103,8 +103,8 @@ def profile_layers(
     from .integrations.transformers import LayerCall, sparsify
 
     decides = None if pipeline is None else Pipeline([made(pipeline)], break_even=0)
-    given, layers = _ids(model, prompts), _decoder_layers(model)
-    _require_attention(model, given)
+    given, layers = token_ids(model, prompts), decoder_layers(model)
+    require_attention(model, given)
     changes = dict.fromkeys(layers, 0.0)
     tokens = sum(ids.numel() for ids in given)
     done = 0
@@ -132,7 +132,7 @@ def profile_layers(
     try:
         with sparsify(model, DENSE, watch=watch):
             for ids in given:
-                _prefill(model, ids)
+                prefill(model, ids)
     finally:
         for handle in handles:
             handle.remove()
@@ -169,8 +169,8 @@ def calibrate(
     check_ratio("target", target, low="(")
     candidates = {pipeline.to_spec(): Pipeline([pipeline], break_even=0) for pipeline in map(made, pipelines)}
     candidates.pop(DENSE, None)
-    given, layers = _ids(model, prompts), _decoder_layers(model)
-    _require_attention(model, given)
+    given, layers = token_ids(model, prompts), decoder_layers(model)
+    require_attention(model, given)
     place = {layer: i for i, layer in enumerate(layers)}
     found: dict[tuple[int, str], list[tuple[float, ...]]] = {}
     prompt, warm = 0, False
@@ -183,8 +183,8 @@ def calibrate(
         found.setdefault((call.layer, DENSE), []).append((call.ms, 1.0, 1.0, 1.0, 0.0))
         for number, (spec, pipeline) in enumerate(candidates.items(), 1):
             if not warm:
-                _timed(pipeline, call.problem)
-            plan, ms = _timed(pipeline, call.problem)
+                timed(pipeline, call.problem)
+            plan, ms = timed(pipeline, call.problem)
             kept, density, mass, error = zip(*(accuracy(call.problem, plan, *how) for how in judged), strict=True)
             found.setdefault((call.layer, spec), []).append((ms, kept[0], density[0], min(mass), max(error)))
             if on_step:
@@ -193,11 +193,11 @@ def calibrate(
         warm = True
 
     with sparsify(model, DENSE):
-        _prefill(model, given[0])  # the first call of anything is slower
+        prefill(model, given[0])  # the first call of anything is slower
     with sparsify(model, DENSE, watch=watch):
         for prompt, ids in enumerate(given):  # noqa: B007  # watch reads it
             warm = False
-            _prefill(model, ids)
+            prefill(model, ids)
     if not found:
         raise ValueError(
             f"prompts: got {len(given)} of at most {max(map(Tensor.numel, given))} tokens, and no layer had a prefill; "
@@ -232,8 +232,8 @@ def _over_prompts(layer: int, pipeline: str, figures: Sequence[tuple[float, ...]
     return Measured(layer, pipeline, mean(ms), mean(kept), mean(density), min(mass), max(error))
 
 
-def _timed(pipeline: Pipeline, problem: Problem) -> tuple[Plan, float]:
-    """The plan, and the ms of deciding and attending."""
+def timed(pipeline: Pipeline, problem: Problem) -> tuple[Plan, float]:
+    """Return the plan, and the ms of deciding and attending."""
     began = now_ms(problem.q.device)
     plan = pipeline.decide(problem)
     attend(problem, plan, compress=pipeline.compress.mode, backend=pipeline.attend.backend)
@@ -241,11 +241,12 @@ def _timed(pipeline: Pipeline, problem: Problem) -> tuple[Plan, float]:
 
 
 @torch.no_grad()
-def _prefill(model: Any, ids: Tensor) -> None:
+def prefill(model: Any, ids: Tensor) -> None:
+    """Run a model over a prompt [1, n], and keep nothing."""
     model.base_model(ids, use_cache=False)  # without its head: nobody reads the logits
 
 
-def _require_attention(model: Any, prompts: Sequence[Tensor]) -> None:
+def require_attention(model: Any, prompts: Sequence[Tensor]) -> None:
     """Raise ValueError for a model none of whose layers can be sparse, before anything is measured."""
     needs("transformers", "hf")
     from .integrations.transformers import sparsify
@@ -253,7 +254,7 @@ def _require_attention(model: Any, prompts: Sequence[Tensor]) -> None:
     seen: list[int] = []
     ids = max(prompts, key=Tensor.numel)[:, :LOOK]
     with sparsify(model, DENSE, watch=lambda call: seen.append(call.layer)):
-        _prefill(model, ids if ids.numel() > 1 else ids.repeat(1, 2))  # one token alone is decoded
+        prefill(model, ids if ids.numel() > 1 else ids.repeat(1, 2))  # one token alone is decoded
     if not seen:
         raise ValueError(
             f"model: got {type(model).__name__}, none of whose layers can be sparse; allowed are models whose layers "
@@ -261,8 +262,8 @@ def _require_attention(model: Any, prompts: Sequence[Tensor]) -> None:
         )
 
 
-def _ids(model: Any, prompts: Iterable[Prompt]) -> list[Tensor]:
-    """Each prompt as [1, n] on the model's device."""
+def token_ids(model: Any, prompts: Iterable[Prompt]) -> list[Tensor]:
+    """Return each prompt as [1, n] on the model's device. Raises ValueError for what is no token ids."""
     if model.training:
         raise ValueError("model: got one in training mode; allowed is evaluation mode: call model.eval() first")
     made = []
@@ -279,8 +280,8 @@ def _ids(model: Any, prompts: Iterable[Prompt]) -> list[Tensor]:
     return made
 
 
-def _decoder_layers(model: Any) -> dict[int, nn.Module]:
-    """By number, the entries of the outermost list of modules that hold an attention layer each."""
+def decoder_layers(model: Any) -> dict[int, nn.Module]:
+    """Return by number the entries of the outermost list of modules that hold an attention layer each."""
     for stack in model.get_decoder().modules():
         numbered = {_number(layer): layer for layer in stack} if isinstance(stack, nn.ModuleList) else {}
         layers = {number: layer for number, layer in numbered.items() if number is not None}

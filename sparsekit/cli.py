@@ -12,6 +12,7 @@ from .commands.calibrate import calibrate
 from .commands.demo import demo
 from .commands.errors import report, warn
 from .commands.evaluate import evaluate
+from .commands.explore import explore
 from .commands.page import page
 from .commands.profile import profile
 from .commands.run import run
@@ -26,6 +27,7 @@ app.command()(profile)
 app.command()(calibrate)
 app.command("eval")(evaluate)
 app.command()(page)
+app.command()(explore)
 app.command()(backends)
 
 
