@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TYPED := --jaxtyping-packages=sparsekit,sparsekit_kernels.cpu,beartype.beartype
 LENGTH ?= 16384
 
-.PHONY: demo test check format faults bench docs results clean
+.PHONY: demo test check format faults browser bench docs results clean
 
 demo: $(VENV)/ready  ## a long-context model on real text, dense beside sparse
 	$(BIN)/sparsekit demo --length $(LENGTH)
@@ -26,6 +26,9 @@ format: $(VENV)/ready
 
 faults: $(VENV)/ready  ## would the laws notice? plants one-line faults, one at a time
 	$(BIN)/python tests/faults.py
+
+browser: $(VENV)/ready  ## the page of sparsekit explore in a real Chromium; says what is missing
+	$(BIN)/python tests/browser.py
 
 bench: $(VENV)/ready  ## speed on this CPU, with the error beside it
 	$(BIN)/python -m bench.speed.run --device cpu

@@ -15,7 +15,7 @@ from ..plan import Plan
 from ..problem import Problem
 
 SIDES = (128, 96, 64, 48, 32)  # cells along an axis: the first of these with which a page is small enough
-CELLS = 6_000_000  # of all pictures of a page; packed they are a fraction of as many bytes
+CELLS = 12_000_000  # of all pictures of a page; packed they are a fraction of as many bytes
 ROWS = 16  # queries looked at for one row of cells, spread over it
 CHUNK = 256  # of these at a time
 WHOLE, UNSEEN = 254, 255  # levels of a cell: all of it; no query sees a key in it
