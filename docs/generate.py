@@ -1,7 +1,11 @@
-"""Writes docs/stages.md from the stages themselves: python docs/generate.py [--check]"""
+"""Writes docs/stages.md from the stages themselves, and docs/explore.html by the page of today around its data.
+
+python docs/generate.py [--check]
+"""
 
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import sys
@@ -10,9 +14,11 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from sparsekit import stages
+from sparsekit.explore import page as explored
 from sparsekit.spec import snake
 
 PAGE = Path(__file__).with_name("stages.md")
+EXPLORED = Path(__file__).with_name("explore.html")
 
 
 def page() -> str:
@@ -47,8 +53,15 @@ def parameters(cls: type) -> Iterator[tuple[str, str, str, str]]:
         yield name, kind.replace(" | ", " or "), default, meaning
 
 
+def explored_again() -> str:
+    """Return the page of sparsekit explore that is there, its data as they are."""
+    found = json.loads(re.search(r'id="data">(.*?)</script>', EXPLORED.read_text(encoding="utf-8"), re.DOTALL)[1])
+    return explored.page(found, found["model"])
+
+
 if __name__ == "__main__":
-    if "--check" not in sys.argv:
-        PAGE.write_text(page())
-    elif PAGE.read_text() != page():
-        sys.exit("docs/stages.md is not what the stages say: run make docs")
+    for file, text in ((PAGE, page()), (EXPLORED, explored_again())):
+        if "--check" not in sys.argv:
+            file.write_text(text, encoding="utf-8")
+        elif file.read_text(encoding="utf-8") != text:
+            sys.exit(f"docs/{file.name} is not what the code says: run make docs")

@@ -19,7 +19,9 @@ SPECS = {
     "first": "token_coverage(tau=0.2, window=16, min_tokens=64, sinks=2) | decompress(fill=sliding_window(16))",
     "second": "streaming(sinks=16, window=64, block_size=16)",
 }
-HOSTILE = b"</script><script>document.title = 'taken over'</script><img src=x onerror=\"document.title = 'too'\"> & \xc3\xa9 "
+HOSTILE = (
+    "</script><script>document.title = 'mine'</script><img src=x onerror=\"document.title = 'mine'\"> & é ".encode()
+)
 TOKENS = 2300  # more than a page of text holds
 
 
@@ -111,7 +113,8 @@ def use(browser, page):
     tab.locator("#key").focus()
     tab.keyboard.press("Home")
     said = tab.inner_text("#cell")
-    assert f"keys 0 to {data['cell'] - 1}:" in said and "A computes" in said and f"B computes about {1600 / data['cell']:.0f}%" in said, said
+    assert f"keys 0 to {data['cell'] - 1}:" in said and "A computes" in said, said
+    assert f"B computes about {1600 / data['cell']:.0f}%" in said, "16 sinks of the keys in a cell"
     colours = tab.evaluate(
         """[...document.querySelectorAll("#pictures canvas")].map(one => new Set(new Uint32Array(one.getContext("2d")
         .getImageData(0, 0, one.width, one.height).data.buffer)).size)"""

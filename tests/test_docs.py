@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def test_the_stage_page_is_up_to_date():
+def test_the_stage_page_and_the_explored_one_are_up_to_date():
     subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=ROOT, check=True)
 
 
@@ -18,7 +18,7 @@ def test_the_results_are_those_of_the_records():
     subprocess.run([sys.executable, "-m", "bench.speed.report", "--check"], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/schedules.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/schedules.md", "docs/explore.md"])
 def test_the_examples_run(page):
     """Every python block of the page runs as it stands, with no name of another."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
