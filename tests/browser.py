@@ -34,6 +34,7 @@ def main(folder: Path) -> None:
     prompt = list((HOSTILE + read_text())[:TOKENS])
     found = explore(load_model(), prompt, SPECS, cells=32)
     page = write_page(found, folder / "explore.html", pieces(ByteTokenizer(), prompt), model="<b>embedded</b>")
+    one = explore(load_model(), prompt[:40], {"dense": "dense"})
     own = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     with sync_playwright() as playwright:
         try:
@@ -44,13 +45,17 @@ def main(folder: Path) -> None:
             for scheme in ("light", "dark"):
                 look(browser, page, width, scheme, folder / f"{width}-{scheme}.png")
         use(browser, page)
+        alone(
+            browser, write_page(one, folder / "alone.html", pieces(ByteTokenizer(), prompt[:40])), folder / "alone.png"
+        )
         browser.close()
     print(f"browser: all as it should be; pictures in {folder}")
 
 
 def opened(browser, page, width, scheme="light"):
     """Return the page in a new tab, and the list to which what goes wrong is added, and every request."""
-    tab, wrong = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), []
+    size, wrong = {"width": width, "height": 900}, []
+    tab = browser.new_page(viewport=size, color_scheme=scheme, reduced_motion="reduce")
     tab.on("console", lambda message: wrong.append(message.text))
     tab.on("pageerror", lambda error: wrong.append(str(error)))
     tab.on("request", lambda request: None if request.url == page.as_uri() else wrong.append(request.url))
@@ -120,8 +125,8 @@ def use(browser, page):
         .getImageData(0, 0, one.width, one.height).data.buffer)).size)"""
     )
     assert min(colours) > 3, colours
-    box = tab.locator("#pictures canvas").first.bounding_box()
-    tab.mouse.move(box["x"] + box["width"] - 3, box["y"] + 3)
+    canvas = tab.locator("#pictures canvas").first
+    canvas.hover(position={"x": canvas.bounding_box()["width"] - 5, "y": 5})
     assert "no query sees these keys" in tab.inner_text("#cell")
 
     tab.select_option("#right", "0")
@@ -138,6 +143,16 @@ def use(browser, page):
     text = "".join(tab.locator("#text i").all_inner_texts())
     assert HOSTILE.decode()[:60] in text and tab.locator("main img, main script").count() == 0
     assert tab.title().startswith("<b>embedded</b>") and not wrong, wrong
+    tab.close()
+
+
+def alone(browser, page, picture):
+    """Check a short page of one pipeline: nothing to choose for the right side, and no other page of text."""
+    tab, wrong = opened(browser, page, 390, "dark")
+    assert tab.locator("table.grid").count() == 1 and not tab.locator("#right").is_visible()
+    assert not tab.locator("#after").is_visible() and tab.inner_text("#where") == "all 40 tokens"
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390 and not wrong, wrong
+    tab.screenshot(path=picture, full_page=True)
     tab.close()
 
 
