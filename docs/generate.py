@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sparsekit import stages
 from sparsekit.explore import page as explored
-from sparsekit.spec import snake
+from sparsekit.registry import snake
 
 PAGE = Path(__file__).with_name("stages.md")
 EXPLORED = Path(__file__).with_name("explore.html")

@@ -9,12 +9,13 @@ from .pipeline import Pipeline
 from .plan import Blocks, Plan, Tokens
 from .policies import Attend, Compress, Decompress, Stage
 from .problem import Output, Problem
+from .registry import register
 from .stages import *  # noqa: F403
 from .stages import __all__ as _stages
 
 __all__ = [
     "Attend", "Blocks", "Compress", "Decompress", "NoBackendError", "Output", "Pipeline", "Plan", "Problem",
-    "SlidingWindow", "Stage", "Tokens", "Zeros", "attend", "oracle", "why_not", *_stages,
+    "SlidingWindow", "Stage", "Tokens", "Zeros", "attend", "oracle", "register", "why_not", *_stages,
 ]  # fmt: skip
 
 

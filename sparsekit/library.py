@@ -16,6 +16,7 @@ from .inference import REFUSAL
 from .pipeline import Pipeline
 from .plan import Plan
 from .problem import shapes
+from .registry import replacements
 
 
 @torch.library.custom_op("sparsekit::attention", mutates_args=())
@@ -24,7 +25,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, spec: str, causal: bool, scale: f
 
     Returns the output [B, H, Q, Dv] and the log-sum-exp [B, H, Q], float32 or wider.
     """
-    out = _pipeline(spec).output(q, k, v, causal=causal, scale=scale)
+    out = _pipeline(spec, replacements()).output(q, k, v, causal=causal, scale=scale)
     return out.o.contiguous(), out.lse.contiguous()
 
 
@@ -52,7 +53,7 @@ def attention_by_plan(
     Returns the output [B, H, Q, Dv] and the log-sum-exp [B, H, Q], float32 or wider.
     """
     plan = Plan.from_parts(queries, keys, counts, indices, sizes)
-    out = _pipeline(spec).output(q, k, v, causal=causal, scale=scale, plan=plan)
+    out = _pipeline(spec, replacements()).output(q, k, v, causal=causal, scale=scale, plan=plan)
     return out.o.contiguous(), out.lse.contiguous()
 
 
@@ -95,5 +96,5 @@ refuse_backward(attention_by_plan)
 
 
 @lru_cache(maxsize=256)
-def _pipeline(spec: str) -> Pipeline:
+def _pipeline(spec: str, replaced: int) -> Pipeline:
     return Pipeline.from_spec(spec)

@@ -21,6 +21,7 @@ from .inference import inference_only, needs_gradients
 from .plan import Plan
 from .policies import POLICIES, Attend, Compress, Decompress, Policy, Stage
 from .problem import Output, Problem, is_abstract
+from .registry import is_built_in
 from .report import Report, explain
 from .spec import brief, parse, step_text, write
 
@@ -54,8 +55,9 @@ class Pipeline:
         _check_order(self.stages)
         try:
             self._spec: str | None = self.to_spec()
-        except ValueError:  # a stage of the user's own
+        except ValueError:  # a stage of the user's own, without a name
             self._spec = None
+        self._lawful = self._spec is not None and is_built_in(self.stages)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Pipeline) and self.normal_form() == other.normal_form()
@@ -196,7 +198,7 @@ class Pipeline:
         """
         if (dense := self.dense_kernel(q, k, v, causal, scale)) or not all(isinstance(x, Tensor) for x in (q, k, v)):
             return dense
-        lawful = self._spec is not None and not self.attend.check  # of a stage of the user's own nothing is known
+        lawful = self._lawful and not self.attend.check  # of a stage of the user's own nothing is known
         if not lawful or not q.is_cuda or torch.compiler.is_compiling() or dispatch.is_timed() or is_abstract(q):
             return None
         shapes = q.shape, k.shape, v.shape, q.dtype, q.device, causal, scale

@@ -8,27 +8,13 @@ for its steps: "balanced".
 """
 
 import ast
-import re
-from collections.abc import Callable
 from dataclasses import fields
 from inspect import signature
+from numbers import Integral, Real
 from typing import Any
 
-from . import fills, stages
-from .policies import POLICIES
 from .presets import PRESETS
-
-
-def names() -> dict[str, Callable[..., Any]]:
-    """What a spec may name besides recipes: every stage, policy and fill, in snake case."""
-    classes = [getattr(stages, name) for name in stages.__all__]
-    classes += [*POLICIES, fills.Zeros, fills.SlidingWindow]
-    return {snake(c.__name__): c for c in classes}
-
-
-def snake(name: str) -> str:
-    """TokenCoverage -> token_coverage, BlockTopK -> block_topk."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.replace("TopK", "Topk")).lower()
+from .registry import DENSE, known, look_up, near, snake, was_replaced
 
 
 def parse(spec: str) -> list[Any]:
@@ -37,7 +23,7 @@ def parse(spec: str) -> list[Any]:
         raise ValueError(
             f"spec: got {type(spec).__name__}; allowed is text such as 'token_coverage(tau=0.02)': pass a str"
         )
-    if spec.strip() == "dense":
+    if spec.strip() == DENSE:
         return []
     try:
         # parentheses, so that a spec may run over several lines; they shift positions by one
@@ -51,7 +37,7 @@ def parse(spec: str) -> list[Any]:
 
 def write(steps: list[Any]) -> str:
     """The spec of the steps. Raises ValueError for a step that has no name there."""
-    return " | ".join(map(_text, steps)) or "dense"
+    return " | ".join(map(_text, steps)) or DENSE
 
 
 def brief(step: Any) -> str:
@@ -77,8 +63,8 @@ def changed(step: Any) -> dict[str, Any]:
     try:
         plain = type(step)()
     except TypeError:  # a parameter without a default: all count
-        return {f.name: getattr(step, f.name) for f in fields(step)}
-    return {f.name: v for f in fields(step) if (v := getattr(step, f.name)) != getattr(plain, f.name)}
+        return {f.name: getattr(step, f.name) for f in fields(step) if f.init}
+    return {f.name: v for f in fields(step) if f.init and (v := getattr(step, f.name)) != getattr(plain, f.name)}
 
 
 def _joined(node: ast.expr) -> list[ast.expr]:
@@ -101,45 +87,49 @@ def _steps(spec: str, node: ast.expr) -> list[Any]:
 
 def _call(spec: str, node: ast.expr) -> Any:
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    known = names()
     if not isinstance(call.func, ast.Name):
         raise _at(spec, node, "expected a name, perhaps with arguments in parentheses")
-    if call.func.id not in known:
-        allowed = ", ".join(sorted({*known, *PRESETS}))
-        raise _at(spec, node, f"there is no {call.func.id!r}; allowed are dense (alone), {allowed}")
+    name = call.func.id
+    if (cls := look_up(name)) is None:
+        allowed = ", ".join(known())
+        raise _at(spec, node, f"there is no {name!r}{near(name)}; allowed are dense (alone), {allowed}")
     if any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
         raise _at(spec, node, "stars are not allowed; write the arguments out")
     if len({k.arg for k in call.keywords}) < len(call.keywords):
         raise _at(spec, node, "an argument is given twice")
     args = [_value(spec, a) for a in call.args]
     try:
-        return known[call.func.id](*args, **{str(k.arg): _value(spec, k.value) for k in call.keywords})
+        return cls(*args, **{str(k.arg): _value(spec, k.value) for k in call.keywords})
     except TypeError as error:
-        takes = ", ".join(signature(known[call.func.id]).parameters) or "none"
-        raise _at(spec, node, f"wrong arguments ({error}); {call.func.id} takes: {takes}") from None
+        takes = ", ".join(signature(cls).parameters) or "none"
+        raise _at(spec, node, f"wrong arguments ({error}); {name} takes: {takes}") from None
     except ValueError as error:
         raise error if str(error).startswith("spec:") else _at(spec, node, str(error)) from None
 
 
 def _value(spec: str, node: ast.expr) -> Any:
-    if isinstance(node, ast.Call) or (isinstance(node, ast.Name) and node.id in names()):
+    if isinstance(node, ast.Call) or (isinstance(node, ast.Name) and look_up(node.id)):
         return _call(spec, node)
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(spec, item) for item in node.elts]
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        meant = near(node.id) if isinstance(node, ast.Name) else ""
         raise _at(
-            spec, node, "expected a number, quoted text, True, False, None, a list or a name with arguments"
+            spec, node, f"expected a number, quoted text, True, False, None, a list or a name with arguments{meant}"
         ) from None
 
 
 def _text(step: Any) -> str:
-    known = names()
     name = snake(type(step).__name__)
-    if known.get(name) is not type(step):
+    if look_up(name) is not type(step):
+        again = was_replaced(type(step))
         raise ValueError(
-            f"stages: {step!r} has no name in a spec; allowed are {', '.join(sorted(known))}: use one of them"
+            f"stages: {step!r} is of a class that was registered anew since; allowed is the newest: make it again"
+            if again
+            else f"stages: {step!r} has no name in a spec; allowed are {', '.join(known())}: use one of them, or give "
+            "a class of your own a name with sparsekit.register"
         )
     inner = ", ".join(f"{n}={_value_text(v)}" for n, v in changed(step).items())
     return f"{name}({inner})" if inner else name
@@ -148,7 +138,16 @@ def _text(step: Any) -> str:
 def _value_text(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_value_text, value))}]"
-    return _text(value) if hasattr(type(value), "__dataclass_fields__") else repr(value)
+    if hasattr(type(value), "__dataclass_fields__"):
+        return _text(value)
+    if value is None or isinstance(value, str | bool | Integral):
+        return repr(value if value is None or isinstance(value, str | bool) else int(value))
+    if isinstance(value, Real) and abs(float(value)) < float("inf"):  # of numpy's too, whose repr no spec can hold
+        return repr(float(value))
+    raise ValueError(
+        f"stages: got the parameter {value!r}; allowed in a spec are finite numbers, text, True, False, None, lists "
+        "and stages: give the stage one of those"
+    )
 
 
 def _at(spec: str, node: ast.expr, problem: str) -> ValueError:

@@ -5,18 +5,13 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sparsekit import Output, Plan, Problem
 from sparsekit.problem import to_heads
+from sparsekit.testing.closeness import same as same
 
 
 def error(output: torch.Tensor, truth: torch.Tensor) -> float:
     """|output - truth| / |truth|, Frobenius; NaN if the output holds NaN."""
     size = truth.double().norm()
     return ((output.double() - truth.double()).norm() / size.clamp(min=torch.finfo(torch.float64).tiny)).item()
-
-
-def same(a: Output, b: Output) -> None:
-    """Equal up to float64 rounding."""
-    torch.testing.assert_close(a.o.double(), b.o.double(), atol=1e-10, rtol=1e-10)
-    torch.testing.assert_close(a.lse.double(), b.lse.double(), atol=1e-10, rtol=1e-10)
 
 
 def plain_torch(problem: Problem, plan: Plan | None = None, rows: torch.Tensor | None = None) -> Output:

@@ -21,25 +21,17 @@ from strategies import (
     tokens,
     whole_plans,
     windowed,
-    with_blocks,
 )
 from torch.nn.functional import scaled_dot_product_attention
 
 import sparsekit as sk
 from sparsekit import Blocks, Output, Plan, Problem, Tokens, attend, dispatch, oracle
 from sparsekit.problem import PAD, to_heads
+from sparsekit.testing import laws
+from sparsekit.testing.laws import lawful
 
 # Triton's interpreter takes the time of all the others: tests/ops/test_triton.py has this law for it
 ATTENDING = [b for b in dispatch.BACKENDS if dispatch.table()["attend"][b] is None and b != "triton"]
-
-
-def lawful(stage, problem):
-    """The stage's plan, or a discarded example where the stage refuses the problem with a sentence."""
-    try:
-        return stage(problem)
-    except ValueError as refusal:
-        assert type(stage).__name__ in str(refusal), "a refusal names who refuses"
-        assume(False)
 
 
 # --- the truth -------------------------------------------------------------------------------------------------
@@ -319,94 +311,44 @@ def test_tokens_after_blocks_are_refused():
     assert chosen.then(Plan()).pairs(p).equal(chosen.pairs(p))
 
 
-# --- stages -------------------------------------------------------------------------------------------------------
+# --- stages: what each law asks stands in sparsekit/testing/laws.py --------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", **named(EXAMPLES))
 @settings(max_examples=30)
 @given(p=problems())
 def test_a_stage_gives_a_lawful_plan(stage, p):
-    before = p.q.clone(), p.k.clone(), p.v.clone()
-    plan = lawful(stage, p)
-    assert all(torch.equal(x, y) for x, y in zip(before, (p.q, p.k, p.v), strict=True)), "a stage changed its input"
-    for t, n in ((plan.queries, p.q.shape[2]), (plan.keys, p.k.shape[2])):
-        if t:
-            assert t.n == n and t.idx.dtype == torch.int32 and (t.idx <= n).all() and (t.idx >= 0).all()
-            assert ((t.idx[..., 1:] > t.idx[..., :-1]) | (t.idx[..., 1:] == n)).all(), "ascending, no repeats"
-            assert t.kept()[..., -1].all(), "the last token is always kept"
-    seen = plan.pairs(p).any(-1)
-    kept = to_heads(plan.queries.kept(), p.q.shape[1]) if plan.queries else torch.ones_like(seen)
-    assert torch.equal(seen, kept), "every kept query sees a key"
-    same(attend(p, plan), oracle(p, plan))
+    laws.leaves_its_input_alone(stage, p)
+    laws.gives_a_lawful_plan(stage, p)
 
 
 @pytest.mark.parametrize("module", **named(MODULES))
 @settings(max_examples=15)
 @given(p=problems(), size=st.integers(1, 6))
 def test_the_dense_setting_is_dense_attention(module, p, size):
-    """With blocks smaller than the problem, too: one block alone is dense whatever a stage does."""
-    dense = with_blocks(module.DENSE, size)
-    same(oracle(p, lawful(dense, p)), oracle(p, Plan()))
-    mask = torch.ones(p.q.shape[2], p.k.shape[2], dtype=torch.bool).tril(p.k.shape[2] - p.q.shape[2])
-    sdpa = scaled_dot_product_attention(p.q, p.k, p.v, attn_mask=mask if p.causal else None, enable_gqa=True)
-    out = sk.Pipeline([dense])(p.q, p.k, p.v, causal=p.causal)
-    torch.testing.assert_close(out, sdpa, atol=1e-9, rtol=1e-9)
+    laws.is_dense_attention_in_its_dense_setting(module.DENSE, p, size)
 
 
 @pytest.mark.parametrize("stage", **named(EXAMPLES))
 @settings(max_examples=80)
 @given(p=problems())
 def test_a_stage_judges_each_sequence_alone(stage, p):
-    pairs = lawful(stage, p).pairs(p)
-    assert torch.equal(pairs, stage(p).pairs(p)), "the same plan twice"
-    for b in range(p.q.shape[0]):
-        alone = Problem.of(p.q[b : b + 1], p.k[b : b + 1], p.v[b : b + 1], p.causal)
-        assert torch.equal(stage(alone).pairs(alone), pairs[b : b + 1]), "one sequence changed another's plan"
+    laws.gives_the_same_plan_twice(stage, p)
+    laws.judges_each_sequence_alone(stage, p)
 
 
 @pytest.mark.parametrize("stage", **named(EXAMPLES))
 @settings(max_examples=15)
-@given(data=st.data())
-def test_padding_slots_change_nothing(stage, data):
-    """A problem with padding at the end of its rows gets the plan, and the output, of the problem without."""
-    p = data.draw(problems(square=True))
-    extra = data.draw(st.integers(1, 5))
-    room = lambda x, dim, value: torch.cat([x, torch.full_like(x.narrow(dim, 0, 1), value).expand(  # noqa: E731
-        *[extra if d == dim else n for d, n in enumerate(x.shape)])], dim)  # fmt: skip
-    padded = Problem(
-        room(p.q, 2, 0.0), room(p.k, 2, 0.0), room(p.v, 2, 0.0), room(p.q_pos, 2, PAD), room(p.k_pos, 2, PAD),
-        p.scale, p.causal,
-    )  # fmt: skip
-    plan, long = lawful(stage, p), stage(padded)
-    n = p.q.shape[2]
-    assert torch.equal(long.pairs(padded)[:, :, :n, :n], plan.pairs(p)), "padding changed the choice"
-    out = attend(padded, long)
-    torch.testing.assert_close(out.o[:, :, :n], attend(p, plan).o, atol=1e-10, rtol=1e-10)
-    assert (out.o[:, :, n:] == 0).all() and (out.lse[:, :, n:] == float("-inf")).all(), "a padding query saw something"
+@given(p=problems(square=True), extra=st.integers(1, 5))
+def test_padding_slots_change_nothing(stage, p, extra):
+    laws.is_not_changed_by_padding(stage, p, extra)
 
 
 @pytest.mark.parametrize("stage", **named(EXAMPLES))
 @settings(max_examples=20)
 @given(p=problems(), fill=FILLS)
 def test_stages_chain_with_the_nested_meaning(stage, p, fill):
-    coverage = sk.TokenCoverage(tau=0.4, window=2, pool=3, min_tokens=1, sinks=2)
-    local = sk.Streaming(sinks=1, window=3, block_size=getattr(stage, "block_size", 2))
-    for chain in ([coverage, stage], [stage, local], [coverage, stage, local]):
-        try:
-            plan = sk.Pipeline(chain)(p)
-        except ValueError as refusal:
-            assert str(refusal)
-            continue
-        same(attend(p, plan), oracle(p, plan))
-        step, short, density = Plan(), p, 1.0
-        for part in chain:
-            step = step.then(part(short))
-            short = step.compress(p)
-            assert step.density(p) <= density + 1e-6, "density only falls"
-            density = step.density(p)
-        assert torch.equal(step.pairs(p), plan.pairs(p))
-        filled = sk.Pipeline([*chain, sk.Decompress(fill or sk.Zeros())])(p)
-        same(attend(p, filled), oracle(p, filled))
+    laws.chains_with_the_nested_meaning(stage, p, fill)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -414,16 +356,26 @@ def test_stages_chain_with_the_nested_meaning(stage, p, fill):
 @settings(max_examples=8)
 @given(data=st.data())
 def test_nan_and_inf_neither_crash_nor_break_the_plan(stage, bad, data):
-    p = data.draw(problems())
-    name = data.draw(st.sampled_from(["q", "k", "v"]))
-    x = getattr(p, name)
-    x.view(-1)[data.draw(st.integers(0, x.numel() - 1))] = bad
-    plan = lawful(stage, p)
-    for t in (plan.queries, plan.keys):
-        assert t is None or (
-            ((t.idx[..., 1:] > t.idx[..., :-1]) | (t.idx[..., 1:] == t.n)).all() and (t.idx <= t.n).all()
-        )
-    assert attend(p, plan).o.shape == (*p.q.shape[:3], p.v.shape[3])
+    laws.bears_nan_and_inf(stage, data.draw(problems()), bad, data)
+
+
+@pytest.mark.parametrize("stage", **named(EXAMPLES))
+@settings(max_examples=20)
+@given(p=problems(causal=True))
+def test_a_stage_lists_nothing_of_the_future(stage, p):
+    laws.lists_nothing_of_the_future(stage, p)
+
+
+@pytest.mark.parametrize("stage", **named([stage for stage in EXAMPLES if getattr(stage, "sinks", 0)]))
+@settings(max_examples=20)
+@given(p=problems())
+def test_a_stage_with_sinks_shows_them(stage, p):
+    laws.shows_the_sinks(stage, p, stage.sinks)
+
+
+@pytest.mark.parametrize("stage", EXAMPLES, ids=repr)
+def test_a_stage_is_what_its_spec_says(stage):
+    laws.is_what_its_spec_says(stage)
 
 
 def test_every_stage_is_exported():

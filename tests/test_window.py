@@ -7,12 +7,14 @@ import torch
 from closeness import same
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import EXAMPLES, FILLS, MODULES, SEEDS, named, plans, problems, randn, tokens, windowed, with_blocks
+from strategies import EXAMPLES, FILLS, MODULES, SEEDS, named, plans, problems, randn, tokens, windowed
 from torch.nn.functional import scaled_dot_product_attention
 
 import sparsekit as sk
 from sparsekit import Plan, Problem, Tokens, attend, dispatch, oracle
 from sparsekit.problem import PAD, to_heads
+from sparsekit.testing import laws
+from sparsekit.testing.laws import lawful
 
 
 @given(p=problems(causal=True), window=st.integers(1, 30))
@@ -86,33 +88,18 @@ def test_start_and_reach_bound_what_is_visible(data):
     assert torch.equal(((slot >= start) & (slot < reach)).expand_as(short.visible()), short.visible())
 
 
-def lawful(stage, p):
-    """The stage's plan, or a discarded example where the stage refuses the problem with a sentence."""
-    try:
-        return stage(p)
-    except ValueError as refusal:
-        assert type(stage).__name__ in str(refusal)
-        assume(False)
-
-
 @pytest.mark.parametrize("stage", **named(EXAMPLES))
 @settings(max_examples=40)
 @given(p=windowed())
 def test_a_stage_gives_a_lawful_plan(stage, p):
-    plan = lawful(stage, p)
-    plan.check(p, contents=True)
-    real = to_heads(p.q_pos != PAD, p.q.shape[1])
-    kept = to_heads(plan.queries.kept(), p.q.shape[1]) if plan.queries else torch.ones_like(real)
-    assert torch.equal(plan.pairs(p).any(-1), kept & real), "every kept query sees a key, no other does"
-    assert torch.equal(plan.pairs(p), stage(p).pairs(p)), "the same plan twice"
-    same(attend(p, plan), oracle(p, plan))
+    laws.gives_a_lawful_plan_inside_a_window(stage, p)
 
 
 @pytest.mark.parametrize("module", **named(MODULES))
 @settings(max_examples=20)
 @given(p=windowed(), size=st.integers(1, 6))
 def test_the_dense_setting_is_attention_inside_the_window(module, p, size):
-    assert torch.equal(lawful(with_blocks(module.DENSE, size), p).pairs(p), p.visible())
+    laws.is_dense_inside_a_window_in_its_dense_setting(module.DENSE, p, size)
 
 
 @pytest.mark.parametrize("stage", **named(EXAMPLES))

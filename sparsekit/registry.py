@@ -1,0 +1,176 @@
+"""The names of what a spec may hold: the built-in stages, policies and fills, and the stages of one's own.
+
+A class of one's own gets its name by `register`, or by an entry point of the group `sparsekit.stages` of an installed
+package. Entry points are read when a name is looked up that nobody else has, and only the one of that name is loaded.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from keyword import iskeyword
+from typing import Any, TypeVar
+
+from . import fills, stages
+from .policies import POLICIES
+from .presets import PRESETS
+
+GROUP = "sparsekit.stages"
+DENSE = "dense"  # the spec of the empty pipeline
+Class = TypeVar("Class", bound=type)
+_own: dict[str, type] = {}  # by name: what was registered, and what entry points gave
+_replaced: list[type] = []  # classes whose place another of the same module and name took
+
+
+def snake(name: str) -> str:
+    """TokenCoverage -> token_coverage, BlockTopK -> block_topk."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.replace("TopK", "Topk")).lower()
+
+
+def register(cls: Class) -> Class:
+    """Give a stage class of your own a name in specs, files and commands: its own in snake case. Returns the class.
+
+    It is a frozen dataclass whose instances are stages; as a decorator this stands above @dataclass. The same class
+    again, of the same module and qualified name, takes the place of the earlier one. Raises ValueError for a class that
+    is no stage, and for a name that is taken.
+    """
+    _check_class(cls)
+    name = snake(cls.__name__)
+    holder = _holder(name, cls)
+    if holder is not None:
+        raise ValueError(
+            f"cls: got {_called(cls)}, but {name!r} is {holder}; allowed is a name that nobody has: rename the class"
+        )
+    if _own.get(name, cls) is not cls:
+        _replaced.append(_own[name])
+    _own[name] = cls
+    return cls
+
+
+def look_up(name: str) -> Callable[..., Any] | None:
+    """Return the class that a spec calls so; None if there is none.
+
+    Raises ValueError for an entry point that does not import, or gives something else than a stage of that name.
+    """
+    if (found := _built_in().get(name) or _own.get(name)) is None and name in _entries():
+        found = _own[name] = _loaded(name)
+    return found
+
+
+def known() -> list[str]:
+    """Return what a spec may name, recipes among it, sorted; entry points by their names alone."""
+    return sorted({*_built_in(), *PRESETS, *_own, *_entries()})
+
+
+def near(name: str) -> str:
+    """Return " (did you mean ...?)" with the known name that is most like this one; "" if none is."""
+    close = get_close_matches(snake(name), [*known(), DENSE], 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def is_built_in(step: Any) -> bool:
+    """Return whether a step, and every step among its parameters, is of the package."""
+    if isinstance(step, tuple | list):
+        return all(map(is_built_in, step))
+    if not is_dataclass(step):
+        return not callable(step)
+    return type(step) in _built_in().values() and all(is_built_in(getattr(step, f.name)) for f in fields(step))
+
+
+def was_replaced(cls: type) -> bool:
+    """Return whether another class was registered later in the place of this one."""
+    return any(cls is one for one in _replaced)
+
+
+def replacements() -> int:
+    """Return how often a name came to mean another class: what was made by names before is out of date."""
+    return len(_replaced)
+
+
+@cache
+def _built_in() -> dict[str, Callable[..., Any]]:
+    classes = [getattr(stages, name) for name in stages.__all__]
+    classes += [*POLICIES, fills.Zeros, fills.SlidingWindow]
+    return {snake(c.__name__): c for c in classes}
+
+
+@cache
+def _entries() -> dict[str, list[EntryPoint]]:
+    """By name; several of one name are a fault that is told when somebody asks for it."""
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=GROUP):
+        if entry not in found.setdefault(entry.name, []):
+            found[entry.name].append(entry)
+    return found
+
+
+def _loaded(name: str) -> type:
+    """Import the class of an entry point. A module that registers it, too, has done so then."""
+    entry, *others = _entries()[name]
+    if others:
+        both = " and ".join(map(_from, (entry, *others)))
+        raise ValueError(f"spec: the name {name!r} is taken twice, by {both}; allowed is one: uninstall the other")
+    if name in PRESETS or name == DENSE:
+        raise ValueError(f"spec: {_from(entry)} has a name that is built in; allowed is another: rename its class")
+    try:
+        cls = entry.load()
+    except Exception as error:  # a module of somebody else's may raise anything
+        raise ValueError(
+            f"spec: {name!r} is {_from(entry)}, which does not import ({type(error).__name__}: {error}); allowed is "
+            "a class that can be imported: mend that package, or uninstall it"
+        ) from error
+    try:
+        _check_class(cls)
+    except ValueError as error:
+        raise ValueError(f"spec: {name!r} is {_from(entry)}: {error}") from None
+    if snake(cls.__name__) != name:
+        raise ValueError(
+            f"spec: {name!r} is {_from(entry)}, a class that is called {snake(cls.__name__)!r} in a spec; allowed is "
+            "that name: give the entry point the class's name in snake case"
+        )
+    return cls
+
+
+def _holder(name: str, cls: type) -> str | None:
+    """Say who has a name that is not the class's own."""
+    if name in _built_in() or name in PRESETS or name == DENSE:
+        return "built in"
+    if name in _own:
+        other = _own[name]
+        same = (other.__module__, other.__qualname__) == (cls.__module__, cls.__qualname__)
+        return None if same else f"the name of {_called(other)}"
+    package = cls.__module__.partition(".")[0]
+    foreign = [entry for entry in _entries().get(name, ()) if entry.value.partition(":")[0].split(".")[0] != package]
+    return f"the name of {_from(foreign[0])}" if foreign else None
+
+
+def _check_class(cls: Any) -> None:
+    """Raise ValueError unless it is a class whose instances can stand in a pipeline and be written as text."""
+    why = None
+    if not isinstance(cls, type):
+        why = "no class"
+    elif not any("__call__" in vars(base) for base in cls.__mro__):
+        why = "a class whose instances cannot be called with a Problem"
+    elif not is_dataclass(cls):
+        why = "a class whose parameters nobody knows, because it is no dataclass (yet)"
+    elif cls.__hash__ is None:
+        why = "a dataclass that is not frozen"
+    elif iskeyword(snake(cls.__name__)):
+        why = "a class whose name no spec can hold"
+    if why:
+        raise ValueError(
+            f"cls: got {_called(cls)}, {why}; allowed is a stage, that is a frozen dataclass with "
+            "__call__(self, problem) -> Plan: write @sparsekit.register above @dataclass(frozen=True)"
+        )
+
+
+def _called(cls: Any) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}" if isinstance(cls, type) else repr(cls)
+
+
+def _from(entry: EntryPoint) -> str:
+    """Say which entry point it is."""
+    package = f" of {entry.dist.name}" if entry.dist else ""
+    return f"the entry point {entry.name} = {entry.value}{package}"
