@@ -1,27 +1,38 @@
 """Sparse attention for long-context prefill: stages that stack, with a defined meaning."""
 
-from . import library as library  # registers the operators that compiled models hold
-from .dispatch import NoBackendError, why_not
-from .execute import attend
-from .fills import SlidingWindow, Zeros
-from .oracle import oracle
-from .pipeline import Pipeline
-from .plan import Blocks, Plan, Tokens
-from .policies import Attend, Compress, Decompress, Stage
-from .problem import Output, Problem
-from .registry import register
-from .stages import *  # noqa: F403
-from .stages import __all__ as _stages
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Attend", "Blocks", "Compress", "Decompress", "NoBackendError", "Output", "Pipeline", "Plan", "Problem",
-    "SlidingWindow", "Stage", "Tokens", "Zeros", "attend", "oracle", "register", "why_not", *_stages,
-]  # fmt: skip
+__version__: str
 
 
-def __getattr__(name: str) -> str:
-    if name == "__version__":
-        from importlib.metadata import version
+def _is_command() -> bool:
+    """Return whether this process is `sparsekit ...` or `python -m sparsekit ...`, whose help need not wait for torch.
 
-        return version("sparsekit")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    Python names the module in `sys.argv[0]` only once its package is imported: until then "-m" stands there.
+    """
+    started = (sys.argv or [""])[0]
+    if started == "-m":
+        return ("-m", __name__) in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
+    return Path(started).name in (__name__, f"{__name__}.exe")
+
+
+if TYPE_CHECKING or not _is_command():
+    from .public import *  # noqa: F403
+    from .public import __all__ as __all__
+    from .stages import *  # noqa: F403  # type checkers do not see what is added to a list
+
+if not TYPE_CHECKING:  # or every misspelt name would have a type
+
+    def __getattr__(name: str) -> Any:
+        """Return the version, or a public name where none was imported yet."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version(__name__)
+        public = import_module(f"{__name__}.public")  # "from . import" would ask here again
+        if name == "__all__" or name in public.__all__:
+            return getattr(public, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,10 +16,13 @@ from .commands.explore import explore
 from .commands.page import page
 from .commands.profile import profile
 from .commands.run import run
-from .evaluation.records import versions
 
 app = typer.Typer(
-    no_args_is_help=True, invoke_without_command=True, add_completion=False, pretty_exceptions_enable=False
+    no_args_is_help=True,
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo)
 app.command()(run)
@@ -39,6 +42,8 @@ def _root(
 ) -> None:
     """Sparse attention for long-context prefill: training-free methods as stages that stack."""
     if version:
+        from .evaluation.records import versions
+
         found = versions()
         typer.echo(", ".join(f"{name} {found[name]}" for name in sorted(found, key=lambda name: name != "sparsekit")))
         raise typer.Exit

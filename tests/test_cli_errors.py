@@ -31,7 +31,7 @@ from transformers import (
 
 from sparsekit import cli
 from sparsekit.calibrate import calibrate, profile_layers
-from sparsekit.commands import loading, run
+from sparsekit.commands import loading, turns
 from sparsekit.commands.positions import learned_positions
 from sparsekit.testbed import read_text
 from sparsekit.testbed.text import MARKS, as_utf8, no_text
@@ -268,18 +268,18 @@ def test_run_says_which_layers_ran_dense(models, text, tmp_path):
 
 
 def timed(*ms):
-    return run.Found([run.Timed(each, 5.0, [1]) for each in ms], {0: run.Layer(0.5, 0.5)})
+    return turns.Found([turns.Timed(each, 5.0, [1]) for each in ms], {0: turns.Layer(0.5, 0.5)})
 
 
 def test_noise_is_not_shown_as_a_speed_up(models, text, monkeypatch):
-    shown = lambda dense, sparse: list(run._table(dense, sparse).columns[3].cells)[1]  # noqa: E731
+    shown = lambda dense, sparse: list(turns.table(dense, sparse).columns[3].cells)[1]  # noqa: E731
     near, far = (timed(10, 11, 14), timed(9, 10.5, 12)), (timed(10, 11, 14), timed(5, 6, 5.5))
-    assert shown(*near) == "~" and "no difference beyond noise" in run._how_sure(*near)
-    assert shown(*far) == "2.00x" and run._how_sure(*far) is None, "11 and 5.5"
+    assert shown(*near) == "~" and "no difference beyond noise" in turns.how_sure(*near)
+    assert shown(*far) == "2.00x" and turns.how_sure(*far) is None, "11 and 5.5"
     assert far[0].spread == (10, 14) and far[1].all_ms == 10.5
     words = "run", models / "llama", "--prompt-file", text, "--pipeline", EVERY_TOKEN, "--tokens", 2
     assert "median of 3" in command(*words).stdout
-    monkeypatch.setattr(run, "LONG", 0.0)
+    monkeypatch.setattr(turns, "LONG", 0.0)
     once = command(*words).stdout
     assert "timed once, because a first token took more than 0 s" in once and "median of 1" in once
 
@@ -369,7 +369,7 @@ def test_ctrl_c_is_exit_130_without_a_word(models, text, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "load", interrupted)
+    monkeypatch.setattr(loading, "load", interrupted)
     ran = command("run", models / "llama", "--prompt-file", text, "--pipeline", "dense")
     assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "")
 

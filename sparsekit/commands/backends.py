@@ -1,16 +1,16 @@
 """sparsekit backends"""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from .. import dispatch
-from ..prices import FREE, Prices, keep, measure, prices
-from ..samples import Samples
+if TYPE_CHECKING:
+    import torch
+
+    from ..prices import Prices
 
 
 def backends(
@@ -22,6 +22,11 @@ def backends(
     ] = False,
 ) -> None:
     """Which backend runs which operation here, and why not; and what is known of times."""
+    import torch
+
+    from .. import dispatch
+    from ..prices import keep, measure, prices
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if measure_here:
         console = Console(stderr=True)
@@ -51,7 +56,9 @@ def backends(
     console.print(_times(prices(device)), highlight=False, soft_wrap=True)
 
 
-def _times(known: Prices | None) -> str:
+def _times(known: "Prices | None") -> str:
+    from ..prices import FREE
+
     if known is None:
         return (
             "No times are known here: the first pipeline that needs them measures once, or sparsekit backends "
@@ -67,11 +74,16 @@ def _times(known: Prices | None) -> str:
     )
 
 
-def _rows(device: torch.device) -> Iterator[tuple[str, dict[str, str | None]]]:
+def _rows(device: "torch.device") -> Iterator[tuple[str, dict[str, str | None]]]:
     """Yield an operation, and of each backend why it cannot; None: it can, "": there is none.
 
     An op has another row where arguments of another kind get other answers.
     """
+    import torch
+
+    from .. import dispatch
+    from ..samples import Samples
+
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     draw = Samples(B=1, H=2, G=1, N=256, D=64, Dv=64, M=128, device=device.type, dtype=dtype)
     for op in dispatch.ops():

@@ -6,10 +6,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Option
 
-from .loading import load, read_prompts
 from .options import Device, Model, Most, PromptFiles
-from .positions import check_lengths
-from .progress import progress
 
 
 def calibrate(
@@ -25,6 +22,9 @@ def calibrate(
     from .. import calibrate as calibration
     from ..pipeline import Pipeline
     from ..plots import draw_schedule
+    from .loading import load, read_prompts
+    from .positions import check_lengths
+    from .progress import progress
 
     candidates, console = [Pipeline.from_spec(spec) for spec in pipeline], Console()
     loaded = load(model, device)

@@ -8,7 +8,6 @@ from typer import Argument, Option
 
 from ..extras import needs
 from .options import MOST_PROMPTS, Device, Seed
-from .progress import progress
 
 
 def demo(
@@ -30,6 +29,7 @@ def demo(
     from ..demo import PIPELINES, run_demo
     from ..testbed import read_text
     from .loading import usable
+    from .progress import progress
 
     disable_progress_bar()  # of loading 15 MB, in the middle of ours
     console, device = Console(), usable(device)

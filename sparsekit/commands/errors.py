@@ -5,12 +5,8 @@ import sys
 import traceback
 from typing import Any
 
-import torch
-
-from ..dispatch import NoBackendError
-
 TRACEBACK = "SPARSEKIT_TRACEBACK"  # set in the environment, it shows where an error came from
-SAID = (ValueError, ImportError, OSError, NoBackendError)  # their text says what is wrong
+SAID = (ValueError, ImportError, OSError)  # their text says what is wrong
 LONGEST = 1000  # letters of a line
 
 
@@ -23,6 +19,12 @@ def one_line(text: object) -> str:
 def said(error: BaseException) -> str:
     """Return in one line what went wrong and, where the error itself does not say it, what to do."""
     if isinstance(error, SAID) and not isinstance(error, UnicodeError) and str(error):
+        return one_line(error)
+    import torch
+
+    from ..dispatch import NoBackendError
+
+    if isinstance(error, NoBackendError):
         return one_line(error)
     text = str(error).strip()
     first = one_line(text.splitlines()[0]) if text else ""  # torch's go on with a stack of C++

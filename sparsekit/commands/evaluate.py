@@ -11,10 +11,7 @@ from rich.table import Column, Table
 from typer import Option
 
 from ..parameters import check_choice
-from .loading import load
 from .options import EMBEDDED, MOST_PROMPTS, Device, Model, Seed
-from .positions import most_positions
-from .progress import progress
 
 if TYPE_CHECKING:
     from ..evaluation.rows import Row
@@ -90,6 +87,8 @@ def evaluate(
     from ..evaluation.words import Words
     from ..layers import read_pipeline
     from ..testbed.source import Bytes
+    from .loading import load
+    from .progress import progress
 
     console = Console()
     say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
@@ -128,6 +127,8 @@ def evaluate(
 
 def _within(model: Any, lengths: tuple[int, ...] | None, unit: str, rope_scaling: str | None) -> tuple[int, ...]:
     """Return the lengths, by default as many as a model has positions for. Raises ValueError for longer ones."""
+    from .positions import most_positions
+
     most = most_positions(model)
     if lengths is None:
         if most is None:

@@ -6,10 +6,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Option
 
-from .loading import load, read_prompts
 from .options import Device, Model, Most, PromptFiles
-from .positions import check_lengths
-from .progress import progress
 
 
 def profile(
@@ -28,6 +25,9 @@ def profile(
     from ..calibrate import profile_layers
     from ..pipeline import Pipeline
     from ..plots import draw_profile
+    from .loading import load, read_prompts
+    from .positions import check_lengths
+    from .progress import progress
 
     made, console = None if pipeline is None else Pipeline.from_spec(pipeline), Console()
     loaded = load(model, device)
