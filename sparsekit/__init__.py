@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 __version__: str
 
 
-def _is_command() -> bool:
-    """Return whether this process is `sparsekit ...` or `python -m sparsekit ...`, whose help need not wait for torch.
+def _is_help() -> bool:
+    """Return whether this process is `sparsekit` or `python -m sparsekit` asked for help, which need not wait for torch.
 
     Python names the module in `sys.argv[0]` only once its package is imported: until then "-m" stands there.
     """
-    started = (sys.argv or [""])[0]
+    started, *words = sys.argv or [""]
+    if words and not {"-h", "--help"}.intersection(words):
+        return False
     if started == "-m":
         return ("-m", __name__) in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
     return Path(started).name in (__name__, f"{__name__}.exe")
 
 
-if TYPE_CHECKING or not _is_command():
+if TYPE_CHECKING or not _is_help():
     from .public import *  # noqa: F403
     from .public import __all__ as __all__
     from .stages import *  # noqa: F403  # type checkers do not see what is added to a list
@@ -32,7 +34,9 @@ if not TYPE_CHECKING:  # or every misspelt name would have a type
             from importlib.metadata import version
 
             return version(__name__)
-        public = import_module(f"{__name__}.public")  # "from . import" would ask here again
-        if name == "__all__" or name in public.__all__:
-            return getattr(public, name)
+        is_room = any(Path(__file__).with_name(file).exists() for file in (name, f"{name}.py"))
+        if not is_room:  # "from . import room" asks here first
+            public = import_module(f"{__name__}.public")
+            if name == "__all__" or name in public.__all__:
+                return getattr(public, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

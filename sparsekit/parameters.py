@@ -1,6 +1,8 @@
 """Checks of what a user sets: the message names the parameter, what came, what is allowed and what to do."""
 
 import math
+from collections.abc import Iterable
+from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
@@ -41,4 +43,14 @@ def check_ratio(name: str, value: Any, low: str = "[", high: str = "]") -> None:
 def check_choice(name: str, value: Any, allowed: tuple) -> None:
     """Raises ValueError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise ValueError(f"{name}: got {value!r}; allowed are {', '.join(map(repr, allowed))}: pass one of them")
+        said = f"{name}: got {value!r}; allowed are {', '.join(map(repr, allowed))}: pass one of them"
+        raise ValueError(said + meant(value, allowed))
+
+
+def meant(value: Any, allowed: Iterable[Any]) -> str:
+    """Return ", did you mean 'x'?" for the text among `allowed` that is most like `value`, "" if none is like it."""
+    if not isinstance(value, str):
+        return ""
+    by_letters = {text.lower(): text for text in allowed if isinstance(text, str)}
+    close = get_close_matches(value.lower(), by_letters, n=1)
+    return f", did you mean {by_letters[close[0]]!r}?" if close else ""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import randn
 
 import sparsekit as sk
-from sparsekit import Pipeline, Problem
+from sparsekit import Pipeline, Problem, recipes
 
 GOOD = dict(q=(2, 4, 6, 8), k=(2, 2, 6, 8), v=(2, 2, 6, 8))
 
@@ -168,7 +168,7 @@ BAD_STAGES = {
     "a number": ([3], "got 3; allowed are stages"),
     "text": ("token_coverage", "from_spec"),
     "one stage bare": (sk.TokenCoverage(), "allowed is a list of stages"),
-    "tokens after a recipe's": ([sk.recipes.balanced(), sk.TokenCoverage()], "got TokenCoverage after BlockThr"),
+    "tokens after a recipe's": ([recipes.balanced(), sk.TokenCoverage()], "got TokenCoverage after BlockThr"),
 }  # fmt: skip
 
 

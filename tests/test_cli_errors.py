@@ -314,9 +314,14 @@ def test_a_model_that_cannot_be_sparse_is_refused_from_python_too(models):
         ("transformers", "main('run', 'embedded', '--prompt-file', 'x', '--pipeline', 'dense')", "hf"),
         ("transformers", "main('demo')", "hf"),
         ("transformers", "main('profile', 'embedded', '--prompt-file', 'x')", "hf"),
+        ("transformers", "main('calibrate', 'embedded', '--prompt-file', 'x', '--pipeline', 'dense')", "hf"),
+        ("transformers", "main('eval', 'embedded')", "hf"),
+        ("transformers", "import sparsekit.integrations.transformers", "hf"),
         ("transformers", "from sparsekit.testbed import load_model; load_model()", "hf"),
         ("transformers", "from sparsekit.calibrate import calibrate; calibrate(0, [], [])", "hf"),
         ("matplotlib", "from sparsekit.plots import draw_profile; draw_profile(0, 'x.png')", "plots"),
+        ("matplotlib", "main('eval', 'embedded', '--page', 'x.md')", "plots"),
+        ("lm_eval", "import sparsekit.integrations.lm_eval", "lm-eval"),
     ],
 )
 def test_what_a_base_install_lacks_names_the_extra(lacking, code, extra, tmp_path):
@@ -466,3 +471,30 @@ def test_help_still_works():
     for words in ([], ["run"], ["eval"], ["demo"]):
         ran = command(*words, "--help")
         assert ran.returncode == 0 and "Usage" in ran.stdout and ran.stderr == ""
+
+
+# What was meant
+
+
+@pytest.mark.parametrize(
+    "words,guess",
+    [
+        (["eval", "embedded", "--tasks", "single_kye"], "single_key"),
+        (["eval", "nowhere", "--tasks", "needle_sinlge"], "needle_single"),
+        (["eval", "embedded", "--tasks", "Claimed"], "claimed"),
+        (["run", "embedded", "--device", "cdua"], "cuda"),
+        (["run", "embedded", "--device", "gpu"], "cuda"),
+        (["demo", "--device", "CPU"], "cpu"),
+        (["run", "embedded", "--pipeline", "streaming | attend(backend='refrence')"], "reference"),
+        (["run", "embedded", "--pipeline", "token_coverage(per='haed')"], "head"),
+        (["run", "embedded", "--device", "abacus"], None),
+        (["run", "embedded", "--device", "cuda:999"], None),
+        (["eval", "embedded", "--tasks", "x"], None),
+    ],
+)
+def test_a_mistyped_choice_is_answered_by_the_one_that_is_like_it(words, guess, text):
+    if words[0] == "run":
+        words = [*words, "--prompt-file", text, *([] if "--pipeline" in words else ["--pipeline", "dense"])]
+    said = refused(*words)
+    assert "allowed are " in said and "Expected one of" not in said
+    assert (f", did you mean {guess!r}?" in said) if guess else "did you mean" not in said

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from typer import Option
 
+from ..extras import needs
 from ..parameters import check_choice
 from .options import EMBEDDED, MOST_PROMPTS, Device, Model, Seed
 
@@ -100,6 +101,8 @@ def evaluate(
     text = testbed.read_text(file)
     if page and page.is_dir():
         raise ValueError(f"page: got {str(page)!r}, which is a folder; allowed is a file to write: name one in it")
+    if page and timed:
+        needs("matplotlib", "plots")  # now, and not once all is measured
     records = Records(out)
     if records.torn:
         say(f"{out}: its last line was cut off and is done again")

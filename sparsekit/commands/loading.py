@@ -14,12 +14,13 @@ import torch
 
 from .. import testbed
 from ..extras import needs
-from ..parameters import check_count
+from ..parameters import check_count, meant
 from ..testbed.text import as_utf8, no_text
 from .options import EMBEDDED
 from .rope import scaled
 
 GGUF = ".gguf"
+ALSO_CALLED = {"gpu": "cuda", "nvidia": "cuda"}  # devices, by users
 
 
 @dataclass(frozen=True)
@@ -137,12 +138,18 @@ def usable(device: str) -> str:
     """The device's name, "auto" resolved. Raises ValueError for one that cannot be used here."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    guess = ""
     try:
-        torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        why = shorten(str(error).splitlines()[0], 100)
-        raise ValueError(
-            f"device: got {device!r}, which cannot be used here ({why}); allowed are auto, cpu, and cuda where there "
-            "is one: pass one of those"
-        ) from error
-    return device
+        torch.device(device)
+    except RuntimeError:  # it lists all the devices that torch was ever built for
+        why, guess = "there is no such device", meant(ALSO_CALLED.get(device.lower(), device), ("auto", "cpu", "cuda"))
+    else:
+        try:
+            torch.ones(1, device=device).item()
+            return device
+        except (RuntimeError, AssertionError) as error:
+            why = shorten(str(error).splitlines()[0], 100)
+    raise ValueError(
+        f"device: got {device!r}, which cannot be used here ({why}); allowed are auto, cpu, and cuda where there "
+        f"is one: pass one of those{guess}"
+    )
