@@ -9,7 +9,7 @@ __version__: str
 
 
 def _is_help() -> bool:
-    """Return whether this process is `sparsekit` or `python -m sparsekit` asked for help, which need not wait for torch.
+    """Return whether this process is `sparsekit` or `python -m sparsekit` asked for help: without torch.
 
     Python names the module in `sys.argv[0]` only once its package is imported: until then "-m" stands there.
     """

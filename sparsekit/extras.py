@@ -3,11 +3,12 @@
 from importlib import import_module
 
 
-def needs(module: str, extra: str) -> None:
-    """Raise ImportError that names the extra unless the package `module` is installed."""
+def needs(module: str, extra: str | None) -> None:
+    """Raise ImportError that names the extra, or the package itself if None has it, unless `module` is installed."""
     try:
         import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module:  # it is there, and lacks something itself
             raise
-        raise ImportError(f'this needs {module}: pip install "sparsekit[{extra}]"', name=module) from error
+        what = f'"sparsekit[{extra}]"' if extra else module
+        raise ImportError(f"this needs {module}: pip install {what}", name=module) from error

@@ -321,6 +321,7 @@ def test_a_model_that_cannot_be_sparse_is_refused_from_python_too(models):
         ("transformers", "from sparsekit.calibrate import calibrate; calibrate(0, [], [])", "hf"),
         ("matplotlib", "from sparsekit.plots import draw_profile; draw_profile(0, 'x.png')", "plots"),
         ("matplotlib", "main('eval', 'embedded', '--page', 'x.md')", "plots"),
+        ("accelerate", "from sparsekit.commands.loading import load; load('x', 'cpu', device_map='auto')", None),
         ("lm_eval", "import sparsekit.integrations.lm_eval", "lm-eval"),
     ],
 )
@@ -330,7 +331,8 @@ def test_what_a_base_install_lacks_names_the_extra(lacking, code, extra, tmp_pat
     ran = subprocess.run([sys.executable, "-c", before + code], capture_output=True, text=True, cwd=tmp_path)
     last = ran.stderr.splitlines()[-1]
     typed = code.startswith("main")
-    assert last.split(": ", 1)[1] == f'this needs {lacking}: pip install "sparsekit[{extra}]"', ran.stderr
+    what = f'"sparsekit[{extra}]"' if extra else lacking
+    assert last.split(": ", 1)[1] == f"this needs {lacking}: pip install {what}", ran.stderr
     assert ran.returncode == (2 if typed else 1) and (ran.stderr.count("\n") == 1 if typed else True)
 
 
@@ -371,7 +373,7 @@ def test_any_error_is_one_line_and_exit_2(error, said, monkeypatch):
 
 
 def test_ctrl_c_is_exit_130_without_a_word(models, text, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loading, "load", interrupted)

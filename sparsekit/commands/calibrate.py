@@ -6,7 +6,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Option
 
-from .options import Device, Model, Most, PromptFiles
+from .options import Device, Dtype, Model, Most, PromptFiles
 
 
 def calibrate(
@@ -16,6 +16,7 @@ def calibrate(
     target: Annotated[float, Option(help="Least 1 - output error of a layer, in (0, 1]")] = 0.99,
     most: Most = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     out: Annotated[Path, Option(help="Folder for sparsekit.json and schedule.png")] = Path("schedule"),
 ) -> None:
     """Measure candidates in every layer on your text; write the schedule that saves most time within the target."""
@@ -27,7 +28,8 @@ def calibrate(
     from .progress import progress
 
     candidates, console = [Pipeline.from_spec(spec) for spec in pipeline], Console()
-    loaded = load(model, device)
+    with progress():
+        loaded = load(model, device, dtype=dtype)
     prompts = read_prompts(prompt_file, loaded.tokenizer, most)
     check_lengths(loaded.model, zip(prompt_file, prompts, strict=True))
     out.mkdir(parents=True, exist_ok=True)

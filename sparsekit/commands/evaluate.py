@@ -12,7 +12,7 @@ from typer import Option
 
 from ..extras import needs
 from ..parameters import check_choice
-from .options import EMBEDDED, MOST_PROMPTS, Device, Model, Seed
+from .options import EMBEDDED, MOST_PROMPTS, Device, Dtype, Model, Seed
 
 if TYPE_CHECKING:
     from ..evaluation.rows import Row
@@ -64,6 +64,7 @@ def evaluate(
     file: Annotated[Path | None, Option(help="Text to hide facts in; default: Python's standard library")] = None,
     seed: Seed = 0,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     rope_scaling: Annotated[
         str | None, Option(help='Stretch rotary positions to go beyond the model\'s own: "yarn:4", or JSON')
     ] = None,
@@ -107,7 +108,7 @@ def evaluate(
     if records.torn:
         say(f"{out}: its last line was cut off and is done again")
     with progress() as on_step:
-        loaded = load(model, device, rope_scaling)
+        loaded = load(model, device, rope_scaling, dtype)
         source = Bytes(text) if loaded.words is None else Words(loaded.words, text)
         chosen = tuple(
             dict.fromkeys(task for word in _words([tasks], ",") for task in source.groups.get(word, (word,)))

@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
-from .. import testbed
+from .. import problem, testbed
 from ..extras import needs
-from ..parameters import check_count, meant
+from ..parameters import check_choice, check_count, meant
 from ..testbed.text import as_utf8, no_text
 from .options import EMBEDDED
 from .rope import scaled
 
 GGUF = ".gguf"
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in problem.DTYPES}
 ALSO_CALLED = {"gpu": "cuda", "nvidia": "cuda"}  # devices, by users
 
 
@@ -31,28 +32,41 @@ class Loaded:
     words: Any = None  # the tokenizer as transformers has it; None of the embedded model, which reads bytes
 
 
-def load(name: str, device: str, rope_scaling: str | None = None) -> Loaded:
+def load(
+    name: str, device: str, rope_scaling: str | None = None, dtype: str = "auto", device_map: str | None = None
+) -> Loaded:
     """Return the model `name`, a folder, a .gguf file, a hub id or "embedded", on a device.
 
-    `rope_scaling` stretches its positions: see `rope.scaled`. Raises ValueError for what cannot be loaded, ImportError
-    for a package that it takes.
+    `rope_scaling` stretches its positions: see `rope.scaled`. `dtype` "auto" is that of the folder; of the embedded
+    model and a .gguf file float32 on a CPU and else bfloat16. `device_map`, as accelerate reads it, spreads the model
+    over devices and takes the place of `device`. Raises ValueError for what cannot be loaded, ImportError for a package
+    that it takes.
     """
+    check_choice("dtype", dtype, ("auto", *DTYPES))
     needs("transformers", "hf")
+    where = torch.device(usable(device))
+    if device_map is not None:
+        needs("accelerate", None)
+        if device != "auto":
+            raise ValueError(
+                f"device-map: got {device_map!r} and device {device!r}; allowed is one of them: leave one out"
+            )
     from huggingface_hub.utils import logging as hub_logging
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    where = torch.device(usable(device))
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # its advice is for authors of scripts
     hub_logging.set_verbosity_error()  # it tells of every retry, and then fails with a reason
+    small = torch.float32 if where.type == "cpu" else torch.bfloat16
+    wanted = small if dtype == "auto" else DTYPES[dtype]
     if name == EMBEDDED:
-        if rope_scaling:
-            raise ValueError(
-                f"rope-scaling: got {rope_scaling!r} for the embedded model; allowed are other models: leave it out"
-            )
-        dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
-        return Loaded(testbed.load_model(dtype, where), testbed.ByteTokenizer(), name)
+        for option, value in {"rope-scaling": rope_scaling, "device-map": device_map}.items():
+            if value:
+                raise ValueError(
+                    f"{option}: got {value!r} for the embedded model; allowed are other models: leave it out"
+                )
+        return Loaded(testbed.load_model(wanted, where), testbed.ByteTokenizer(), name)
     file = Path(name) if name.endswith(GGUF) else None
     if file is not None and not file.is_file():
         raise ValueError(
@@ -72,9 +86,12 @@ def load(name: str, device: str, rope_scaling: str | None = None) -> Loaded:
         config = scaled(config, rope_scaling)
     with _said_of(name):
         tokenizer = AutoTokenizer.from_pretrained(path, **how)
-        how |= _whole_weights(where) if file is not None else {"dtype": "auto"}
+        as_asked: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else wanted}
+        how |= _whole_weights(wanted) if file is not None else as_asked
+        how |= {"device_map": device_map} if device_map else {}
         model: Any = AutoModelForCausalLM.from_pretrained(path, config=config, **how)
-    return Loaded(model.to(where).eval(), testbed.TextTokenizer(tokenizer), _called(name, file), tokenizer)
+    model = model if device_map else model.to(where)
+    return Loaded(model.eval(), testbed.TextTokenizer(tokenizer), _called(name, file), tokenizer)
 
 
 @contextmanager
@@ -89,12 +106,11 @@ def _said_of(name: str) -> Iterator[None]:
         ) from error
 
 
-def _whole_weights(where: torch.device) -> dict[str, Any]:
+def _whole_weights(dtype: torch.dtype) -> dict[str, Any]:
     """Return how to load the weights of a .gguf file: unpacked, which new versions of transformers have to be told."""
     import transformers
 
     packed = getattr(transformers, "GgufConfig", None)
-    dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
     return {"dtype": dtype} | ({"quantization_config": packed(dequantize=True)} if packed else {})
 
 
@@ -105,8 +121,13 @@ def _called(name: str, file: Path | None) -> str:
     return Path(name).resolve().name if Path(name).is_dir() else name
 
 
-def read_prompts(files: Sequence[Path], tokenizer: testbed.Tokenizer, most: int | None = None) -> list[list[int]]:
+def read_prompts(
+    files: Sequence[Path], tokenizer: testbed.Tokenizer, most: int | None = None, chat: Any = None
+) -> list[list[int]]:
     """Return the tokens of each file, at most the first `most`. Raises ValueError for a file that is no text.
+
+    With `chat`, a tokenizer of transformers that has a chat template, each file is what a user says, and what the
+    template puts around it comes on top of `most`.
 
     UTF-16 and UTF-32 are recognized by their byte order mark, which is not part of the text. A model whose tokens are
     bytes reads what is no text, too, byte by byte: a warning says so.
@@ -130,8 +151,25 @@ def read_prompts(files: Sequence[Path], tokenizer: testbed.Tokenizer, most: int 
         tokens = tokenizer.encode(text)[:most]
         if not tokens:
             raise ValueError(f"prompt-file: {str(file)!r} is empty; allowed is a file with text: pass another")
-        prompts.append(tokens)
+        prompts.append(_said_by_a_user(tokens, tokenizer, chat) if chat else tokens)
     return prompts
+
+
+def require_chat(loaded: Loaded) -> Any:
+    """Return the tokenizer of a model that has a chat template. Raises ValueError for one without."""
+    if not getattr(loaded.words, "chat_template", None):
+        raise ValueError(
+            f"chat: got {loaded.name!r}, whose tokenizer has no chat template; allowed are models that were taught to "
+            "chat: leave --chat out, or take one of those"
+        )
+    return loaded.words
+
+
+def _said_by_a_user(tokens: list[int], tokenizer: testbed.Tokenizer, chat: Any) -> list[int]:
+    text = tokenizer.decode_after([], tokens).decode(errors="replace")
+    message = [{"role": "user", "content": text}]
+    whole = chat.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    return list(chat(whole, add_special_tokens=False, verbose=False)["input_ids"])  # the template has its own
 
 
 def usable(device: str) -> str:

@@ -13,3 +13,7 @@ PromptFiles = Annotated[list[Path], Option("--prompt-file", help="A text file; m
 Most = Annotated[int | None, Option(help="Read at most so many tokens of each prompt file")]
 Seed = Annotated[int, Option(help="Chooses text, facts and places")]
 Device = Annotated[str, Option(help="cpu, cuda, or auto: cuda if there is one")]
+Dtype = Annotated[
+    str,
+    Option(help="Of weights and attention: float32, bfloat16, float16, float64, or auto: as the model was saved"),
+]

@@ -6,7 +6,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Option
 
-from .options import Device, Model, Most, PromptFiles
+from .options import Device, Dtype, Model, Most, PromptFiles
 
 
 def profile(
@@ -16,6 +16,7 @@ def profile(
     pipeline: Annotated[str | None, Option(help="Spec of a pipeline: write its schedule, for those layers")] = None,
     most: Most = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     out: Annotated[Path, Option(help="Folder for drift.png and sparsekit.json")] = Path("schedule"),
 ) -> None:
     """Measure how much each layer changes the hidden states: those that change them least are to be sparse.
@@ -30,7 +31,8 @@ def profile(
     from .progress import progress
 
     made, console = None if pipeline is None else Pipeline.from_spec(pipeline), Console()
-    loaded = load(model, device)
+    with progress():
+        loaded = load(model, device, dtype=dtype)
     prompts = read_prompts(prompt_file, loaded.tokenizer, most)
     check_lengths(loaded.model, zip(prompt_file, prompts, strict=True))
     out.mkdir(parents=True, exist_ok=True)

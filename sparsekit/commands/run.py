@@ -7,7 +7,7 @@ from rich.console import Console
 from typer import Option
 
 from ..parameters import check_count
-from .options import Device, Model, Most, PromptFiles
+from .options import Device, Dtype, Model, Most, PromptFiles
 
 
 def run(
@@ -16,21 +16,30 @@ def run(
     pipeline: Annotated[str, Option(help="Spec of a pipeline, or a schedule: a .json file or a folder with one")],
     tokens: Annotated[int, Option(help="Tokens to generate, at least 1")] = 64,
     most: Most = None,
+    chat: Annotated[
+        bool, Option("--chat", help="Put each text in the model's chat template, as what a user says")
+    ] = False,
     device: Device = "auto",
+    device_map: Annotated[
+        str | None, Option(help="Spread the model over devices, as accelerate does: auto, balanced, sequential, ...")
+    ] = None,
+    dtype: Dtype = "auto",
 ) -> None:
     """Continue a text, dense and sparse: time to the first token, the two continuations, and what ran sparse at all."""
     from ..integrations.transformers import sparsify
     from ..layers import read_pipeline
     from . import turns
-    from .loading import load, read_prompts
+    from .loading import load, read_prompts, require_chat
     from .positions import check_lengths
     from .progress import progress
 
     check_count("tokens", tokens, 1)
     sparse, console = read_pipeline(pipeline), Console()
     say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
-    loaded = load(model, device)
-    prompts = list(zip(prompt_file, read_prompts(prompt_file, loaded.tokenizer, most), strict=True))
+    with progress():
+        loaded = load(model, device, dtype=dtype, device_map=device_map)
+    words = require_chat(loaded) if chat else None
+    prompts = list(zip(prompt_file, read_prompts(prompt_file, loaded.tokenizer, most, words), strict=True))
     with sparsify(loaded.model, sparse):  # says what does not fit the model before anything is timed
         pass
     check_lengths(loaded.model, prompts, tokens)
