@@ -142,6 +142,17 @@ def reason(
     )
 
 
+def why_whole(pipeline: Any, problem: Problem) -> str:
+    """Return in words why a pipeline, None for dense, computes every pair of a problem."""
+    if pipeline is None or not pipeline.stages:
+        return "its pipeline is dense"
+    limit, tokens = pipeline.attend.break_even, problem.k.shape[2]
+    if not worth_it(pipeline.stages, limit, problem, pipeline.decompress):
+        where = "on this device" if limit == "auto" else f"of {limit:,}"
+        return f"{tokens:,} tokens are below the break-even {where}; attend(break_even=0) in the spec always runs it"
+    return f"its pipeline keeps everything at {tokens:,} tokens"
+
+
 def _prices(problem: Problem) -> Prices | None:
     """What is known of a problem's device; ranks that share its heads must decide alike."""
     return prices(problem.q.device) if problem.heads_group is None else prices(problem.q.device, alike=True)

@@ -143,6 +143,11 @@ def held(what: Hashable, run: Run, *tensors: Tensor) -> Run | None:
     return graph
 
 
+def is_held(call: Run) -> bool:
+    """Return whether `held` gave this call, and no kernel is it."""
+    return isinstance(call, Graph) or getattr(call, "__module__", None) == __name__
+
+
 def _fit(held: "OrderedDict[Hashable, Any]") -> None:
     """Let go of those that were not used for longest until the others are few and small enough; the last one stays."""
     while len(held) > MOST or (len(held) > 1 and sum(graph.nbytes for graph in held.values()) > ROOM):

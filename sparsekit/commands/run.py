@@ -45,7 +45,7 @@ def run(
     check_lengths(loaded.model, prompts, tokens)
     for file, prompt in prompts:
         with progress() as on_step, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "sparsekit: layer .* runs dense")  # `what_ran` says it
+            warnings.filterwarnings("ignore", "sparsekit: .* (runs|ran) dense")  # `what_ran` says it
             dense, answer = turns.compare(loaded.model, prompt, tokens, sparse, on_step)
         say(f"{file}: {len(prompt):,} tokens")
         console.print(turns.table(dense, answer))

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.table import Table
 
-from ..break_even import worth_it
+from ..break_even import why_whole
 from ..calibrate import sinks_left_out
 from ..layers import numbered
-from ..pipeline import Pipeline
 from ..plan import Plan
 from ..problem import Problem
 from ..report import sampled_rows
@@ -148,20 +147,9 @@ def _layers(
     found = {layer: Layer(dense=reason) for layer, reason in refused.items()}
     for layer, (plan, problem, sinks) in calls.items():
         kept, density = plan.kept(problem), plan.density(problem)
-        why = refused.get(layer) or (_why_whole(pipelines[layer], problem) if density >= WHOLE else None)
+        why = refused.get(layer) or (why_whole(pipelines[layer], problem) if density >= WHOLE else None)
         found[layer] = Layer(kept, density, why, sinks)
     return dict(sorted(found.items()))
-
-
-def _why_whole(pipeline: Pipeline | None, problem: Problem) -> str:
-    """Return in words why a pipeline computes every pair of a problem."""
-    if pipeline is None:
-        return "its pipeline is dense"
-    limit, tokens = pipeline.attend.break_even, problem.k.shape[2]
-    if not worth_it(pipeline.stages, limit, problem, pipeline.decompress):
-        where = "on this device" if limit == "auto" else f"of {limit:,}"
-        return f"{tokens:,} tokens are below the break-even {where}; attend(break_even=0) in the spec always runs it"
-    return f"its pipeline keeps everything at {tokens:,} tokens"
 
 
 def what_ran(file: str, layers: Mapping[int, Layer], tokens: int) -> str | None:

@@ -249,9 +249,13 @@ def test_a_handle_prints_what_runs_where():
             "LlamaForCausalLM, sparse:",
             "  layers 0: dense",
             "  layers 1-2: Streaming(sinks=1, window=8, block_size=8) -> Attend",
+            "  2 prefill calls of layers, none sparse",
             "  layers 1-2 ran dense: output_attentions=True asks for attention weights, and a sparse layer has none",
         ]
     assert str(handle).startswith("LlamaForCausalLM, restored:")
+    assert (
+        repr(handle) == "<Sparsified LlamaForCausalLM, restored: 2 of 3 layers, 2 prefill calls of layers, none sparse>"
+    )
 
 
 def test_handles_made_in_a_loop_keep_no_chain():

@@ -18,6 +18,7 @@ from transformers.utils.generic import TransformersKwargs
 from ... import library
 from ...by_value import ByValue
 from ...dispatch import NoBackendError, no_gpu_kernel
+from ...graphs import is_held
 from ...inference import inference_only, needs_gradients
 from ...layers import FILE, by_layer, load_pipeline
 from ...pipeline import Pipeline
@@ -27,6 +28,7 @@ from ...problem import Output, Problem, shapes
 from ...timing import now_ms
 from .interface import NAME, decides_by_name, eager_forward, gives, stock
 from .masks import Carrier, Question, Rows, Sequences, added, is_traced, mask, packed_by
+from .ran import Ran
 
 DECODE = 32  # new tokens over a cache up to which a call is decode, such as the verification of a draft, and runs dense
 MARK = "_sparsekit"  # the attribute of an attention module that holds its Layer: a copy of the module has it too
@@ -60,6 +62,7 @@ class Layer:
     watch: Watch | None = None
     heads_group: "dist.ProcessGroup | None" = None  # the ranks that hold the layer's other heads
     dense: dict[int, str] = field(default_factory=dict)  # by layer, why it ran dense in spite of its pipeline; shared
+    ran: dict[int, Ran] = field(default_factory=dict, compare=False)  # by layer with a pipeline, so far; shared
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Layer":
         return Layer(self.pipeline, None, self.heads_group, copy.deepcopy(self.dense, memo))
@@ -204,10 +207,14 @@ def _prefill(call: _Call) -> tuple[Tensor, Tensor | None]:
     layer = layer_of(call.module)
     pipeline = layer.pipeline or (DENSE if call.query.is_cuda and not _learns(call) else None)
     judged = _judged(call, pipeline, layer.heads_group)
+    ran = None
+    if layer.pipeline is not None:
+        ran = layer.ran.setdefault(index(call.module), Ran())
+        ran.calls += 1
     if judged.own is None and pipeline is not None:
         _require_evaluation(call)  # of each layer, as are gradients: a look does not see them
         try:
-            return _without_backward(call, lambda: _sparse(call, pipeline, layer, judged.plain)), None
+            return _without_backward(call, lambda: _sparse(call, pipeline, layer, judged.plain, ran)), None
         except NoBackendError as refusal:
             judged = _by_its_own(call, str(refusal))
     if judged.reason is not None and layer.pipeline is not None:
@@ -425,16 +432,19 @@ def _problem(
     return rows.padding.compress(replace(p, q_pos=rows.place[..., -q.shape[2] :], k_pos=rows.place, gapless=False))
 
 
-def _sparse(call: _Call, pipeline: Pipeline, layer: Layer, plain: bool) -> Tensor:
+def _sparse(call: _Call, pipeline: Pipeline, layer: Layer, plain: bool, ran: Ran | None) -> Tensor:
     """[B, Q, H, Dv]; padding queries get zeros."""
     assert isinstance(call.mask, Carrier) and isinstance(call.mask.question, Question)
     question = call.mask.question
     if plain and not layer.watch:
-        if (o := _at_once(call, question, pipeline, layer)) is not None:
+        if (o := _at_once(call, question, pipeline, layer, ran)) is not None:
             return o
         problem = _problem(*call.filled(question), question, WHOLE, call.scaling, layer.heads_group)
-        return _run(pipeline, problem)[1].o.transpose(1, 2).contiguous()
-    outputs, indices = [], []
+        plan, out = _run(pipeline, problem)
+        if ran:
+            ran.note([plan], problem.q, problem.k)
+        return out.o.transpose(1, 2).contiguous()
+    outputs, indices, plans = [], [], []
     for rows, padding, problem in _problems(call, question, pipeline, layer.heads_group):
         started = now_ms(call.query.device) if layer.watch else 0.0
         plan, output = _run(pipeline, problem)
@@ -442,6 +452,9 @@ def _sparse(call: _Call, pipeline: Pipeline, layer: Layer, plain: bool) -> Tenso
             layer.watch(LayerCall(index(call.module), problem, plan, output, now_ms(call.query.device) - started))
         outputs.append(padding.decompress(output))
         indices.append(rows)
+        plans.append(plan)
+    if ran:
+        ran.note(plans, problem.q, problem.k)
     whole = _together(outputs, indices, call.query.shape[0])
     return _with_sinks(whole, call.kwargs.get("s_aux")).transpose(1, 2).contiguous()
 
@@ -464,13 +477,17 @@ def _together(outputs: list[Output], indices: list[Tensor | None], batch: int) -
     return Output(o.unflatten(1, (batch, -1)).transpose(0, 1), lse.unflatten(1, (batch, -1)).transpose(0, 1))
 
 
-def _at_once(call: _Call, question: Question, pipeline: Pipeline, layer: Layer) -> Tensor | None:
+def _at_once(call: _Call, question: Question, pipeline: Pipeline, layer: Layer, ran: Ran | None) -> Tensor | None:
     """[B, Q, H, Dv] where a call of such shapes is one kernel, or one graph; else None."""
     q, k, v = call.filled(question)
     alone = layer.heads_group is None and not question.first  # a graph knows no other ranks, nor where its keys stand
     find = pipeline.known_call if alone else pipeline.dense_kernel
     kernel = find(q, k, v, scale=call.scaling)
-    return None if kernel is None else kernel(q, k, v).transpose(1, 2).contiguous()
+    if kernel is None:
+        return None
+    if ran:
+        ran.note(None if is_held(kernel) else [Plan()], q, k)
+    return kernel(q, k, v).transpose(1, 2).contiguous()
 
 
 def _is_plain(call: _Call) -> bool:

@@ -1,6 +1,7 @@
 """A model with pipelines in it, and how it becomes again what it was."""
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,9 @@ from transformers import PreTrainedModel
 from ...layers import Given, by_layer, load_pipeline
 from .attention import MARK, Layer, Watch, index, register, warn_dense
 from .interface import NAME, decides_by_name, goes_through, stock
+from .ran import Ran, counted, kept, why_dense
 
+LINES = 4  # of a printed handle, about one thing
 MISSING = object()  # where an object has no such attribute
 IMPLEMENTATION = "_attn_implementation_internal"  # of a config: its setter changes the configs of all parts too
 
@@ -94,7 +97,7 @@ class Sparsified:
     def __init__(self, model: nn.Module, layers: Mapping[int, Layer], slots: list[Slot], dense: dict[int, str]) -> None:
         self.dense = dense  # by layer: why it ran dense in spite of its pipeline, in the calls so far
         self._name, self._layers, self._depth = type(model).__name__, layers, 0
-        self._slots = slots
+        self._slots, self._told = slots, False
         self._change: Change | None = None
         self._apply()
 
@@ -111,32 +114,59 @@ class Sparsified:
         """
         self._undo(abandoned=True)
 
-    def _undo(self, abandoned: bool) -> None:
+    def _undo(self, abandoned: bool, quiet: bool = False) -> None:
+        self._depth = 0
         if self._change is not None:
             change, self._change = self._change, None
             change.undo(abandoned)
-        self._depth = 0
+            if not quiet:
+                self._warn_if_all_was_dense()
 
     def __enter__(self) -> "Sparsified":
         self._apply()
         self._depth += 1
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._depth -= 1
         if self._depth <= 0:
-            self._undo(abandoned=False)
+            self._undo(abandoned=False, quiet=kind is not None)
+
+    @property
+    def _ran(self) -> dict[int, Ran]:
+        """By layer that has a pipeline and was called: its calls so far."""
+        return next(iter(self._layers.values())).ran
+
+    def _reasons(self) -> dict[int, str]:
+        """By layer: why it ran dense, by its pipeline's own choice too."""
+        found = {layer: why_dense(ran, self._layers[layer].pipeline) for layer, ran in sorted(self._ran.items())}
+        return {layer: reason for layer, reason in found.items() if reason} | self.dense
+
+    def _warn_if_all_was_dense(self) -> None:
+        """Warn, once, if there were calls and no layer was sparse in any, unless every reason has been told before."""
+        calls, reasons = sum(ran.calls for ran in self._ran.values()), self._reasons()
+        if self._told or not calls or any(ran.sparse for ran in self._ran.values()) or not {*reasons} - {*self.dense}:
+            return
+        self._told = True
+        said = "; ".join(dict.fromkeys(reasons.values()))
+        warnings.warn(f"sparsekit: {self._name} ran dense in all of its prefills: {said}", stacklevel=4)
 
     def __repr__(self) -> str:
+        some = sum(mine.pipeline is not None for mine in self._layers.values())
+        state = "sparse" if self._change else "restored"
+        return (
+            f"<Sparsified {self._name}, {state}: {some} of {len(self._layers)} layers, {counted(self._ran.values())}>"
+        )
+
+    def __str__(self) -> str:
         pipelines = {layer: mine.pipeline for layer, mine in self._layers.items()}
-        lines = [f"{self._name}, {'sparse' if self._change else 'restored'}:"]
-        for pipeline in dict.fromkeys(pipelines.values()):
-            which = [layer for layer, mine in pipelines.items() if mine == pipeline]
-            lines.append(f"  layers {_ranges(which)}: {'dense' if pipeline is None else pipeline}")
-        for reason in dict.fromkeys(self.dense.values()):
-            which = [layer for layer, mine in sorted(self.dense.items()) if mine == reason]
-            lines.append(f"  layers {_ranges(which)} ran dense: {reason}")
-        return "\n".join(lines)
+        have = [f"{_ranges(which)}: {'dense' if what is None else what}" for what, which in _grouped(pipelines)]
+        ran = list(self._ran.values())
+        lines = [f"{self._name}, {'sparse' if self._change else 'restored'}:", *_first(have)]
+        lines += [f"  {line}" for line in (counted(ran), kept(ran)) if line]
+        return "\n".join(
+            lines + _first([f"{_ranges(which)} ran dense: {why}" for why, which in _grouped(self._reasons())])
+        )
 
 
 def sparsify(
@@ -173,7 +203,8 @@ def sparsify(
         )
     dense = {layer: reason for layer, reason in own.items() if chosen[layer] is not None}
     group = _heads_group(found.root)
-    made = {layer: Layer(chosen[layer], watch, group, dense) for layer in sorted(chosen)}
+    ran: dict[int, Ran] = {}
+    made = {layer: Layer(chosen[layer], watch, group, dense, ran) for layer in sorted(chosen)}
     handle = Sparsified(model, made, found.slots(made, own), dense)
     for layer in [layer for i, layer in enumerate(dense) if dense[layer] not in list(dense.values())[:i]]:
         warn_dense(found.attention[layer][0], dense[layer])
@@ -272,6 +303,18 @@ def _just(layers: Any) -> Any:
             f'layers: got {layers!r}; allowed are a number, a range like "15-30", or a list of those: write it so'
         )
     return list(layers)
+
+
+def _grouped(of: Mapping[int, Any]) -> list[tuple[Any, list[int]]]:
+    """[(what, the layers that have it)], in the order of the layers."""
+    order = sorted(of)
+    return [(what, [x for x in order if of[x] == what]) for what in dict.fromkeys(of[x] for x in order)]
+
+
+def _first(said: list[str]) -> list[str]:
+    """Lines about layers, no more than LINES of them."""
+    more = [f"  and {len(said) - LINES + 1} more"] if len(said) > LINES else []
+    return [f"  layers {line}" for line in said[: LINES - len(more)]] + more
 
 
 def _ranges(layers: Iterable[int]) -> str:
