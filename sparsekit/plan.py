@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from .by_value import ByValue, hint
+from .by_value import ByValue, brief, hint
 from .fills import Fill, SlidingWindow, Zeros
 from .parameters import ALL, check_count, check_size
 from .problem import PAD, Output, Problem, one_head, to_heads
@@ -38,13 +38,17 @@ def ascending(
     return out.scatter(-1, slot, index)[..., :width].contiguous(), counts, full
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Tokens(ByValue):
     """A choice of tokens out of n: int32, ascending, no repeats, padded at the end with n."""
 
     idx: Int[Tensor, "B _h S"]
     n: int
     full: bool = hint()  # known: no row is padded; False: the indices tell
+
+    def __repr__(self) -> str:
+        most = "" if self.full else "at most "
+        return f"Tokens({most}{self.idx.shape[-1]:,} of {self.n:,}, idx={brief(self.idx)})"
 
     @classmethod
     def of(cls, kept: Bool[Tensor, "B _h n"]) -> "Tokens":
@@ -89,7 +93,7 @@ class Tokens(ByValue):
         return Tokens(outer.gather(-1, to_heads(inner.idx, heads).long()), self.n, self.full and inner.full)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Blocks(ByValue):
     """A choice of blocks in the grid of kept queries by kept keys: for each query block a list of key blocks.
 
@@ -101,6 +105,10 @@ class Blocks(ByValue):
     indices: Int[Tensor, "B _h I W"]  # int32
     size: tuple[int, int]  # tokens
     n: int  # key blocks
+
+    def __repr__(self) -> str:
+        most = f"at most {self.indices.shape[-1]:,} of {self.n:,} in a list"
+        return f"Blocks({most}, size={self.size}, indices={brief(self.indices)})"
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "B _h I J"], size: tuple[int, int], width: int | None = None) -> "Blocks":
@@ -155,7 +163,7 @@ class Blocks(ByValue):
         return Blocks((indices < self.n).sum(-1, dtype=torch.int32), indices, self.size, self.n)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan(ByValue):
     """Which pairs are computed. None means all; `Plan()` is dense. The order is fixed: tokens first, then blocks.
 
@@ -167,6 +175,11 @@ class Plan(ByValue):
     blocks: Blocks | None = None
     fill: Fill | None = None  # what dropped queries get; None is Zeros()
     dense_last: int = 0  # last queries that see all they may, whatever else the plan says
+
+    def __repr__(self) -> str:
+        whole = super().__repr__()
+        same = self.keys is not None and self.keys is self.queries
+        return whole.replace(f"keys={self.keys!r}", "keys=queries") if same else whole
 
     @property
     def window(self) -> SlidingWindow | None:

@@ -44,7 +44,7 @@ def is_abstract(x: Any) -> bool:
     return isinstance(x, Tensor) and (x.is_meta or isinstance(x, FakeTensor))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Problem(ByValue):
     """What attention is asked. Build one with `Problem.of`, which checks; `Plan.compress` makes the shorter ones.
 
@@ -224,7 +224,7 @@ class Problem(ByValue):
             )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Output(ByValue):
     """What attention answers. Two are equal if all entries are; NaN equals nothing."""
 

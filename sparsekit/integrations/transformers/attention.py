@@ -37,7 +37,7 @@ MARK = "_sparsekit"  # the attribute of an attention module that holds its Layer
 UNDERSTOOD = {"sliding_window", "s_aux", "softcap", "position_bias", "seq_idx", *TransformersKwargs.__annotations__}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LayerCall(ByValue):
     """What one layer's attention did in one prefill call, with rows of the batch that are alike.
 
@@ -477,7 +477,9 @@ def _together(outputs: list[Output], indices: list[Tensor | None], batch: int) -
     return Output(o.unflatten(1, (batch, -1)).transpose(0, 1), lse.unflatten(1, (batch, -1)).transpose(0, 1))
 
 
-def _at_once(call: _Call, question: Question, pipeline: Pipeline, layer: Layer, ran: Ran | None) -> Tensor | None:
+def _at_once(
+    call: _Call, question: Question, pipeline: Pipeline, layer: Layer, ran: Ran | None = None
+) -> Tensor | None:
     """[B, Q, H, Dv] where a call of such shapes is one kernel, or one graph; else None."""
     q, k, v = call.filled(question)
     alone = layer.heads_group is None and not question.first  # a graph knows no other ranks, nor where its keys stand
