@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rich.table import Column, Table
+from rich.table import Table
 
 from .pipeline import Pipeline
 
 FILE = "sparsekit.json"  # the name of a schedule beside its model
+NAME = 12  # letters of a spec that have room in a table beside its figures, at 80 columns
 DENSE = "dense"
 Layers: TypeAlias = dict[int | str, Pipeline | str]  # a layer, a range "4-7" or "default", to a pipeline or its spec
 Given = Pipeline | str | Mapping[int | str, Pipeline | str]
@@ -134,19 +135,29 @@ class Schedule:
         before, after = (sum(one.ms for one in of.values()) for of in (self.dense, self.chosen))
         return before / after if after else 1.0
 
+    def _called(self) -> dict[str, str]:
+        """By spec that is too long for a table: the number that stands for it."""
+        long = [spec for spec in dict.fromkeys(one.pipeline for one in self.chosen.values()) if len(spec) > NAME]
+        return {spec: f"({number})" for number, spec in enumerate(long, 1)}
+
+    def legend(self) -> list[str]:
+        """Return what the numbers in the table stand for, a line each."""
+        return [f"{number} {spec}" for spec, number in self._called().items()]
+
     def table(self) -> Table:
-        """For rich: every layer with what it got."""
+        """For rich: every layer with what it got, long pipelines as numbers: see `legend`."""
         table = Table(
             "layer",
-            Column("pipeline", overflow="fold"),
+            "pipeline",
             title=f"schedule: attention {self.speed_up:.2f} times as fast as dense",
             caption=f"1 - output error is at least {self.target} in every layer; ms: of a prompt",
         )
         for name in ("mass kept", "output error", "density", "ms", "dense ms"):
             table.add_column(name, justify="right")
+        called = self._called()
         for layer, one in self.chosen.items():
             figures = f"{one.mass:.4f}", f"{one.error:.1e}", f"{one.density:.3f}", f"{one.ms:.2f}"
-            table.add_row(str(layer), one.pipeline, *figures, f"{self.dense[layer].ms:.2f}")
+            table.add_row(str(layer), called.get(one.pipeline, one.pipeline), *figures, f"{self.dense[layer].ms:.2f}")
         return table
 
     def save(self, path: Path | str) -> Path:

@@ -41,12 +41,12 @@ EVERY_TOKEN = "streaming(sinks=1, window=1, block_size=1)"
 ENDS = dict(pad_token_id=END, eos_token_id=END, bos_token_id=END)
 
 
-def command(*words, encoding="utf-8"):
+def command(*words, encoding="utf-8", columns=200):
     """The exit code, stdout and stderr of a command, on streams of an encoding."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(streams[0]):
         patch.setattr(sys, "argv", ["sparsekit", *map(str, words)])
-        patch.setenv("COLUMNS", "200")
+        patch.setenv("COLUMNS", str(columns))
         with contextlib.redirect_stderr(streams[1]), pytest.raises(SystemExit) as ended:
             cli.main()
     for stream in streams:

@@ -141,3 +141,48 @@ def test_no_command_is_silent_for_long(name, plain, text, tmp_path, monkeypatch)
     assert ran.returncode == 0, ran.stderr
     said = lines(ran.stderr)
     assert any("loading" in line for line in said) and any(" of " in line for line in said), ran.stderr
+
+
+# What 80 columns show
+
+
+def at_80(stdout):
+    """The lines of tables, none of them wider than the terminal."""
+    shown = [line for line in stdout.splitlines() if any(edge in line for edge in "│┃╷╶")]
+    assert shown and max(map(len, shown)) <= 80
+    return shown
+
+
+def test_eval_at_80_columns_has_a_line_for_each_pipeline_and_says_below_what_numbers_mean(plain):
+    specs = "token_coverage(tau=0.2, min_tokens=64) | decompress(fill=sliding_window(128))", EVERY_TOKEN
+    words = ["eval", plain, "--tasks", "copy_span,needle_single", "--questions", 2, "--texts", 2, "--timed", 1]
+    ran = command(*words, "--pipelines", f"{';'.join(specs)};fast", columns=80)
+    assert ran.returncode == 0, ran.stderr
+    shown = at_80(ran.stdout)
+    rows = [line.split("│")[0].strip() for line in shown if "│" in line]
+    for name in ("dense", "dense, sparsekit", "(1)", "(2)", "fast", "copy_span", "needle_single"):
+        assert name in rows
+    assert "pipeline" in rows and not any("_tok" in row for row in rows), "no name is cut"
+    assert ran.stdout.splitlines()[-2:] == [f"(1) {specs[0]}", f"(2) {specs[1]}"]
+
+
+def test_eval_without_times_has_no_column_of_times(plain):
+    words = ["eval", plain, "--tasks", "copy_span", "--questions", 1, "--texts", 1, "--timed", 0]
+    ran = command(*words, "--pipelines", "fast", columns=80)
+    assert ran.returncode == 0 and "ms" not in "".join(at_80(ran.stdout)) and "speed-up" not in ran.stdout.split("[")[0]
+
+
+def test_the_other_tables_fit_80_columns(plain, text, tmp_path):
+    words = plain, "--prompt-file", text
+    long = "token_coverage(tau=0.0, min_tokens=64) | decompress(fill=sliding_window(128))"
+    for given in (
+        ["run", *words, "--pipeline", EVERY_TOKEN, "--tokens", 1],
+        ["backends"],
+        ["profile", *words, "--out", tmp_path],
+        ["calibrate", *words, "--pipeline", long, "--out", tmp_path, "--target", 0.1],
+    ):
+        ran = command(*given, columns=80)
+        assert ran.returncode == 0, ran.stderr
+        at_80(ran.stdout)
+        if given[0] == "calibrate" and "(1)" in ran.stdout:
+            assert f"(1) {long}" in ran.stdout.splitlines()

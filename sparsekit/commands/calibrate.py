@@ -37,6 +37,8 @@ def calibrate(
         found = calibration.calibrate(loaded.model, prompts, candidates, target=target, on_step=on_step)
     console.print(found.table())
     say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
+    for line in found.legend():
+        say(line)
     say(f"schedule: {found.save(out)}")
     try:
         say(f"picture: {draw_schedule(found, out / 'schedule.png')}")

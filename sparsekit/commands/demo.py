@@ -1,5 +1,6 @@
 """sparsekit demo"""
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +35,8 @@ def demo(
     disable_progress_bar()  # of loading 15 MB, in the middle of ours
     console, device = Console(), usable(device)
     out.mkdir(parents=True, exist_ok=True)
-    with progress() as on_step:
+    with progress() as on_step, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "sparsekit: .* ran dense in all")  # the density says it
         found = run_demo(
             read_text(file),
             length=length,

@@ -1,7 +1,8 @@
 """sparsekit eval"""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,19 +21,24 @@ if TYPE_CHECKING:
 
 RECIPES = ("lossless,balanced,fast",)
 FIRST = 2048  # of the lengths that double
-COLUMNS = 6  # pipelines side by side in a table by task
+ROOM = 64  # columns of the terminal that the widest figures take beside a pipeline's name
+NAME = 16  # letters of a name that are shown however narrow it is
 WHOLE = ("right", "difference", "text, nats")  # columns whose cells stay on a line
 TABLES = {
     (
-        "{}: answers and attention",
+        "{}: answers",
         "[ ]: 95% intervals; difference: from dense, on the same prompts, in points, ~: none is sure; p: how likely it "
-        "is by chance; density: pairs computed; speed-up: of attention, over the fastest dense of the run",
-    ): ("right", "difference", "p", "density", "attention ms", "speed-up"),
+        "is by chance",
+    ): ("right", "difference", "p"),
+    (
+        "{}: attention",
+        "kept: queries, density: pairs computed; speed-up: of attention, over the fastest dense of the run",
+    ): ("kept", "density", "attention ms", "speed-up", "first token ms"),
     (
         "{}: the text that follows",
         "text: loss less that after a dense prefill, nats per token; KL: from dense, nats; agreement: the likeliest "
-        "token is the same; kept: queries",
-    ): ("text, nats", "KL", "agreement", "kept", "first token ms"),
+        "token is the same",
+    ): ("text, nats", "KL", "agreement"),
 }
 
 
@@ -107,7 +113,8 @@ def evaluate(
     records = Records(out)
     if records.torn:
         say(f"{out}: its last line was cut off and is done again")
-    with progress() as on_step:
+    with progress() as on_step, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "sparsekit: .* ran dense in all")  # the density says it
         loaded = load(model, device, rope_scaling, dtype)
         source = Bytes(text) if loaded.words is None else Words(loaded.words, text)
         chosen = tuple(
@@ -119,9 +126,12 @@ def evaluate(
         compare(*what, name=loaded.name, timed=timed, again=again, commit=commit, on_step=on_step)
     shown = {DENSE, *asked}
     rows = [row for row in front(records.lines) if row.length in sizes and (row.dense or row.pipeline in shown)]
+    called = _numbered((row.pipeline for row in rows), console.width)
     for length in sizes:
-        for table in _tables([row for row in rows if row.length == length], source.unit):
+        for table in _tables([row for row in rows if row.length == length], source.unit, called, console.width):
             console.print(table)
+    for name, number in called.items():
+        say(f"{number} {name}")
     for row in rows:
         if row.failed:
             say(f"{row.pipeline}, {row.length:,} {source.unit}: {row.failed}")
@@ -150,8 +160,14 @@ def _within(model: Any, lengths: tuple[int, ...] | None, unit: str, rope_scaling
     return lengths
 
 
-def _tables(rows: "Sequence[Row]", unit: str) -> Iterator[Table]:
-    """Yield what is found of the rows of one length, for a terminal of 100 columns."""
+def _numbered(names: Iterable[str], width: int) -> dict[str, str]:
+    """Return what tables call pipelines: a number for each whose name leaves no room beside it."""
+    long = [name for name in dict.fromkeys(names) if len(name) > max(width - ROOM, NAME)]
+    return {name: f"({number})" for number, name in enumerate(long, 1)}
+
+
+def _tables(rows: "Sequence[Row]", unit: str, called: Mapping[str, str], width: int) -> Iterator[Table]:
+    """Yield what is found of the rows of one length; `called` has shorter names of pipelines."""
     from ..evaluation.page import counts, figures, parts, that_were_asked, thousands
     from ..evaluation.rows import COUNTS
 
@@ -163,20 +179,23 @@ def _tables(rows: "Sequence[Row]", unit: str) -> Iterator[Table]:
         filled = [name for name in names if any(figures(row)[name] for row in shown)]
         table = _table(title.format(where), caption, "pipeline", *filled)
         for row in shown:
-            table.add_row(row.pipeline, *(figures(row)[name] for name in filled))
+            table.add_row(called.get(row.pipeline, row.pipeline), *(figures(row)[name] for name in filled))
         if shown:
             yield table
     asked = that_were_asked(rows)
-    for some in (asked[at : at + COLUMNS] for at in range(0, len(asked), COLUMNS)):
+    heads = [called.get(row.pipeline, row.pipeline) for row in asked]
+    beside = max((width - 2 * NAME) // (max(map(len, heads), default=0) + 3), 1)
+    for some in (range(len(asked))[at : at + beside] for at in range(0, len(asked), beside)):
         caption = f"in percent; tasks of which dense finds less than {COUNTS:.0%} do not count"
-        table = _table(f"{where}: right by task", caption, "task", *(row.pipeline for row in some), "counts")
-        for task in dict.fromkeys(task for row in some for task in row.tasks):
-            table.add_row(task, *parts(some, task), counts(some, task))
+        table = _table(f"{where}: right by task", caption, "task", *(heads[at] for at in some), "counts")
+        for task in dict.fromkeys(task for at in some for task in asked[at].tasks):
+            these = [asked[at] for at in some]
+            table.add_row(task, *parts(these, task), counts(these, task))
         yield table
 
 
 def _table(title: str, caption: str, first: str, *others: str) -> Table:
-    table = Table(Column(first, overflow="fold"), title=title, caption=caption, box=MINIMAL)
+    table = Table(Column(first, overflow="fold", min_width=NAME), title=title, caption=caption, box=MINIMAL)
     for name in others:
         table.add_column(name, justify="right", overflow="fold", no_wrap=name in WHOLE)
     return table
