@@ -9,10 +9,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Option
 
-from .loading import load, read_prompts
-from .options import Device, Model, Most
-from .positions import check_lengths
-from .progress import progress
+from .options import Device, Dtype, Model, Most
 
 PAGE = "explore.html"
 
@@ -23,6 +20,7 @@ def explore(
     pipeline: Annotated[list[str], Option(help="Spec of a pipeline, or a schedule; may be given several times")],
     most: Most = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     out: Annotated[Path, Option(help=f"Folder for {PAGE}")] = Path("explore"),
 ) -> None:
     """Write a page to look into a model: what pipelines keep, compute and lose in every layer and head."""
@@ -30,9 +28,13 @@ def explore(
     from ..chip import chip
     from ..evaluation.records import versions
     from ..layers import read_pipeline
+    from .loading import load, read_prompts
+    from .positions import check_lengths
+    from .progress import progress
 
     chosen, console = {text: read_pipeline(text) for text in pipeline}, Console()
-    loaded = load(model, device)
+    with progress():
+        loaded = load(model, device, dtype=dtype)
     tokens = read_prompts([prompt_file], loaded.tokenizer, most)[0]
     check_lengths(loaded.model, [(prompt_file, tokens)])
     out.mkdir(parents=True, exist_ok=True)
