@@ -1,15 +1,19 @@
 """Options of commands that load a model: chat, dtype, device map; and that none of them is silent while it works."""
 
+import io
 import re
 import time
 
 import pytest
 import torch
+from rich.console import Console
 from test_cli_errors import EVERY_TOKEN, LINE, command, refused
 from tiny_llama import save_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sparsekit import Pipeline
 from sparsekit.commands import loading, progress
+from sparsekit.layers import DENSE, Measured, Schedule
 
 TEMPLATE = (
     "[{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}]{% if add_generation_prompt %}a:{% endif %}"
@@ -184,5 +188,20 @@ def test_the_other_tables_fit_80_columns(plain, text, tmp_path):
         ran = command(*given, columns=80)
         assert ran.returncode == 0, ran.stderr
         at_80(ran.stdout)
-        if given[0] == "calibrate" and "(1)" in ran.stdout:
-            assert f"(1) {long}" in ran.stdout.splitlines()
+        if given[0] == "calibrate" and "(1)" in ran.stdout:  # times say which is chosen
+            assert f"(1) {Pipeline.from_spec(long).to_spec()}" in ran.stdout.splitlines()
+
+
+def test_a_schedule_has_a_number_for_a_long_pipeline_and_says_below_which():
+    long, short = "token_coverage(tau=0.25, min_tokens=64) | decompress(fill=sliding_window(256))", "flexprefill"
+    measured = [
+        Measured(layer, spec, ms=1.0, kept=0.5, density=0.3, mass=0.9, error=0.1, chosen=spec != DENSE)
+        for layer, name in enumerate((long, short, long))
+        for spec in (DENSE, name)
+    ]
+    schedule = Schedule({layer: name for layer, name in enumerate((long, short, long))}, tuple(measured), target=0.9)
+    shown = io.StringIO()
+    Console(file=shown, width=80).print(schedule.table())
+    rows = [line.split("│")[1:3] for line in at_80(shown.getvalue()) if line.startswith("│")]
+    assert [[cell.strip() for cell in row] for row in rows] == [["0", "(1)"], ["1", short], ["2", "(1)"]]
+    assert schedule.legend() == [f"(1) {long}"]
