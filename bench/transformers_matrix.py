@@ -72,9 +72,10 @@ STACKED = Pipeline(
         sk.TokenCoverage(tau=0.3, window=8, pool=3, min_tokens=8),
         sk.FlexPrefill(gamma=0.5, block_size=8),
         sk.Decompress(sk.SlidingWindow(4)),
-    ]
+    ],
+    break_even=0,  # so short, dense attention is faster anywhere
 )
-BLOCKS = Pipeline([sk.FlexPrefill(gamma=0.5, block_size=8)])
+BLOCKS = Pipeline([sk.FlexPrefill(gamma=0.5, block_size=8)], break_even=0)
 CLOSE = 1e-5  # relative, in float32, after three layers: what rounding leaves
 
 
@@ -363,8 +364,11 @@ FlashAttention, as sparsekit calls it, wherever it takes the call.
   its attention asks transformers' `AttentionInterface`, has a number (`layer_idx`), and gives every implementation the
   same arguments; whether it is causal the mask of each call says. A model none of whose chosen layers can is a
   ValueError that says why. Parts without such layers, a vision tower or an encoder, keep their own implementation.
-- **What runs.** `print(handle)` shows the pipeline of each layer, and which layers ran dense and why; `handle.dense`
-  has the reasons by layer, and a warning says each once.
+- **What runs.** `print(handle)` shows the pipeline of each layer, how often layers were called and how often they were
+  sparse, about what the last calls kept, and which layers ran dense and why; `handle.dense` has the reasons that are
+  not the pipeline's own by layer, and a warning says each once. Where no layer was sparse in any call, a warning says
+  so, with the reason, when the model is given back. The figures are of lists that are counted and not looked at: a
+  block counts whole, and of heads that keep different numbers of tokens the largest counts.
 - **Decode is dense.** At most 32 new tokens over a cache are decode: a step, or the verification of a draft (prompt
   lookup, an assistant). More are a prefill chunk; a prompt without a cache is a prefill however short it is.
 - **Batches.** A row of a padded or packed batch gets what the same row gets alone: its sinks, neighbours, last queries,
