@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 BACKENDS = {
+    "hopper": "sparsekit_kernels.hopper",
     "flash": "sparsekit_kernels.flash",
     "triton": "sparsekit_kernels.triton",
     "cpu": "sparsekit_kernels.cpu",
@@ -24,9 +25,9 @@ BACKENDS = {
 }
 AUTO: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu", "reference"),
-    "cuda": ("flash", "triton", "cpu", "reference"),
+    "cuda": ("hopper", "flash", "triton", "cpu", "reference"),
 }  # what "auto" may try, in order, by device type: a backend joins once it has been measured there
-ALLOWED = ("auto", *BACKENDS)
+ALLOWED = ("auto", *(name for name in BACKENDS if name != "hopper"))  # who may be named to attend: that one does not
 
 
 _clock: ContextVar[Callable[[str], AbstractContextManager]] = ContextVar("clock", default=nullcontext)
@@ -89,7 +90,7 @@ def kernel(op: str, device: str, *args: Any, backend: str = "auto") -> Callable[
 def no_gpu_kernel(*args: Any) -> str | None:
     """In words, why nothing but plain torch could attend on a GPU; None if a kernel can."""
     reasons = {}
-    for name in reversed([name for name in AUTO["cuda"] if name not in AUTO["cpu"]]):
+    for name in reversed([name for name in AUTO["cuda"] if name not in AUTO["cpu"] and has(name, "attend")]):
         reasons[name] = why_not(name, "attend", *args)
         if reasons[name] is None:
             return None
