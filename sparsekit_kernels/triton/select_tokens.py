@@ -8,7 +8,7 @@ from sparsekit.ops.select_tokens import Keep, Scores, common_width
 from sparsekit.plan import Tokens
 
 from . import why_not_here
-from .topk_mask import AHEAD, choose, in_rows, keys, search, sizes
+from .topk_mask import AHEAD, bounds, choose, in_rows, keys, places, sizes
 
 
 def why_not(scores: Tensor, keep: Tensor) -> str | None:
@@ -20,17 +20,19 @@ def select_tokens(scores: Scores, keep: Keep) -> Tokens:
     width, full = common_width(keep, B * h, n)
     rows, each = in_rows(scores), keep.expand(B, h).int().contiguous()
     idx = each.new_empty(B, h, width)
-    _select_tokens[(B * h,)](rows, each, idx, rows.stride(0), n, width, **sizes(rows))
+    _select_tokens[(B * h,)](rows, each, idx, rows.stride(0), n, width, **places(rows) or sizes(rows))
     return Tokens(idx, n, full)
 
 
 @triton.jit
-def _select_tokens(scores, keep, idx, row_stride, n, width, N: tl.constexpr, WIDE: tl.constexpr):
+def _select_tokens(
+    scores, keep, idx, row_stride, n, width, N: tl.constexpr, WIDE: tl.constexpr, PLACES: tl.constexpr = 0
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     scores += row * row_stride
     idx += row * width
     target = tl.load(keep + row)
-    low, high, above, within, mass = search(scores, n, target, False, False, N, WIDE)
+    low, high, above, within = bounds(scores, n, target, N, PLACES, WIDE)
     tied, filled = 0, 0
     for start in tl.range(0, n, N // 2, num_stages=AHEAD):
         slot = start + tl.arange(0, N // 2)

@@ -1,4 +1,7 @@
-"""How many tokens may be dropped: the sum of a row, then the search of coverage_mask for a share of it."""
+"""How many tokens may be dropped: the sum of a row, then the search of coverage_mask for a share of it.
+
+A row that stays in registers is read once, and each pass of its search settles a single bit.
+"""
 
 import torch
 import triton
@@ -8,8 +11,8 @@ from torch import Tensor
 from sparsekit.ops.token_budget import Drop, Most, Votes
 
 from . import why_not_here
-from .coverage_mask import within_mass
-from .topk_mask import entries, in_rows, sizes
+from .coverage_mask import how_many_fit, within_mass
+from .topk_mask import entries, in_rows, places, sizes
 
 
 def why_not(votes: Tensor, tau: float, most: Tensor) -> str | None:
@@ -20,17 +23,32 @@ def token_budget(votes: Votes, tau: float, most: Most) -> Drop:
     drop = torch.empty(len(votes), dtype=torch.int64, device=votes.device)
     rows, limit = in_rows(votes), most.contiguous() if most.ndim else int(most)
     _token_budget[(len(votes),)](
-        rows, tau, limit, drop, rows.stride(0), rows.shape[1], PER_ROW=most.ndim > 0, **sizes(votes, mass=True)
-    )
+        rows, tau, limit, drop, rows.stride(0), rows.shape[1], PER_ROW=most.ndim > 0,
+        **places(rows) or sizes(rows, mass=True),
+    )  # fmt: skip
     return drop
 
 
 @triton.jit
 def _token_budget(
-    votes, tau, most, drop, row_stride, n, PER_ROW: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr
+    votes, tau, most, drop, row_stride, n, PER_ROW: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
+    PLACES: tl.constexpr = 0,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     votes += row * row_stride
+    if PLACES:
+        under = _below_held(entries(votes, tl.arange(0, PLACES), n, float("nan"), WIDE), n, tau, WIDE)
+    else:
+        under = _below(votes, n, tau, N, WIDE)
+    limit = most
+    if PER_ROW:
+        limit = tl.load(most + row)
+    tl.store(drop + row, tl.minimum(tl.where(under > 0, under + 1, 0), limit))
+
+
+@triton.jit
+def _below(votes, n, tau, N: tl.constexpr, WIDE: tl.constexpr):
+    """How many of the smallest votes have a running sum below `tau` of all finite ones."""
     sums = tl.zeros([N // 2], WIDE)
     for start in range(0, n, N):
         slot = start + tl.arange(0, 2)[:, None] * (N // 2) + tl.arange(0, N // 2)
@@ -38,8 +56,29 @@ def _token_budget(
         sums += tl.sum(tl.where(x == float("inf"), 0.0, x), 0)
     target = (tl.sum(sums, 0) + 1e-8) * tau
     low, high, above, within, spare = within_mass(votes, n, target, True, N, WIDE)
-    under = above + tl.minimum(spare, within)
-    limit = most
-    if PER_ROW:
-        limit = tl.load(most + row)
-    tl.store(drop + row, tl.minimum(tl.where(under > 0, under + 1, 0), limit))
+    return above + tl.minimum(spare, within)
+
+
+@triton.jit
+def _below_held(x, n, tau, WIDE: tl.constexpr):
+    """The same of a row in registers, inf beyond its end.
+
+    Of votes, none below 0, the bits are in their order. Looked for are the largest bits of which all smaller votes
+    have a sum below the target. n votes of less than half its n-th part have; no vote from the target up is below it.
+    """
+    KEY: tl.constexpr = tl.int64 if WIDE.primitive_bitwidth == 64 else tl.int32
+    target = (tl.sum(tl.where(x == float("inf"), 0.0, x), 0) + 1e-8) * tau
+    least = target / (2 * n)
+    low, high = least.to(KEY, bitcast=True), target.to(KEY, bitcast=True) + 1
+    mass = tl.sum(tl.where(x < least, x, 0.0), 0)
+    while high - low > 1:
+        middle = low + (high - low) // 2
+        total = tl.sum(tl.where(x < middle.to(WIDE, bitcast=True), x, 0.0), 0)
+        below = total < target
+        mass = tl.where(below, total, mass)
+        low, high = tl.where(below, middle, low), tl.where(below, high, middle)
+    value = low.to(WIDE, bitcast=True)
+    within = tl.sum((x == value).to(tl.int32), 0)
+    spare = how_many_fit(~low, mass, target, True, WIDE)
+    under = tl.sum((x < value).to(tl.int32), 0) + tl.minimum(spare, within)
+    return tl.where(target > 0.0, under, 0)

@@ -3,7 +3,7 @@
 A program owns a row. A pass reads it once and counts the entries at or above three thresholds, which settles two bits
 of the one looked for; it ends early once one entry is left between the bounds. The loads of a few steps overlap.
 `search` also sums the entries, for coverage_mask. A row of 128K float32 is 512 KiB: it stays in L2, and at most 16
-passes read it.
+passes read it. A shorter row stays in the registers of its program: `search_held` reads it once.
 """
 
 import torch
@@ -17,6 +17,9 @@ from . import why_not_here
 
 STEP = 4096  # entries, at most: a row waits for the entries of each step, so few and large ones
 AHEAD = tl.constexpr(4)  # steps whose entries are on their way at once
+HELD = 2**15  # entries, at most, of a row that is held in registers
+EACH, WARPS = 32, 16  # of these a thread has, and warps at most: no more threads than any GPU runs together
+TAKEN = 4  # of these a thread chooses from at once
 
 
 def why_not(scores: Tensor, keep: Tensor) -> str | None:
@@ -27,7 +30,7 @@ def topk_mask(scores: Scores, keep: Keep) -> Mask:
     rows = in_rows(scores)
     mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
     each = keep.expand(scores.shape[:-1]).to(torch.int32).contiguous()
-    _topk_mask[(len(rows),)](rows, each, mask, rows.stride(0), rows.shape[1], **sizes(rows))
+    _topk_mask[(len(rows),)](rows, each, mask, rows.stride(0), rows.shape[1], **places(rows) or sizes(rows))
     return mask
 
 
@@ -44,12 +47,22 @@ def sizes(rows: Tensor, mass: bool = False) -> dict:
     return dict(N=step, WIDE=wide, num_warps=max(step // 256, 1))  # of a step's halves a thread has 4 entries each
 
 
+def places(rows: Tensor) -> dict:
+    """How a program holds a row [rows, n]: places for its entries, their type, warps; nothing if it is too long."""
+    if rows.shape[1] > HELD:
+        return {}
+    held = max(triton.next_power_of_2(rows.shape[1]), 128)
+    wide = tl.float64 if rows.dtype == torch.float64 else tl.float32
+    warps = min(max(held // (32 * EACH), 1), WARPS)
+    return dict(N=64 * TAKEN * warps, PLACES=held, WIDE=wide, num_warps=warps)
+
+
 @triton.jit
-def _topk_mask(scores, keep, mask, row_stride, n, N: tl.constexpr, WIDE: tl.constexpr):
+def _topk_mask(scores, keep, mask, row_stride, n, N: tl.constexpr, WIDE: tl.constexpr, PLACES: tl.constexpr = 0):
     row = tl.program_id(0).to(tl.int64)
     scores += row * row_stride
     target = tl.load(keep + row)
-    low, high, above, within, mass = search(scores, n, target, False, False, N, WIDE)
+    low, high, above, within = bounds(scores, n, target, N, PLACES, WIDE)
     tied = 0
     for start in tl.range(0, n, N // 2, num_stages=AHEAD):
         slot = start + tl.arange(0, N // 2)
@@ -62,16 +75,21 @@ def _topk_mask(scores, keep, mask, row_stride, n, N: tl.constexpr, WIDE: tl.cons
 def keys(scores, slot, n, MASS: tl.constexpr, SMALLEST: tl.constexpr, WIDE: tl.constexpr):
     """Integers in the order of the entries (with SMALLEST the reverse), NaN as inf; and the entries."""
     BITS: tl.constexpr = WIDE.primitive_bitwidth
-    MOST: tl.constexpr = 2 ** (BITS - 1) - 1
     x = entries(scores, slot, n, 0.0, WIDE)
+    return tl.where(slot < n, key_of(x, MASS, SMALLEST, WIDE), -(2 ** (BITS - 1))), x  # beyond: below every threshold
+
+
+@triton.jit
+def key_of(x, MASS: tl.constexpr, SMALLEST: tl.constexpr, WIDE: tl.constexpr):
+    BITS: tl.constexpr = WIDE.primitive_bitwidth
+    MOST: tl.constexpr = 2 ** (BITS - 1) - 1
     bits = x.to(tl.int64 if BITS == 64 else tl.int32, bitcast=True)
     if MASS:
         key = bits & MOST  # no entry is below 0
     else:
         bits = tl.where(x == 0.0, 0, bits)  # -0 is 0
         key = bits ^ ((bits >> (BITS - 1)) & MOST)
-    key = ~key if SMALLEST else key
-    return tl.where(slot < n, key, -MOST - 1), x  # beyond the end: below every threshold
+    return ~key if SMALLEST else key
 
 
 @triton.jit
@@ -93,6 +111,18 @@ def entry_of(key, MASS: tl.constexpr, SMALLEST: tl.constexpr, WIDE: tl.constexpr
         bits = tl.maximum(key, -INF - 1)
         bits ^= (bits >> (BITS - 1)) & (2 ** (BITS - 1) - 1)
     return bits.to(WIDE, bitcast=True)
+
+
+@triton.jit
+def bounds(scores, n, target, N: tl.constexpr, PLACES: tl.constexpr, WIDE: tl.constexpr):
+    """Bounds low <= key <= high of the entry that `target` entries reach; how many lie above them and within them."""
+    if PLACES:
+        # beyond the end: as small as any, and as the last of the smallest never needed
+        x = entries(scores, tl.arange(0, PLACES), n, -float("inf"), WIDE)
+        low, high, above, within = search_held(key_of(x, False, False, WIDE), n, target, WIDE)
+    else:
+        low, high, above, within, mass = search(scores, n, target, False, False, N, WIDE)
+    return low, high, above, within
 
 
 @triton.jit
@@ -150,6 +180,29 @@ def search(scores, n, target, MASS: tl.constexpr, SMALLEST: tl.constexpr, N: tl.
         low += step * (r1.to(KEY) + r2.to(KEY) + r3.to(KEY))
         high = low + (step - 1)
     return low, high, above, upward - above, mass
+
+
+@triton.jit
+def search_held(key, n, target, WIDE: tl.constexpr):
+    """The same bounds, of a row in registers, where a pass costs so little that each settles a single bit.
+
+    Once exactly `target` keys are left no more bits are needed: all of these lie within the bounds.
+    """
+    BITS: tl.constexpr = WIDE.primitive_bitwidth
+    KEY: tl.constexpr = tl.int64 if BITS == 64 else tl.int32
+    LEAST: tl.constexpr = -(2 ** (BITS - 1))
+    low, shift = tl.full([], LEAST, KEY), tl.full([], BITS, KEY)
+    target, upward = tl.minimum(target, n), tl.full([], 0, tl.int32) + n  # entries from low up
+    while (shift > 0) & (upward != target):
+        shift -= 1
+        middle = low + (tl.full([], 1, KEY) << shift)
+        count = tl.sum((key >= middle).to(tl.int32), 0)
+        upward = tl.where(count >= target, count, upward)
+        low = tl.where(count >= target, middle, low)
+    high, within = tl.full([], -LEAST - 1, KEY), upward
+    if upward != target:
+        high, within = low, tl.sum((key == low).to(tl.int32), 0)
+    return low, high, upward - within, within
 
 
 @triton.jit

@@ -62,6 +62,18 @@ def window_kernels(name):
             yield f"{step} {dtype} D={D} window", compile_kernel(kernel, name, pointers, constants, *warps)
 
 
+def held_kernels(name):
+    for n in (128, 2048, 4096, 8192, 16384, topk_mask.HELD):
+        given = topk_mask.places(torch.empty(1, n))
+        warps = given.pop("num_warps")
+        pointers = tensors("fp32", "scores", keep="i32")
+        for op, result in ((topk_mask._topk_mask, {"mask": "*i1"}), (select_tokens._select_tokens, {"idx": "*i32"})):
+            yield f"{op.__name__[1:]} held n={n}", compile_kernel(op, name, pointers | result, given, warps)
+        pointers = tensors("fp32", "votes", drop="i64") | {"tau": "fp32"}
+        kernel = compile_kernel(token_budget._token_budget, name, pointers, given | dict(PER_ROW=False), warps)
+        yield f"token_budget held n={n}", kernel
+
+
 def row_kernels(name):
     for n in (128, topk_mask.STEP):
         row = torch.empty(1, n)
@@ -128,6 +140,6 @@ def block_kernels(name):
 
 
 if __name__ == "__main__":
-    for kernels in (window_kernels, row_kernels, block_kernels):
+    for kernels in (window_kernels, held_kernels, row_kernels, block_kernels):
         for what, kernel in kernels(sys.argv[1]):
             print(line(sys.argv[1], what, kernel), flush=True)

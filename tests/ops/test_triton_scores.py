@@ -162,13 +162,19 @@ def scores(draw):
     return x.to(WHERE, torch.float64 if WHERE == "cpu" and draw(st.booleans()) else torch.float32)
 
 
+held_or_not = pytest.mark.parametrize("held", [2**15, 0])  # entries of a row that stays in registers
+rows_held = lambda held: mock.patch("sparsekit_kernels.triton.topk_mask.HELD", held)  # noqa: E731
+
+
+@held_or_not
 @settings(max_examples=14)
 @given(data=st.data())
-def test_the_largest_are_the_definition(data):
+def test_the_largest_are_the_definition(held, data):
     x = data.draw(scores())
     keep = torch.randint(0, x.shape[2] + 2, (1, data.draw(st.sampled_from([1, x.shape[1]]))), device=WHERE)
-    assert torch.equal(fast("topk_mask", x, keep), plain("topk_mask", x, keep))
-    mine, theirs = fast("select_tokens", x, keep), plain("select_tokens", x, keep)
+    with rows_held(held):
+        assert torch.equal(fast("topk_mask", x, keep), plain("topk_mask", x, keep))
+        mine, theirs = fast("select_tokens", x, keep), plain("select_tokens", x, keep)
     assert torch.equal(mine.idx, theirs.idx) and mine.idx.dtype == torch.int32
     assert (mine.n, mine.full) == (theirs.n, theirs.full)
 
@@ -199,18 +205,22 @@ def test_the_entries_within_a_mass_are_the_definition(data, largest):
     assert torch.equal(fast("coverage_count", x, mass, largest), mask.sum(-1))
 
 
+@held_or_not
 @pytest.mark.parametrize("layout,steps", [("rows", 2), ("columns", 0), ("one row for all", 0)])
-def test_long_rows_and_rows_in_any_layout(layout, steps):
+def test_long_rows_and_rows_in_any_layout(layout, steps, held):
     """More entries than a program reads at once, which no layout knows of, and ties on both sides."""
     from sparsekit_kernels.triton.topk_mask import STEP
 
     n = steps * STEP + 300
     x = randn(0, 2, n, dtype=torch.float32).mul(4).round().abs().to(WHERE)
     x = {"rows": x, "columns": x.T.contiguous().T, "one row for all": x[:1].expand(2, -1)}[layout]
-    keep = torch.tensor([n - 100, n // 3], device=WHERE)
-    assert torch.equal(fast("topk_mask", x, keep), plain("topk_mask", x, keep))
-    mine, theirs = (run("select_tokens", x[:, None], keep[:, None]) for run in (fast, plain))
-    assert torch.equal(mine.idx, theirs.idx)
+    keep, most = torch.tensor([n - 100, n // 3], device=WHERE), torch.tensor(n)
+    with rows_held(held):
+        assert torch.equal(fast("topk_mask", x, keep), plain("topk_mask", x, keep))
+        mine, theirs = (run("select_tokens", x[:, None], keep[:, None]) for run in (fast, plain))
+        assert torch.equal(mine.idx, theirs.idx)
+        mine, theirs = (run("token_budget", x, 0.75, most) for run in (fast, plain))
+        assert torch.equal(mine, theirs) and 0 < mine.min()
     for largest in (True, False):
         mass = x.sum(-1) * 0.75 // 1
         mine, theirs = (run("coverage_mask", x, mass, largest) for run in (fast, plain))
@@ -235,16 +245,29 @@ def test_votes_are_the_definition(data):
         torch.testing.assert_close(mine, theirs, equal_nan=True)
 
 
+@held_or_not
 @settings(max_examples=20)
 @given(data=st.data(), tau=st.sampled_from([0.0, 0.125, 0.5, 1.0]))
-def test_the_budget_is_the_definition(data, tau):
+def test_the_budget_is_the_definition(held, data, tau):
     """Sums of whole numbers are exact: what fits is no matter of rounding."""
     x = data.draw(scores()).abs().round()
     x = torch.nan_to_num(x[0] if data.draw(st.booleans()) else x[0].T.contiguous().T, math.nan, math.inf)
     some = data.draw(st.booleans())
     most = torch.randint(0, x.shape[1] + 1, x.shape[:1], device=WHERE) if some else torch.tensor(x.shape[1] // 2)
-    mine, theirs = (run("token_budget", x, tau, most) for run in (fast, plain))
+    with rows_held(held):
+        mine, theirs = (run("token_budget", x, tau, most) for run in (fast, plain))
     assert torch.equal(mine, theirs) and mine.dtype == torch.int64
+
+
+@held_or_not
+@pytest.mark.parametrize("votes", [[0.0, 0.0], [1e-45] * 3, [1e30, 1e-30, 0.0, 1e30], [4.0], [math.inf] * 2, [8.0] * 9])
+def test_the_budget_of_odd_rows(held, votes):
+    """Equal votes, zeros alone, the smallest and the largest numbers: where the search begins and ends."""
+    x = torch.tensor([votes], device=WHERE)
+    for tau in (0.0, 0.25, 0.5, 1.0):
+        with rows_held(held):
+            mine, theirs = (run("token_budget", x, tau, torch.tensor(99)) for run in (fast, plain))
+        assert torch.equal(mine, theirs), tau
 
 
 # --- query_aware --------------------------------------------------------------------------------------------------
