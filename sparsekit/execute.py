@@ -69,14 +69,22 @@ def run(
             with clock("fill"):
                 out = plan.fill_in(problem, out, call("sliding_window", problem, plan))
         return out
+    loose = plan.queries is not None and problem.full  # all padding is the compressed problem's, and stays behind
     with clock("compress"):
-        kept = short.pop() if short else call("gather_tokens", problem, plan)
+        unread = loose and _by_tiles(problem, backend)
+        kept = short.pop() if short else call("gather_tokens", replace(problem, loose=unread), plan)
     with clock("attend"):
-        loose = plan.queries is not None and problem.full  # all padding is the compressed problem's, and stays behind
         out = call("attend", replace(kept, loose=loose), Plan(blocks=plan.blocks))
     del kept  # as large as the output at a third of the tokens: make room for that
     with clock("decompress"):
         return call("scatter_tokens", problem, plan, out)
+
+
+def _by_tiles(problem: Problem, backend: str) -> bool:
+    """Whether what attends reads tiles of rows, up to the last one that holds no padding: all our kernels do."""
+    if backend == "auto":
+        return problem.q.is_cuda and dispatch.no_gpu_kernel(problem, Plan()) is None
+    return backend not in dispatch.AUTO["cpu"]
 
 
 def _with_last(problem: Problem, plan: Plan, out: Output, call: Callable[..., Output]) -> Output:

@@ -67,7 +67,7 @@ class Problem(ByValue):
     gapless: bool = hint()  # known: the positions of queries and of keys count up by one; False: positions tell
     window: int | None = None  # positions a query sees back from its own, itself included; None: all; only if causal
     heads_group: "dist.ProcessGroup | None" = None  # tensor parallel: the ranks that hold the layer's other heads
-    loose: bool = hint()  # known: nobody reads what padding queries are answered, so anything may stand there
+    loose: bool = hint()  # known: nobody reads what padding slots hold or are answered: anything may stand there
 
     def __post_init__(self) -> None:
         if self.scale <= 0:

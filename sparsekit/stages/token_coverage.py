@@ -102,7 +102,8 @@ class TokenCoverage:
 
 def _best(votes: Tensor, keep: Tensor) -> Tokens:
     """The `keep` [B, h, 1] tokens with the most votes, per head."""
-    return dispatch.run("select_tokens", votes.device.type, votes, _to(keep, votes.shape[1]).squeeze(-1))
+    keep = keep if keep.shape[1] == 1 else to_heads(keep, votes.shape[1])
+    return dispatch.run("select_tokens", votes.device.type, votes, keep.squeeze(-1))
 
 
 def _to(x: Tensor, heads: int) -> Tensor:

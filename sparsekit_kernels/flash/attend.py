@@ -203,7 +203,8 @@ def _lengths(p: Problem, blocks: Blocks | None) -> tuple[Tensor | None, Tensor |
     if blocks:
         return None, None  # lists leave the padding out; Blackwell wants another form of them beside lengths of queries
     c = max(p.q_pos.shape[1], p.k_pos.shape[1])
-    return to_heads(_real(p.q_pos), c), to_heads(_real(p.k_pos), c)
+    n_k = to_heads(_real(p.k_pos), c)
+    return (n_k if p.q_pos is p.k_pos else to_heads(_real(p.q_pos), c)), n_k
 
 
 def _real(pos: Tensor) -> Tensor:

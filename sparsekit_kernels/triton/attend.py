@@ -169,7 +169,7 @@ def _attend(
                 )  # fmt: skip
     else:
         # every row that sees anything sees the keys before the first of these
-        free = lowest // N * N if WINDOW else tl.min(tl.where(seen > 0, seen, K), 0) // N * N
+        free = lowest // N * N if WINDOW else tl.minimum(tl.min(tl.where(seen > 0, seen, K), 0), last) // N * N
         for key in range(0, 0 if WINDOW else free, N):
             top, total, acc = _step(
                 x, keys, values, k_idx, n_k, at_b, at_g, key, K, seen, start_at, k_l, v_l, scale, top, total, acc,

@@ -1,6 +1,7 @@
 """Compress: the kept rows of q, k and v, and their positions, in one launch; grouped heads are read where they lie.
 
-Bytes: each kept row read and written once, and its index read for each of q, k, v.
+Bytes: each kept row read and written once, and its index read for each of q, k, v. Where heads have room for all of
+their tokens most rows are padding: of a problem that is `loose` only those near a kept row are written, as zeros.
 """
 
 from dataclasses import replace
@@ -14,7 +15,8 @@ from sparsekit.problem import PAD, Problem
 
 from . import tile, why_not_here
 
-ROWS = 64  # of a program
+ROWS, WARPS = 64, 4  # of a program
+NEAR = 512  # padding rows after the last kept one that a kernel may read: no tile of queries and of keys reach further
 NOWHERE = tl.constexpr(PAD)
 
 
@@ -39,6 +41,7 @@ def gather_tokens(problem: Problem, plan: Plan) -> Problem:
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *p.q_pos.stride(), *p.k_pos.stride(),
         heads, *q_side.sizes(), *k_side.sizes(), first,
         D=q.shape[3], DV=v.shape[3], D_TILE=tile(q.shape[3], 1024), DV_TILE=tile(v.shape[3], 1024), ROWS=ROWS,
+        NEAR=NEAR if p.loose else 0, num_warps=WARPS,
     )  # fmt: skip
     if plan.queries:
         p = replace(p, q=new_q, q_pos=q_side.pos)
@@ -72,40 +75,52 @@ def _gather(
     heads, q_heads, q_own, q_choices, q_pos_heads, q_pos_own, n_q, S_q,
     k_heads, k_own, k_choices, k_pos_heads, k_pos_own, n_k, S_k, first,
     D: tl.constexpr, DV: tl.constexpr, D_TILE: tl.constexpr, DV_TILE: tl.constexpr, ROWS: tl.constexpr,
+    NEAR: tl.constexpr,
 ):  # fmt: skip
     b, h = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     which = tl.program_id(2) + first
     if which == 0:
         if h < q_heads:
-            place = _places(q_idx, b, h, row, q_heads, q_choices, n_q, S_q)
+            idx = q_idx + (b * q_choices + h * q_choices // q_heads) * S_q
+            place = _places(idx, row, n_q, S_q)
             rows = q + b * q_b + (h * q_own // q_heads).to(tl.int64) * q_h
-            _copy_rows(rows, q_l, new_q, b * q_heads + h, place, row, n_q, S_q, D, D_TILE)
+            _copy_rows(rows, q_l, new_q, b * q_heads + h, idx, place, row, n_q, S_q, D, D_TILE, ROWS, NEAR)
             _copy_positions(q_pos + b * qp_b, qp_h, qp_l, new_q_pos, b, h, place, row, q_heads, q_pos_heads, q_pos_own,
                             n_q, S_q)  # fmt: skip
     elif h < k_heads:
-        place = _places(k_idx, b, h, row, k_heads, k_choices, n_k, S_k)
+        idx = k_idx + (b * k_choices + h * k_choices // k_heads) * S_k
+        place = _places(idx, row, n_k, S_k)
         group = (h * k_own // k_heads).to(tl.int64)
         if which == 1:
-            _copy_rows(k + b * k_b + group * k_h, k_l, new_k, b * k_heads + h, place, row, n_k, S_k, D, D_TILE)
+            rows = k + b * k_b + group * k_h
+            _copy_rows(rows, k_l, new_k, b * k_heads + h, idx, place, row, n_k, S_k, D, D_TILE, ROWS, NEAR)
             _copy_positions(k_pos + b * kp_b, kp_h, kp_l, new_k_pos, b, h, place, row, k_heads, k_pos_heads, k_pos_own,
                             n_k, S_k)  # fmt: skip
         else:
-            _copy_rows(v + b * v_b + group * v_h, v_l, new_v, b * k_heads + h, place, row, n_k, S_k, DV, DV_TILE)
+            rows = v + b * v_b + group * v_h
+            _copy_rows(rows, v_l, new_v, b * k_heads + h, idx, place, row, n_k, S_k, DV, DV_TILE, ROWS, NEAR)
 
 
 @triton.jit
-def _places(idx, b, h, row, heads, choices, n, S):
+def _places(idx, row, n, S):
     """Where the kept rows lie in the original: [ROWS], n for padding."""
-    return tl.load(idx + (b * choices + h * choices // heads) * S + row, mask=row < S, other=n).to(tl.int64)
+    return tl.load(idx + row, mask=row < S, other=n).to(tl.int64)
 
 
 @triton.jit
-def _copy_rows(x, x_l, out, line, place, row, n, S, D: tl.constexpr, D_TILE: tl.constexpr):
+def _copy_rows(
+    x, x_l, out, line, idx, place, row, n, S, D: tl.constexpr, D_TILE: tl.constexpr, ROWS: tl.constexpr,
+    NEAR: tl.constexpr,
+):  # fmt: skip
     d = tl.arange(0, D_TILE)
-    wide = (d < D)[None, :]
-    values = tl.load(x + place[:, None] * x_l + d, mask=(place < n)[:, None] & wide, other=0.0)
-    tl.store(out + (line * S + row)[:, None] * D + d, values, mask=(row < S)[:, None] & wide)
+    wide, some = (d < D)[None, :], True
+    if NEAR:
+        before = tl.program_id(0) * ROWS - NEAR
+        some = tl.load(idx + tl.maximum(before, 0), mask=before >= 0, other=0) < n  # is a kept row that near?
+    if some:
+        values = tl.load(x + place[:, None] * x_l + d, mask=(place < n)[:, None] & wide, other=0.0)
+        tl.store(out + (line * S + row)[:, None] * D + d, values, mask=(row < S)[:, None] & wide)
 
 
 @triton.jit

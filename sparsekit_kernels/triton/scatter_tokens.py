@@ -9,6 +9,7 @@ import math
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from sparsekit.fills import SlidingWindow
 from sparsekit.plan import Plan, Tokens
@@ -18,6 +19,7 @@ from . import target, tile, why_not_here
 from .attend import DESCRIBED, LN2, PRECISE, online_softmax
 
 COPIED = 64  # rows of a program that only copies
+RANKED = 1024  # tokens of a program that says where each stands
 ADDED = 64, 4  # rows and warps of a program that adds sinks
 NOWHERE = tl.constexpr(PAD)
 # for head dims up to 64, 128, 256: rows and keys of a tile that fills, warps, stages; anywhere, and on DESCRIBED
@@ -49,7 +51,7 @@ def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
     # the heads of a token side by side, as FlashAttention-4 writes them and models read them
     out = Output(p.q.new_empty(B, Q, H, Dv).transpose(1, 2), p.q.new_empty(B, H, Q, dtype=wide))
     nothing = torch.empty(0, dtype=torch.int32, device=p.q.device)
-    ranks = t.rank() if t else nothing.view(1, 1, 0)
+    ranks = rank(t) if t else nothing.view(1, 1, 0)
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (p.q, p.k, p.v))
     if fill:
         low, high, sinks = (x.to(torch.int32).contiguous() for x in fill.spans(p))
@@ -70,6 +72,14 @@ def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
+
+
+def rank(tokens: Tokens) -> Tensor:
+    """`Tokens.rank` in two launches, a choice's indices as they are."""
+    idx, n = tokens.idx.contiguous(), tokens.n
+    (B, h, S), ranks = idx.shape, idx.new_full((*idx.shape[:2], n), -1)
+    _rank[(triton.cdiv(S, RANKED), B * h)](idx, ranks, S, n, N=RANKED)
+    return ranks
 
 
 def put_rows(tokens: Tokens, short: Output, out: Output) -> None:
@@ -172,6 +182,13 @@ def _scatter(
     o += b * out_b + h.to(tl.int64) * out_h + row.to(tl.int64)[:, None] * out_l + dv
     tl.store(o, values.to(o.dtype.element_ty), mask=real[:, None] & wide)
     tl.store(lse + (b * H + h) * Q + row, logs, mask=real)
+
+
+@triton.jit
+def _rank(idx, ranks, S, n, N: tl.constexpr):
+    row, slot = tl.program_id(1).to(tl.int64), tl.program_id(0) * N + tl.arange(0, N)
+    token = tl.load(idx + row * S + slot, mask=slot < S, other=n)
+    tl.store(ranks + row * n + token, slot, mask=token < n)  # beyond are padding slots
 
 
 @triton.jit

@@ -1,5 +1,6 @@
 """The largest scores of each row, compacted: the search of topk_mask, then each tile's choice at a running offset."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,20 +19,23 @@ def why_not(scores: Tensor, keep: Tensor) -> str | None:
 def select_tokens(scores: Scores, keep: Keep) -> Tokens:
     B, h, n = scores.shape
     width, full = common_width(keep, B * h, n)
-    rows, each = in_rows(scores), keep.expand(B, h).int().contiguous()
-    idx = each.new_empty(B, h, width)
-    _select_tokens[(B * h,)](rows, each, idx, rows.stride(0), n, width, **places(rows) or sizes(rows))
+    rows, each = in_rows(scores), keep.expand(B, h)
+    idx = scores.new_empty(B, h, width, dtype=torch.int32)
+    _select_tokens[(B * h,)](
+        rows, each, idx, rows.stride(0), *each.stride(), h, n, width, **places(rows) or sizes(rows)
+    )
     return Tokens(idx, n, full)
 
 
 @triton.jit
 def _select_tokens(
-    scores, keep, idx, row_stride, n, width, N: tl.constexpr, WIDE: tl.constexpr, PLACES: tl.constexpr = 0
+    scores, keep, idx, row_stride, keep_b, keep_h, h, n, width,
+    N: tl.constexpr, WIDE: tl.constexpr, PLACES: tl.constexpr = 0,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     scores += row * row_stride
     idx += row * width
-    target = tl.load(keep + row)
+    target = tl.load(keep + row // h * keep_b + row % h * keep_h).to(tl.int32)
     low, high, above, within = bounds(scores, n, target, N, PLACES, WIDE)
     tied, filled = 0, 0
     for start in tl.range(0, n, N // 2, num_stages=AHEAD):

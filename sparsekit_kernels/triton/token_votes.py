@@ -1,4 +1,7 @@
-"""Votes smoothed and averaged over heads in one pass: a program owns a tile of tokens and goes through the heads."""
+"""Votes smoothed and averaged over heads in one pass: a program owns a tile of tokens and goes through the heads.
+
+It takes several heads at once: what it loads for one need not wait until another's votes are stored.
+"""
 
 import triton
 import triton.language as tl
@@ -9,6 +12,8 @@ from sparsekit.problem import to_heads
 
 from . import why_not_here
 
+HEADS, TOKENS, WARPS = 8, 128, 4  # of a tile
+
 
 def why_not(scores: Tensor, scored: Tensor, real: Tensor, pool: int, sinks: int) -> str | None:
     return why_not_here(scores)
@@ -18,9 +23,10 @@ def token_votes(scores: Scores, scored: Lengths, real: Lengths, pool: int, sinks
     B, H, K = scores.shape
     ends = [to_heads(n, H).contiguous() if n.ndim else int(n) for n in (scored, real)]
     votes, mean = scores.new_empty(B, H, K), scores.new_empty(B, K)
-    _token_votes[(triton.cdiv(K, 512), B)](
-        scores, *ends, votes, mean, *scores.stride(), H, K, sinks, POOL=pool, N=512, PER_HEAD=scored.ndim > 0,
-        WIDE=tl.float64 if scores.dtype.itemsize == 8 else tl.float32,
+    _token_votes[(triton.cdiv(K, TOKENS), B)](
+        scores, *ends, votes, mean, *scores.stride(), H, K, sinks, POOL=pool,
+        M=min(triton.next_power_of_2(H), HEADS), N=TOKENS, PER_HEAD=scored.ndim > 0,
+        WIDE=tl.float64 if scores.dtype.itemsize == 8 else tl.float32, num_warps=WARPS,
     )  # fmt: skip
     return votes, mean
 
@@ -28,25 +34,28 @@ def token_votes(scores: Scores, scored: Lengths, real: Lengths, pool: int, sinks
 @triton.jit
 def _token_votes(
     scores, scored, real, votes, mean, s_b, s_h, s_l, H, K, sinks,
-    POOL: tl.constexpr, N: tl.constexpr, PER_HEAD: tl.constexpr, WIDE: tl.constexpr,
+    POOL: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PER_HEAD: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(1).to(tl.int64)
     slot = tl.program_id(0) * N + tl.arange(0, N)
-    scores += b * s_b
-    total, everyone = tl.zeros([N], WIDE), slot < K
-    for h in range(H):
-        end, last = scored, real
+    total, least = tl.zeros([N], WIDE), tl.full([], 0, tl.int32) + K
+    for first in range(0, H, M):
+        head = first + tl.arange(0, M)
+        inside, line = head < H, (b * H + head)[:, None] * K
         if PER_HEAD:
-            end, last = tl.load(scored + b * H + h), tl.load(real + b * H + h)
-        smooth = tl.zeros([N], WIDE)
-        for o in range(POOL):
+            end = tl.load(scored + b * H + head, mask=inside, other=0).to(tl.int32)
+            last = tl.load(real + b * H + head, mask=inside, other=0).to(tl.int32)
+        else:
+            end, last = tl.full([M], 0, tl.int32) + scored, tl.full([M], 0, tl.int32) + real
+        smooth = tl.zeros([M, N], WIDE)
+        for o in tl.range(POOL, loop_unroll_factor=POOL if POOL < 16 else 1):
             at = slot + o - POOL // 2
-            near = scores + h * s_h + at.to(tl.int64) * s_l
-            smooth += tl.load(near, mask=(at >= 0) & (at < end), other=0.0)
+            near = scores + b * s_b + head.to(tl.int64)[:, None] * s_h + at.to(tl.int64) * s_l
+            smooth += tl.load(near, mask=inside[:, None] & (at >= 0) & (at < end[:, None]), other=0.0)
         smooth /= POOL
-        beyond = tl.where(slot < last, float("inf"), -float("inf"))
-        ranked = (slot >= sinks) & (slot < end)
-        tl.store(votes + (b * H + h) * K + slot, tl.where(ranked, smooth, beyond), mask=slot < K)
-        total += smooth
-        everyone = everyone & (slot < end)
-    tl.store(mean + b * K + slot, tl.where(everyone, total / H, float("inf")), mask=slot < K)
+        beyond = tl.where(slot < last[:, None], float("inf"), -float("inf"))
+        ranked = (slot >= sinks) & (slot < end[:, None])
+        tl.store(votes + line + slot, tl.where(ranked, smooth, beyond), mask=inside[:, None] & (slot < K))
+        total += tl.sum(smooth, 0)
+        least = tl.minimum(least, tl.min(tl.where(inside, end, K), 0))
+    tl.store(mean + b * K + slot, tl.where(slot < least, total / H, float("inf")), mask=slot < K)

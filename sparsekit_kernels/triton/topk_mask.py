@@ -118,7 +118,10 @@ def bounds(scores, n, target, N: tl.constexpr, PLACES: tl.constexpr, WIDE: tl.co
     """Bounds low <= key <= high of the entry that `target` entries reach; how many lie above them and within them."""
     if PLACES:
         # beyond the end: as small as any, and as the last of the smallest never needed
-        x = entries(scores, tl.arange(0, PLACES), n, -float("inf"), WIDE)
+        slot = tl.arange(0, PLACES)
+        x = entries(scores, slot, n, -float("inf"), WIDE)
+        if not scores.dtype.element_ty.is_floating():  # which have no such entry to load
+            x = tl.where(slot < n, x, -float("inf"))
         low, high, above, within = search_held(key_of(x, False, False, WIDE), n, target, WIDE)
     else:
         low, high, above, within, mass = search(scores, n, target, False, False, N, WIDE)

@@ -86,10 +86,11 @@ def attend_kernels(name):
 
 def gather_kernels(name):
     pointers = dict.fromkeys("q_idx k_idx q_pos k_pos new_q_pos new_k_pos".split(), "*i32")
-    for D in (64, 128, 256):
-        constants = dict(D=D, DV=D, D_TILE=D, DV_TILE=D, ROWS=gather_tokens.ROWS)
+    for D, near in product((64, 128, 256), (0, gather_tokens.NEAR)):
+        constants = dict(D=D, DV=D, D_TILE=D, DV_TILE=D, ROWS=gather_tokens.ROWS, NEAR=near)
         low = tensors("bf16", "q k v new_q new_k new_v")
-        yield f"gather_tokens D={D}", compile_kernel(gather_tokens._gather, name, low | pointers, constants)
+        kernel = compile_kernel(gather_tokens._gather, name, low | pointers, constants, gather_tokens.WARPS)
+        yield f"gather_tokens D={D} near={near}", kernel
 
 
 def scatter_kernels(name):

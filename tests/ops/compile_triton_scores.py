@@ -96,8 +96,9 @@ def row_kernels(name):
             yield f"coverage_count n={n} smallest={more['SMALLEST']}", kernel
     for per_head in (False, True):
         pointers = tensors("fp32", "scores votes mean") | (tensors("i64", "scored real") if per_head else {})
-        constants = dict(POOL=7, N=512, PER_HEAD=per_head, WIDE=tl.float32, s_l=1)
-        yield f"token_votes per_head={per_head}", compile_kernel(token_votes._token_votes, name, pointers, constants)
+        constants = dict(POOL=7, M=token_votes.HEADS, N=token_votes.TOKENS, PER_HEAD=per_head, WIDE=tl.float32, s_l=1)
+        kernel = compile_kernel(token_votes._token_votes, name, pointers, constants, token_votes.WARPS)
+        yield f"token_votes per_head={per_head}", kernel
     for smallest in (False, True):
         M, N = coverage_mask.TILE
         constants = dict(SMALLEST=smallest, SHARES=coverage_mask.SHARES, M=M, N=N, WIDE=tl.float32)

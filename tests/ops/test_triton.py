@@ -3,8 +3,10 @@
 import math
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -81,6 +83,29 @@ def test_gathering_is_compressing(data):
         assert torch.equal(getattr(short, name), getattr(expected, name)), name
         assert getattr(short, name).dtype == getattr(expected, name).dtype
     assert (short.queries_last, short.full) == (expected.queries_last, expected.full)
+
+
+@interpreted
+@pytest.mark.parametrize("kept", [[0, 3], [100, 1], [299, 300], [128, 64]])
+@pytest.mark.parametrize("alike", [True, False])
+def test_padding_far_from_what_is_kept_is_neither_written_nor_read(kept, alike):
+    """Of tokens with room for all. Near it are zeros: a tile that holds a kept row holds some of that padding, too."""
+    x = [randn(i, 1, h, 300, 16) for i, h in enumerate((2, 1, 1))]
+    p, slot = Problem.of(*x), torch.arange(300)
+    tokens = lambda counts: Tokens(torch.stack([slot.where(slot < n, 300) for n in counts])[None].int(), 300)  # noqa: E731
+    queries = tokens(kept)
+    plan = Plan(queries, queries if alike else tokens(kept[:1]))
+    with mock.patch("sparsekit_kernels.triton.gather_tokens.NEAR", 64), poisoned_room():
+        short = dispatch.run("gather_tokens", "cpu", replace(p, loose=True), plan, backend="triton")
+        out = attend(p, plan, backend="triton")
+    same(out, oracle(p, plan))
+    expected = plan.compress(p)
+    assert torch.equal(short.q_pos, expected.q_pos) and torch.equal(short.k_pos, expected.k_pos)
+    for mine, theirs in ((short.q, expected.q), (short.k, expected.k), (short.v, expected.v)):
+        assert mine.shape == theirs.shape
+        for h, n in enumerate(kept[: mine.shape[1]]):
+            assert torch.equal(mine[:, h, : n + 64], theirs[:, h, : n + 64])
+            assert mine[:, h, n + 2 * 64 :].isnan().all()
 
 
 @interpreted
@@ -171,6 +196,23 @@ def poisoned(x):
     inside = room[1:-1, 1:-1, 128:-128, 16:-16]
     inside.copy_(x)
     return inside
+
+
+@contextmanager
+def poisoned_room():
+    make = torch.Tensor.new_empty, torch.empty, torch.empty_like
+
+    def full(x):
+        return x.fill_(
+            math.nan if x.is_floating_point() else True if x.dtype == torch.bool else torch.iinfo(x.dtype).max
+        )
+
+    with (
+        mock.patch.object(torch.Tensor, "new_empty", lambda *a, **k: full(make[0](*a, **k))),
+        mock.patch.object(torch, "empty", lambda *a, **k: full(make[1](*a, **k))),
+        mock.patch.object(torch, "empty_like", lambda *a, **k: full(make[2](*a, **k))),
+    ):
+        yield
 
 
 def test_it_says_why_not():

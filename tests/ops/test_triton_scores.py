@@ -3,7 +3,6 @@
 import math
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -14,7 +13,7 @@ from closeness import no_worse
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import SEEDS, blocks, named, padded, problems, randn, tokens, windowed
-from test_triton import not_interpreted, poisoned
+from test_triton import not_interpreted, poisoned, poisoned_room
 
 import sparsekit as sk
 from sparsekit import Plan, Problem, dispatch
@@ -35,23 +34,6 @@ def fast(op, *args):
     """With room made for results full of NaN, or of the largest integer: what a kernel leaves out shows."""
     with poisoned_room():
         return dispatch.run(op, WHERE, *args, backend="triton")
-
-
-@contextmanager
-def poisoned_room():
-    make = torch.Tensor.new_empty, torch.empty, torch.empty_like
-
-    def full(x):
-        return x.fill_(
-            math.nan if x.is_floating_point() else True if x.dtype == torch.bool else torch.iinfo(x.dtype).max
-        )
-
-    with (
-        mock.patch.object(torch.Tensor, "new_empty", lambda *a, **k: full(make[0](*a, **k))),
-        mock.patch.object(torch, "empty", lambda *a, **k: full(make[1](*a, **k))),
-        mock.patch.object(torch, "empty_like", lambda *a, **k: full(make[2](*a, **k))),
-    ):
-        yield
 
 
 # --- window_scores ------------------------------------------------------------------------------------------------
