@@ -29,13 +29,13 @@ def select_tokens(scores: Scores, keep: Keep) -> Tokens:
 
 @triton.jit
 def _select_tokens(
-    scores, keep, idx, row_stride, keep_b, keep_h, h, n, width,
+    scores, keep, idx, row_stride, keep_b, keep_h, n, width,
     N: tl.constexpr, WIDE: tl.constexpr, PLACES: tl.constexpr = 0,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     scores += row * row_stride
     idx += row * width
-    target = tl.load(keep + row // h * keep_b + row % h * keep_h).to(tl.int32)
+    target = tl.load(keep + tl.program_id(1) * keep_b + tl.program_id(0) * keep_h).to(tl.int32)
     low, high, above, within = bounds(scores, n, target, N, PLACES, WIDE)
     tied, filled = 0, 0
     for start in tl.range(0, n, N // 2, num_stages=AHEAD):

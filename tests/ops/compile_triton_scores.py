@@ -79,13 +79,14 @@ def row_kernels(name):
         row = torch.empty(1, n)
         counted, added = topk_mask.sizes(row), topk_mask.sizes(row, mass=True)
         few, many = counted.pop("num_warps"), added.pop("num_warps")
+        counted |= dict(PLACES=0)  # too long to hold
         pointers = tensors("fp32", "scores", keep="i32")
         kernel = compile_kernel(topk_mask._topk_mask, name, pointers | {"mask": "*i1"}, counted, few)
         yield f"topk_mask n={n}", kernel
         kernel = compile_kernel(select_tokens._select_tokens, name, pointers | {"idx": "*i32"}, counted, few)
         yield f"select_tokens n={n}", kernel
         pointers = tensors("fp32", "votes", drop="i64") | {"tau": "fp32"}
-        kernel = compile_kernel(token_budget._token_budget, name, pointers, added | dict(PER_ROW=False), many)
+        kernel = compile_kernel(token_budget._token_budget, name, pointers, added | dict(PER_ROW=False, PLACES=0), many)
         yield f"token_budget n={n}", kernel
         for more in (added | dict(SMALLEST=False), added | dict(SMALLEST=True)):
             pointers = tensors("fp32", "scores limit", mask="i1")
