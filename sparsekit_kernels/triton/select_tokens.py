@@ -21,9 +21,7 @@ def select_tokens(scores: Scores, keep: Keep) -> Tokens:
     width, full = common_width(keep, B * h, n)
     rows, each = in_rows(scores), keep.expand(B, h)
     idx = scores.new_empty(B, h, width, dtype=torch.int32)
-    _select_tokens[(B * h,)](
-        rows, each, idx, rows.stride(0), *each.stride(), h, n, width, **places(rows) or sizes(rows)
-    )
+    _select_tokens[(h, B)](rows, each, idx, rows.stride(0), *each.stride(), n, width, **places(rows) or sizes(rows))
     return Tokens(idx, n, full)
 
 
