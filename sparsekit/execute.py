@@ -71,7 +71,7 @@ def run(
         return out
     loose = plan.queries is not None and problem.full  # all padding is the compressed problem's, and stays behind
     with clock("compress"):
-        unread = loose and _by_tiles(problem, backend)
+        unread = loose and plan.blocks is None and _by_tiles(problem, backend)  # a block may reach further than a tile
         kept = short.pop() if short else call("gather_tokens", replace(problem, loose=unread), plan)
     with clock("attend"):
         out = call("attend", replace(kept, loose=loose), Plan(blocks=plan.blocks))

@@ -194,7 +194,7 @@ FAULTS = [
  ("own: the law of the future asks nothing", "sparsekit/testing/laws.py", "(listed & ~seen)", "(listed & ~listed)", "tests/test_own.py::test_a_stage_that_breaks_a_law_is_told_which"),
  ("own: the law of sinks asks nothing", "sparsekit/testing/laws.py", "p.k_pos < sinks", "p.k_pos < 0", "tests/test_own.py::test_a_stage_that_breaks_a_law_is_told_which"),
  ("rows that are read are taken for unread", "sparsekit/execute.py", "loose = plan.queries is not None and problem.full", "loose = True", "tests/test_padding.py"),
- ("padding that plain torch reads is not written", "sparsekit/execute.py", "unread = loose and _by_tiles(problem, backend)", "unread = loose", "tests/test_padding.py"),
+ ("padding that plain torch reads is not written", "sparsekit/execute.py", "loose and plan.blocks is None and _by_tiles(problem, backend)", "loose", "tests/test_padding.py"),
  ("triton: padding near kept rows is not written", "sparsekit_kernels/triton/gather_tokens.py", "tl.program_id(0) * ROWS - NEAR", "tl.program_id(0) * ROWS - 1"),
  ("triton: of equal scores the last win", "sparsekit_kernels/triton/topk_mask.py", "    if upward != target:\n        high, within = low,", "    if upward < 0:\n        high, within = low,"),
  ("triton: votes that equal the bound are forgotten", "sparsekit_kernels/triton/token_budget.py", " + tl.minimum(spare, within)\n    return tl.where", "\n    return tl.where"),
