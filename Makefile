@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TYPED := --jaxtyping-packages=sparsekit,sparsekit_kernels.cpu,beartype.beartype
 LENGTH ?= 16384
 
-.PHONY: demo test check format faults browser bench docs results clean
+.PHONY: demo test check format faults browser bench docs links results clean
 
 demo: $(VENV)/ready  ## a long-context model on real text, dense beside sparse
 	$(BIN)/sparsekit demo --length $(LENGTH)
@@ -33,15 +33,19 @@ browser: $(VENV)/ready  ## the page of sparsekit explore in a real Chromium; say
 bench: $(VENV)/ready  ## speed on this CPU, with the error beside it
 	$(BIN)/python -m bench.speed.run --device cpu
 
-docs: $(VENV)/ready  ## writes the stage pages from the stages themselves
+docs: $(VENV)/ready  ## the site, docs/_build/html: pages from the code, every example run, warnings are errors
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+links: $(VENV)/ready  ## asks every address that the site links to: takes a network
+	$(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/links
 
 results: $(VENV)/ready  ## README and docs from the committed records
 	$(BIN)/python -m bench.speed.report
 	$(BIN)/python -m bench.accuracy.report
 
 clean:
-	rm -rf $(VENV) dist demo
+	rm -rf $(VENV) dist demo docs/_build
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

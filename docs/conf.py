@@ -1,0 +1,67 @@
+"""The site: `make docs`. Every example of every page is run; a warning is an error."""
+
+import os
+import re
+import sys
+from importlib.metadata import version as installed
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import cells  # noqa: E402
+
+project = "sparsekit"
+author = "The sparsekit maintainers"
+project_copyright = author
+version = release = installed("sparsekit")
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"sparsekit {release}"
+html_static_path = ["_static"]
+html_css_files = ["sparsekit.css"]
+html_extra_path = ["explore.html"]
+html_show_sourcelink = False
+html_theme_options = {"navigation_with_keys": True}
+pygments_style, pygments_dark_style = "friendly", "github-dark"
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"  # an answer that was kept would be one of older code
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_execution_in_temp = True
+nb_merge_streams = True
+nb_ipywidgets_js: dict = {}  # nothing is asked of the network
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+autodoc_class_signature = "mixed"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+linkcheck_timeout = 20
+linkcheck_exclude_documents = [r"results", r"front"]
+
+# of the kernels that run the examples
+os.environ |= {"SPARSEKIT_MEASURE": "0", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def read(app, docname, source):
+    """Make a page of markdown one whose examples run, and link to the page of explore as to a page."""
+    if Path(app.env.doc2path(docname)).suffix == ".md":
+        text = re.sub(r"\[([^]]*)\]\(explore\.html\)", r'<a href="explore.html">\1</a>', source[0])
+        source[0] = cells.as_notebook(text)
+
+
+def prepare(app):
+    """Write what takes the place of a model of the hub."""
+    os.environ[cells.MODEL] = str(cells.small_model(Path(app.outdir).parent / "model").resolve())
+
+
+def setup(app):
+    app.connect("builder-inited", prepare)
+    app.connect("source-read", read)
