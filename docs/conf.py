@@ -36,6 +36,7 @@ nb_execution_in_temp = True
 nb_merge_streams = True
 nb_ipywidgets_js: dict = {}  # nothing is asked of the network
 
+default_role = "code"  # what docstrings write in backticks
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
@@ -47,6 +48,7 @@ linkcheck_exclude_documents = [r"results", r"front"]
 
 # of the kernels that run the examples
 os.environ |= {"SPARSEKIT_MEASURE": "0", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+os.environ["SPARSEKIT_CACHE"] = str(HERE / "_build" / "cache")  # times of this machine would decide what runs
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
