@@ -6,7 +6,8 @@ import sys
 from importlib.metadata import version as installed
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.resolve()
+BUILT = HERE / "_build"
 sys.path.insert(0, str(HERE))
 
 import cells  # noqa: E402
@@ -24,6 +25,7 @@ html_static_path = ["_static"]
 html_css_files = ["sparsekit.css"]
 html_extra_path = ["explore.html"]
 html_show_sourcelink = False
+html_domain_indices = False
 html_theme_options = {"navigation_with_keys": True}
 pygments_style, pygments_dark_style = "friendly", "github-dark"
 
@@ -48,7 +50,8 @@ linkcheck_exclude_documents = [r"results", r"front"]
 
 # of the kernels that run the examples
 os.environ |= {"SPARSEKIT_MEASURE": "0", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-os.environ["SPARSEKIT_CACHE"] = str(HERE / "_build" / "cache")  # times of this machine would decide what runs
+os.environ["SPARSEKIT_CACHE"] = str(BUILT / "cache")  # times of this machine would decide what runs
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm wants widgets
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -60,8 +63,12 @@ def read(app, docname, source):
 
 
 def prepare(app):
-    """Write what takes the place of a model of the hub."""
-    os.environ[cells.MODEL] = str(cells.small_model(Path(app.outdir).parent / "model").resolve())
+    """Write what takes the place of a model of the hub, and settings of the kernels that run the examples."""
+    os.environ[cells.MODEL] = str(cells.small_model(BUILT / "model"))
+    os.environ["IPYTHONDIR"] = str(BUILT / "ipython")
+    settings = BUILT / "ipython" / "profile_default" / "ipython_kernel_config.py"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text("c.IPKernelApp.log_level = 40\n")  # it warns that it speaks to this machine over TCP
 
 
 def setup(app):

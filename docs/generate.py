@@ -37,11 +37,19 @@ def stage_page() -> str:
         cls = type(module.EXAMPLES[0])
         title, _, text = inspect.getdoc(module).partition("\n")
         parts.append(
-            f"## {cls.__name__}\n\n**{title}**\n{text}\n\n"
+            f"## {cls.__name__}\n\n**{title}**\n\n{_parted(text.strip())}\n\n"
             f"Chooses {cls.chooses}; `{snake(cls.__name__)}` in a spec; `{module.DENSE!r}` is dense attention.\n\n"
             f"{table(parameters(cls))}\n"
         )
     return "\n".join(parts)
+
+
+def _parted(text: str) -> str:
+    """Return the docstring of a stage with a paragraph for each of its parts, and with links to papers."""
+    parts = "Scored|Kept|Always kept|Nothing is scored|Source|Differs from the authors' code"
+    text = re.sub(rf"(?<=[.])\s+(?=(?:{parts})\b)", "\n\n", text)
+    text = re.sub(rf"^({parts})\b", r"**\1**", text, flags=re.MULTILINE)
+    return re.sub(r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 
 def fill_page() -> str:

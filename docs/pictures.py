@@ -14,14 +14,13 @@ from sparsekit import Pipeline, Plan, Problem, Zeros
 from sparsekit.plots import new_figure, save_whole
 
 TOKENS = 64
+KEPT = "token_coverage(tau=0.3, window=8, pool=1, min_tokens=16, sinks=4)"
 SPECS = {
     "dense attention": "dense",
     "blocks": "streaming(sinks=8, window=12, block_size=8)",
-    "tokens, dropped queries get zeros": "token_coverage(tau=0.3, window=8, pool=1, min_tokens=16, sinks=4)",
-    "the same tokens, filled with a window and sinks": "token_coverage(tau=0.3, window=8, pool=1, min_tokens=16, sinks=4)"
-    " | decompress(fill=sliding_window(8, sinks=4))",
-    "tokens, then blocks among these": "token_coverage(tau=0.3, window=8, pool=1, min_tokens=16, sinks=4)"
-    " | streaming(sinks=4, window=8, block_size=4)",
+    "tokens, dropped queries get zeros": KEPT,
+    "the same tokens, filled with a window and sinks": f"{KEPT} | decompress(fill=sliding_window(8, sinks=4))",
+    "tokens, then blocks among these": f"{KEPT} | streaming(sinks=4, window=8, block_size=4)",
     "blocks, the last 8 queries dense": "streaming(sinks=8, window=12, block_size=8) | decompress(dense_last=8)",
 }
 COLOURS = {
