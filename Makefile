@@ -35,7 +35,7 @@ bench: $(VENV)/ready  ## speed on this CPU, with the error beside it
 
 docs: $(VENV)/ready  ## the site, docs/_build/html: pages from the code, every example run, warnings are errors
 	$(BIN)/python docs/generate.py
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -j 2 -b html docs docs/_build/html
 
 links: $(VENV)/ready  ## asks every address that the site links to: takes a network
 	$(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/links
