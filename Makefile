@@ -27,18 +27,19 @@ format: $(VENV)/ready
 faults: $(VENV)/ready  ## would the laws notice? plants one-line faults, one at a time
 	$(BIN)/python tests/faults.py
 
-browser: $(VENV)/ready  ## the page of sparsekit explore in a real Chromium; says what is missing
+browser: $(VENV)/ready  ## the page of sparsekit explore, and the site if it is built, in a real Chromium; says what is missing
 	$(BIN)/python tests/browser.py
+	test ! -d docs/_build/html || $(BIN)/python tests/browser_site.py
 
 bench: $(VENV)/ready  ## speed on this CPU, with the error beside it
 	$(BIN)/python -m bench.speed.run --device cpu
 
 docs: $(VENV)/ready  ## the site, docs/_build/html: pages from the code, every example run, warnings are errors
 	$(BIN)/python docs/generate.py
-	$(BIN)/python -m sphinx -W --keep-going -q -j 2 -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -E -j 2 -b html docs docs/_build/html
 
 links: $(VENV)/ready  ## asks every address that the site links to: takes a network
-	$(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/links
+	$(BIN)/python -m sphinx -q -D nb_execution_mode=off -b linkcheck docs docs/_build/links
 
 results: $(VENV)/ready  ## README and docs from the committed records
 	$(BIN)/python -m bench.speed.report

@@ -9,7 +9,16 @@ import re
 import shutil
 from pathlib import Path
 
-HEADER = "---\nfile_format: mystnb\nkernelspec:\n  name: python3\n---\n\n"
+HEADER = """---
+file_format: mystnb
+kernelspec:
+  name: python3
+language_info:
+  name: python
+  pygments_lexer: ipython3
+---
+
+"""
 BLOCK = re.compile(r"^```python\n(?P<shown>.*?)^```$|^<!-- python\n(?P<hidden>.*?)^-->$", re.DOTALL | re.MULTILINE)
 MODEL = "SPARSEKIT_DOCS_MODEL"  # environment variable: the folder that `small_model` wrote
 
