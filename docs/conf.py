@@ -2,12 +2,14 @@
 
 import os
 import re
+import shutil
 import sys
 from importlib.metadata import version as installed
 from pathlib import Path
 
 HERE = Path(__file__).parent.resolve()
 BUILT = HERE / "_build"
+EXPLORED = "explore-embedded.html"  # in the site: explore.html is that of explore.md there
 sys.path.insert(0, str(HERE))
 
 import cells  # noqa: E402
@@ -23,7 +25,6 @@ html_theme = "furo"
 html_title = f"sparsekit {release}"
 html_static_path = ["_static"]
 html_css_files = ["sparsekit.css"]
-html_extra_path = ["explore.html"]
 html_show_sourcelink = False
 html_domain_indices = False
 html_theme_options = {"navigation_with_keys": True}
@@ -67,7 +68,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def read(app, docname, source):
     """Make a page of markdown one whose examples run, and link to the page of explore as to a page."""
     if Path(app.env.doc2path(docname)).suffix == ".md":
-        text = re.sub(r"\[([^]]*)\]\(explore\.html\)", r'<a href="explore.html">\1</a>', source[0])
+        text = re.sub(r"\[([^]]*)\]\(explore\.html\)", rf'<a href="{EXPLORED}">\1</a>', source[0])
         source[0] = cells.as_notebook(text)
 
 
@@ -80,6 +81,13 @@ def prepare(app):
     settings.write_text("c.IPKernelApp.log_level = 40\n")  # it warns that it speaks to this machine over TCP
 
 
+def add_explored(app, error):
+    """Put the page that sparsekit explore wrote beside those of the site, one of which has its name."""
+    if error is None and app.builder.format == "html":
+        shutil.copyfile(HERE / "explore.html", Path(app.outdir) / EXPLORED)
+
+
 def setup(app):
     app.connect("builder-inited", prepare)
     app.connect("source-read", read)
+    app.connect("build-finished", add_explored)

@@ -49,6 +49,10 @@ def _parted(text: str) -> str:
     parts = "Scored|Kept|Always kept|Nothing is scored|Source|Differs from the authors' code"
     text = re.sub(rf"(?<=[.])\s+(?=(?:{parts})\b)", "\n\n", text)
     text = re.sub(rf"^({parts})\b", r"**\1**", text, flags=re.MULTILINE)
+    return _linked(text)
+
+
+def _linked(text: str) -> str:
     return re.sub(r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 
@@ -78,9 +82,9 @@ def preset_page() -> str:
         steps = "\n".join(f"- `{step}`" for step in str(Pipeline.from_spec(spec)).split(" -> "))
         parts.append(
             f"## {name}\n\n{inspect.getdoc(recipes.PIPELINES[name])}\n\nThe spec:\n\n    {spec}\n\n"
-            f"The steps, those among them that a pipeline adds:\n\n{steps}\n"
+            f"Its steps, with those that a pipeline adds by itself:\n\n{steps}\n"
         )
-    parts.append(f"## As published\n\n`sparsekit.recipes.paper(layers)`: {inspect.getdoc(recipes.paper)}\n")
+    parts.append(f"## As published\n\n`sparsekit.recipes.paper(layers)`: {_linked(inspect.getdoc(recipes.paper))}\n")
     return "\n".join(parts)
 
 

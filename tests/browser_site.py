@@ -13,6 +13,7 @@ from pathlib import Path
 SITE = Path(__file__).parent.parent / "docs" / "_build" / "html"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = (1400, 400)
+EXPLORED = "explore-embedded.html"  # tests/browser.py looks at such a page
 BROKEN = "[...document.images].filter(one => !one.complete || !one.naturalWidth).map(one => one.src)"
 LOADED = "Promise.all([...document.images].map(one => { one.loading = 'eager'; return one.decode().catch(() => 0); }))"
 
@@ -23,7 +24,7 @@ def main(folder: Path | None) -> None:
         from playwright.sync_api import sync_playwright
     except ImportError:
         sys.exit("browser: playwright is not installed: pip install playwright")
-    pages = sorted(page for page in SITE.rglob("*.html") if page.name != "explore.html")
+    pages = sorted(page for page in SITE.rglob("*.html") if page.name != EXPLORED)
     if not pages:
         sys.exit("browser: there is no site: run make docs")
     own, wrong = next((path for name in BROWSERS if (path := shutil.which(name))), None), []
