@@ -228,10 +228,10 @@ def _attend(
         x = gl.exp2(x * scale - top[:, None])
         total = gl.sum(x, 1)
         weights = gl.convert_layout(x.to(DTYPE), gl.DotOperandLayout(0, OUT, 2))
-        mbarrier.wait(k_full.index((step + 1) % STAGES), ((step + 1) // STAGES) & 1, pred=n > 1)
         if SINKS:
             total += of_sinks
             acc = warpgroup_mma_wait(0, deps=(acc,))
+        mbarrier.wait(k_full.index((step + 1) % STAGES), ((step + 1) // STAGES) & 1, pred=n > 1)
         free = gl.maximum(gl.cdiv(begin + ROWS - window - first, N), 1)  # from this tile on no row's window begins
         late = gl.maximum((begin + 1 - first) // N, free)  # from this tile on some row's window ends
         for t in range(1, gl.minimum(free, n)):
