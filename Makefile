@@ -1,6 +1,7 @@
-# Two commands do everything on a fresh machine: make demo, make test.
+# Two commands do everything on a fresh machine: make demo, make test. CONSTRAINTS=lowest.txt takes the lowest versions.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 # The shapes that signatures promise. Not the Triton kernels: Triton reads their source, which the hook wraps.
 TYPED := --jaxtyping-packages=sparsekit,sparsekit_kernels.cpu,beartype.beartype
@@ -48,7 +49,7 @@ results: $(VENV)/ready  ## README and docs from the committed records
 clean:
 	rm -rf $(VENV) dist demo docs/_build
 
-$(VENV)/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e ".[dev]"
 	touch $@

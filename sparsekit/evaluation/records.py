@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import uuid
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from ..chip import chip
 
 PACKAGES = ("sparsekit", "triton", "flash-attn-4", "nvidia-cutlass-dsl", "transformers")
+EACH = "each"  # of a packed line: by name, a list of what the records of it do not share
 SOME = 64  # numbers of each parameter that tell weights apart
 Record = dict[str, Any]
 
@@ -22,8 +24,8 @@ Record = dict[str, Any]
 class Records:
     """The lines of a file, and how more get there. Without a path they are held in memory alone.
 
-    Raises ValueError for a file with a line that is no record. The start of a line, which a run that was killed left
-    at the end, is taken off: `torn` is its number of bytes.
+    A line is a record, or several packed (bench/accuracy/pack.py). Raises ValueError for a line that is neither. The
+    start of a line, which a run that was killed left at the end, is taken off: `torn` is its number of bytes.
     """
 
     def __init__(self, path: Path | str | None = None) -> None:
@@ -33,7 +35,8 @@ class Records:
         if self.path is not None and self.path.exists():
             whole = self.path.read_bytes()
             end = whole.rfind(b"\n") + 1
-            self.lines = [_record(self.path, number, line) for number, line in enumerate(whole[:end].splitlines(), 1)]
+            read = (_record(self.path, number, line) for number, line in enumerate(whole[:end].splitlines(), 1))
+            self.lines = [record for line in read for record in unpacked(line)]
             self.torn = len(whole) - end
             if self.torn:
                 os.truncate(self.path, end)
@@ -95,10 +98,21 @@ def versions() -> dict[str, str]:
     return found
 
 
+def unpacked(line: Record) -> Iterator[Record]:
+    """Yield the records of a line: one, or as many as its lists have entries."""
+    if EACH not in line:
+        yield line
+        return
+    same = {name: value for name, value in line.items() if name != EACH}
+    lists: dict[str, list[Any]] = line[EACH]
+    for values in zip(*lists.values(), strict=True):
+        yield same | dict(zip(lists, values, strict=True))
+
+
 def _record(path: Path, number: int, line: bytes) -> Record:
     try:
         found = json.loads(line)
-        if "kind" in found and "run" in found:
+        if "kind" in found and "run" in (found | found.get(EACH, {})):
             return found
     except (ValueError, TypeError):
         pass
