@@ -420,7 +420,9 @@ def test_it_compiles(target):
 
 @pytest.mark.parametrize("major", [8, HOPPER, 12])
 @pytest.mark.parametrize("Q,K,causal", [(5, 9, True), (9, 9, True), (5, 9, False)])
-def test_torchs_kernels_answer_in_our_shapes(major, Q, K, causal):
+def test_torchs_kernels_answer_in_our_shapes(major, Q, K, causal, monkeypatch):
+    if not torch.cuda.is_available():  # torch for CUDA would ask a driver
+        monkeypatch.setattr("sparsekit_kernels.flash.attend._cudnn_can", lambda *_: False)
     with FakeTensorMode():
         shapes = (2, 8, Q, 36), (2, 2, K, 36), (2, 2, K, 20)
         q, k, v = (torch.empty(shape, dtype=torch.float16, device="cuda") for shape in shapes)
