@@ -458,7 +458,8 @@ def test_models_and_folders_that_can_be_typed_wrong(models, text, tmp_path, monk
     assert "which is a folder" in refused(*page)
     for many in (["demo", "--questions", 10**20], [*page[:-2], "--questions", 10**20], [*page[:-2], "--timed", 10**20]):
         ran = command(*many)
-        assert ran.returncode == 2 and "less than or equal to 100000" in ran.stderr and "Traceback" not in ran.stderr
+        said = re.search(r"(?:less than or equal to |<=)100000\b", ran.stderr)  # as typer, or click, puts it
+        assert ran.returncode == 2 and said and "Traceback" not in ran.stderr
 
 
 def test_a_long_spec_is_a_spec_and_a_schedule_may_begin_with_a_byte_order_mark(models, text, tmp_path):
