@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 # The shapes that signatures promise. Not the Triton kernels: Triton reads their source, which the hook wraps.
 TYPED := --jaxtyping-packages=sparsekit,sparsekit_kernels.cpu,beartype.beartype
-LENGTH ?= 16384
+LENGTH ?= 8192
 
 .PHONY: demo test check format faults browser bench docs links results clean
 
