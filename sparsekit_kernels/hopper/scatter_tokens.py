@@ -213,7 +213,7 @@ def _attend(
         mbarrier.arrive(k_empty.index(s), count=1)
         near = first + key
         x = gl.where((near[None, :] <= place[:, None]) & (near[None, :] > place[:, None] - window), x, -float("inf"))
-        top = gl.max(x, 1) * scale  # every row sees a key of its window's first tile
+        top = gl.max(x, 1) * scale
         acc = gl.zeros([64, D], gl.float32, OUT)
         if SINKS:
             slot = gl.arange(0, SINKS, layout=gl.SliceLayout(0, FAR))
@@ -221,11 +221,13 @@ def _attend(
             real = slot < sinks - gl.load(k_pos + b * p_b)  # sinks are first by position
             y = gl.where(real[None, :] & (slot[None, :] <= last[:, None]), y, -float("inf"))
             top = gl.maximum(top, gl.convert_layout(gl.max(y, 1) * scale, gl.SliceLayout(1, SCORES)))
-            y = gl.exp2(y * scale - gl.convert_layout(top, gl.SliceLayout(1, FAR))[:, None])
+            safe = gl.where(top == -float("inf"), 0.0, top)
+            y = gl.exp2(y * scale - gl.convert_layout(safe, gl.SliceLayout(1, FAR))[:, None])
             of_sinks = gl.convert_layout(gl.sum(y, 1), gl.SliceLayout(1, SCORES))
             y = gl.convert_layout(y.to(DTYPE), gl.DotOperandLayout(0, OUT, 2))
             acc = warpgroup_mma(y, v_sink_room.index(u).reshape([SINKS, D]), acc, use_acc=False, is_async=True)
-        x = gl.exp2(x * scale - top[:, None])
+        safe = gl.where(top == -float("inf"), 0.0, top)  # the second group's rows may see no key of the first tile
+        x = gl.exp2(x * scale - safe[:, None])
         total = gl.sum(x, 1)
         weights = gl.convert_layout(x.to(DTYPE), gl.DotOperandLayout(0, OUT, 2))
         if SINKS:

@@ -119,6 +119,8 @@ class TestOnHopper:
             (2, 6, 1, 1000, 1000, 128, 512, 16, torch.bfloat16),
             (1, 7, 1, 1300, 1300, 128, 100, 4, torch.float16),
             (2, 1, 1, 700, 700, 128, 1, 16, torch.bfloat16),
+            (1, 3, 3, 700, 700, 64, 1, 0, torch.bfloat16),
+            (1, 7, 1, 300, 700, 128, 30, 0, torch.bfloat16),
             (1, 8, 2, 1111, 3000, 128, 512, 64, torch.bfloat16),
             (2, 16, 2, 37, 900, 128, 64, 0, torch.bfloat16),
             (1, 8, 2, 513, 513, 128, 4096, 16, torch.bfloat16),
@@ -170,12 +172,13 @@ class TestOnHopper:
         again = dispatch.run("window_scores", "cuda", p, window, backend="hopper")
         assert torch.equal(mine, again)
 
+    @pytest.mark.parametrize("backend", ["hopper", "triton"])
     @pytest.mark.parametrize("of, bad", [("q", float("nan")), ("q", float("inf")), ("k", float("nan"))])
-    def test_scores_of_rows_that_are_no_numbers(self, of, bad):
+    def test_scores_of_rows_that_are_no_numbers(self, of, bad, backend):
         p = there(1, 4, 2, 700, 700, 128, torch.bfloat16)
         getattr(p, of)[:, 1, 600] = bad
         wide = Problem.of(p.q.double(), p.k.double(), p.v.double())
-        mine = dispatch.run("window_scores", "cuda", p, 256, backend="hopper")
+        mine = dispatch.run("window_scores", "cuda", p, 256, backend=backend)
         truth, plain = (dispatch.run("window_scores", "cuda", x, 256, backend="reference") for x in (wide, p))
         assert mine.isfinite().all() and truth.isfinite().all()
         no_worse(mine, plain, truth, torch.float32)
