@@ -15,6 +15,7 @@ import sparsekit as sk
 from bench.records import FOLDER, read
 from bench.speed.report import latest
 from sparsekit import Pipeline, Plan, Problem, TokenCoverage, break_even, dispatch, oracle, prices, recipes
+from sparsekit.evaluation.records import Records
 
 STAGE = TokenCoverage(tau=0.5, window=4, min_tokens=2, sinks=2)
 KNOWN = prices.Prices(1e-5, {"TokenCoverage": prices.Price(1.5, 3000.0)})
@@ -159,7 +160,7 @@ RECORDS = [row for row in EVERY if row["kind"] == "ours"]
 IN_ROWS = [row for row in RECORDS if row.get("row_ms")]
 OF_A_MODEL = [
     (row, dense[row["length"]])
-    for rows in [[x for x in read(FOLDER / "front" / "qwen2.5-coder-1.5b.jsonl") if x["kind"] == "price"]]
+    for rows in [[x for x in Records(FOLDER / "front" / "qwen2.5-coder-1.5b.jsonl").lines if x["kind"] == "price"]]
     for dense in [{x["length"]: x["attention_ms"]["p50"] for x in rows if x["pipeline"] == "dense, sparsekit"}]
     for row in rows
     if row["pipeline"] in recipes.PIPELINES

@@ -82,7 +82,7 @@ def _beside_attend(rows: list[Record], *names: str, most: float) -> Measured | N
 def _tokens(rows: list[Record]) -> Measured | None:
     fa4 = _yardstick(rows)
     cases = [row for row in _of(rows, "TokenCoverage, kept ") if "fill" not in row["case"]]
-    if not fa4 or not cases:
+    if not fa4 or len(cases) < 2:  # a run of a single part kept says little of the rest
         return None
     shares = {row["kept"]: fa4 / row["ms"]["p50"] * row["kept"] ** 2 for row in cases}
     text = ", ".join(f"{share:.0%} at kept {kept:.1f}" for kept, share in sorted(shares.items(), reverse=True))

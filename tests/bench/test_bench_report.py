@@ -119,6 +119,7 @@ def gpu_rows(run, date="2026-11-24T08:00:00+00:00"):
         row(
             "TokenCoverage, kept 0.3", 200 * 0.09 / 0.9, kept=0.3, steps={"score": 1.5, "attend": 9.0, "compress": 0.5}
         ),
+        row("TokenCoverage, kept 0.5", 200 * 0.25 / 0.9, kept=0.5),
         row("FlexPrefill, gamma 0.9", 9.0, steps={"pattern": 2.0, "attend": 99.0}),
         row("stacked", 1.15 * (200 * 0.05 + 3), density=0.05),
     ]
@@ -136,6 +137,13 @@ def test_targets_are_met_at_their_edge_and_missed_beyond_it():
         row["steps"] = {step: 1.1 * ms for step, ms in row["steps"].items()}
     table = targets.table(slower)
     assert "| met |" not in table and table.count("% of the way") == 5
+
+
+def test_a_run_of_a_single_part_kept_is_no_answer_to_parts_kept():
+    T4 = next(target for target in targets.TARGETS if target.name == "T4")
+    few = [row for row in gpu_rows("newer", "2026-11-25T08:00:00+00:00") if row["case"] != "TokenCoverage, kept 0.5"]
+    found = targets.newest(T4, [*gpu_rows("one"), *few])
+    assert found and found[1]["run"] == "one"
 
 
 def test_no_target_mixes_runs():
