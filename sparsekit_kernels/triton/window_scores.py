@@ -255,8 +255,10 @@ def _probabilities(
             # keys by rows here, rows by keys above: the axis that is summed lies within a thread
             scores = tl.dot(keys, tl.trans(q), input_precision="ieee", out_dtype=WIDE)  # [N, M]
             p = scores * scale - tl.load(log + at + m)
-            # not NaN: inf - inf in a row that gives nothing. After exp2 the assembler drops such a comparison
-            p = tl.where(p < float("inf"), tl.exp2(p), 0.0)
+            # inf - inf in a row that gives nothing. On a GPU the larger of NaN and a number is the number, and the
+            # assembler drops the comparison, which no power of two fails; in Triton's interpreter it is the other way
+            p = tl.exp2(tl.maximum(p, -1e3))
+            p = tl.where(p >= 0.0, p, 0.0)
             if first is not None:
                 p = tl.where(key[:, None] >= tl.load(first + at + m), p, 0.0)
             if (end > sure) | (end < N + R):  # some row may not see a key, or a slot lies before the first
