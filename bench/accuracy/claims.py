@@ -28,9 +28,9 @@ class Claim:
 TARGETS: Mapping[str, Claim] = {  # what the names of recipes promise
     "lossless": Claim(sure_loss=False, text=0.003),
     "balanced": Claim(answers=0.97, average=0.99, text=0.01),
-    "fast": Claim(answers=0.90),  # it was meant to keep 95%, and on the 1.5B at 16K it keeps 94.8%
+    "fast": Claim(answers=0.95),
 }
-KEPT = ("lossless", "balanced", "fast")  # a recipe that misses its target is taken out, and the page says so
+KEPT = ("lossless", "balanced")  # not `fast`: on the 1.5B at 16K it finds 94.8% of dense attention's answers
 CLAIMS: Mapping[str, Claim] = {name: TARGETS[name] for name in KEPT}  # borne out on every model at every length
 ENOUGH = 200  # answers that a claim rests on, at each model and length
 
