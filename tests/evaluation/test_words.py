@@ -82,7 +82,7 @@ def parts_of(source, case, question):
     text = source.decode(case.prompt)
     assert text.count(question.asked) == 1
     document, rest = text.split(question.asked)
-    return document.split(question.intro)[1], rest
+    return document.split(question.intro)[1] if question.intro else document, rest
 
 
 EVERYTHING = given(st.sampled_from(sorted(TASKS)), st.sampled_from(KINDS), st.sampled_from(LENGTHS), SEEDS)
