@@ -11,18 +11,17 @@ from pathlib import Path
 import torch
 
 from sparsekit.evaluation.records import Record, origin
+from sparsekit.files import write_whole
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "bench" / "records"
 
 
 def append(path: Path, records: Iterable[Record]) -> None:
-    """Add lines to a file: written whole beside it, then renamed, so that no half line is ever read."""
+    """Add lines to a file, and never half a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     before = path.read_text() if path.exists() else ""
-    unfinished = path.with_name(f".{path.name}.new")
-    unfinished.write_text(before + "".join(f"{json.dumps(record)}\n" for record in records))
-    unfinished.replace(path)
+    write_whole(path, before + "".join(f"{json.dumps(record)}\n" for record in records))
 
 
 def read(path: Path) -> list[Record]:

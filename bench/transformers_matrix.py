@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, StaticCache
 import sparsekit as sk
 from bench import transformers_sweep
 from sparsekit import Pipeline, oracle
+from sparsekit.files import write_whole
 from sparsekit.integrations.transformers import LayerCall, sparsify
 
 ROOT = Path(__file__).parent.parent
@@ -289,8 +290,8 @@ def main(
             "torch": torch.__version__,
             "families": {name: _row(name) for name in track(FAMILIES, transformers.__version__)},
         }
-        _write(records / f"transformers-{transformers.__version__}.json", json.dumps(record, indent=1) + "\n")
-        _write(docs, page(records))
+        write_whole(records / f"transformers-{transformers.__version__}.json", json.dumps(record, indent=1) + "\n")
+        write_whole(docs, page(records))
     elif docs.read_text() != page(records):
         typer.echo(f"{docs.name}: not what the records say; run python bench/transformers_matrix.py")
         raise typer.Exit(1)
@@ -303,12 +304,6 @@ def _row(family: str) -> dict[str, Any] | None:
     except AttributeError:
         return None
     return {name: vars(judge(model, mode)) for name, mode in MODES.items()}
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text)
-    unfinished.replace(path)
 
 
 def read(records: Path = RECORDS) -> list[dict[str, Any]]:

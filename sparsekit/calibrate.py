@@ -14,10 +14,10 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from .checks import check_ratio
 from .execute import attend
 from .extras import needs
 from .layers import DENSE, Measured, Schedule, by_range, made, numbered
-from .parameters import check_ratio
 from .pipeline import Pipeline
 from .plan import Plan
 from .problem import Problem

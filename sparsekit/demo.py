@@ -14,11 +14,12 @@ import torch
 from rich.table import Column, Table
 
 from . import testbed
+from .checks import check_count
 from .evaluation.comparison import DENSE, Prompts, compare
 from .evaluation.price import first_token
 from .evaluation.records import Records
 from .evaluation.rows import Row, front
-from .parameters import check_count
+from .files import write_whole
 from .pipeline import Pipeline
 from .plan import Plan
 from .problem import Problem
@@ -143,9 +144,7 @@ class Demo:
             for row in self.rows
         ]
         found = {"length": self.rows[0].length, "device": self.device, "torch": torch.__version__, "rows": rows}
-        unfinished = path.with_name(f".{path.name}")
-        unfinished.write_text(json.dumps(found, indent=1) + "\n")
-        return unfinished.replace(path)
+        return write_whole(path, json.dumps(found, indent=1) + "\n")
 
 
 def run_demo(

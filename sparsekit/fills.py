@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from .parameters import check_amount
+from .checks import check_amount
 from .problem import PAD, Problem, to_heads
 
 SINKS = 16  # first tokens that are always seen: models rest on them the attention that goes nowhere else

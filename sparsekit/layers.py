@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from rich.table import Table
 
+from .files import write_whole
 from .pipeline import Pipeline
 
 FILE = "sparsekit.json"  # the name of a schedule beside its model
@@ -269,9 +270,7 @@ def _text(one: Any) -> str:
 
 def _write(path: Path, found: Mapping[str, Any]) -> Path:
     """Write JSON whole, or not at all."""
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(json.dumps(found, indent=1) + "\n")
-    return unfinished.replace(path)
+    return write_whole(path, json.dumps(found, indent=1) + "\n")
 
 
 def _read(path: Path) -> Any:

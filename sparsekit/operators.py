@@ -1,21 +1,21 @@
-"""Every op as a torch.library operator, for compiled and exported models and stages of one's own.
+"""Pipelines, attention by a plan, and every op as torch.library operators, for compiled and exported models.
 
-Importing this module registers them as torch.ops.sparsekit.<op>; whoever loads an exported model imports it, too.
+Importing this module registers them as torch.ops.sparsekit.<name>; `import sparsekit` does.
 
-An operator has the name of its op, and its arguments, flat and in order; `flat` takes them apart. It returns fresh
+What a pipeline computes depends on the data, so a compiler could not look inside with profit: it sees shapes alone. A
+pipeline calls the ops within as plain functions: an operator's dispatch costs each call about 0.1 ms of the host,
+longer than many kernels take. The operators of the ops are for who puts a compiled stage together from them.
+
+The operator of an op has the op's name, and its arguments, flat and in order; `flat` takes them apart. It returns fresh
 tensors, those of the op's answer in order: of a Problem q, k, v, q_pos, k_pos, of an Output o and lse, of Tokens idx,
 of Blocks counts and indices. Flags beside them stay behind: `Plan.known` has those of a compressed problem, and
 Tokens without theirs are right, if not as fast. There are no gradients. A plan that is none of the problem raises
-ValueError, as in `attend`; a problem is not checked: `Problem.of` does.
-
-Pipelines call the plain functions: an operator's dispatch costs each call about 0.1 ms of the host, longer than many
-kernels take.
-
-Of an op's definition in `sparsekit/ops/` the function `fake` tells the shapes and dtypes of the answer, and by its
-types the operator's arguments.
+ValueError, as in `attend`; a problem is not checked: `Problem.of` does. Of an op's definition in `sparsekit/ops/` the
+function `fake` tells the shapes and dtypes of the answer, and by its types the operator's arguments.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import Any, get_args, get_type_hints
 
@@ -23,8 +23,93 @@ import torch
 from torch import Tensor
 
 from . import dispatch
+from .inference import REFUSAL
+from .pipeline import Pipeline
 from .plan import Blocks, Plan
-from .problem import Output, Problem
+from .problem import Output, Problem, shapes
+from .registry import replacements
+
+
+@torch.library.custom_op("sparsekit::attention", mutates_args=())
+def attention(q: Tensor, k: Tensor, v: Tensor, spec: str, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
+    """Attention of q [B, H, Q, D] over k [B, G, K, D], v [B, G, K, Dv] by the pipeline of a spec.
+
+    Returns the output [B, H, Q, Dv] and the log-sum-exp [B, H, Q], float32 or wider.
+    """
+    out = _pipeline(spec, replacements()).output(q, k, v, causal=causal, scale=scale)
+    return out.o.contiguous(), out.lse.contiguous()
+
+
+@attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return shapes(q, v)
+
+
+@torch.library.custom_op("sparsekit::attention_by_plan", mutates_args=())
+def attention_by_plan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    queries: Tensor | None,
+    keys: Tensor | None,
+    counts: Tensor | None,
+    indices: Tensor | None,
+    sizes: Sequence[int],
+    spec: str,
+    causal: bool,
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of exactly the pairs of a plan, which `Plan.parts` took apart, with the policies of a spec's pipeline.
+
+    Returns the output [B, H, Q, Dv] and the log-sum-exp [B, H, Q], float32 or wider.
+    """
+    plan = Plan.from_parts(queries, keys, counts, indices, sizes)
+    out = _pipeline(spec, replacements()).output(q, k, v, causal=causal, scale=scale, plan=plan)
+    return out.o.contiguous(), out.lse.contiguous()
+
+
+@attention_by_plan.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return shapes(q, v)
+
+
+@torch.library.custom_op("sparsekit::no_gradients", mutates_args=())
+def no_gradients(like: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    """Raise ValueError. A backward pass that is traced ahead holds it, and raises only when it runs.
+
+    It takes gradients, so that it is not among what a compiler computes in the forward pass.
+    """
+    raise ValueError(REFUSAL)
+
+
+@no_gradients.register_fake
+def _(like: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    return torch.empty_like(like)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.others = len(inputs) - 3
+
+
+def _backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+    some = [x for x in gradients if x is not None]
+    return (*(no_gradients(x, some) for x in ctx.saved_tensors), *[None] * ctx.others)
+
+
+def refuse_backward(operator: Any) -> None:
+    """Make the backward pass of an operator, of q, k, v and what has no gradients, raise ValueError."""
+    operator.register_autograd(_backward, setup_context=_save)
+
+
+refuse_backward(attention)
+refuse_backward(attention_by_plan)
+
+
+@lru_cache(maxsize=256)
+def _pipeline(spec: str, replaced: int) -> Pipeline:
+    return Pipeline.from_spec(spec)
+
 
 _SCHEMAS: dict[Any, str] = {
     Problem: "Tensor q, Tensor k, Tensor v, Tensor q_pos, Tensor k_pos, float scale, bool causal, bool queries_last, "

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .by_value import ByValue, brief, hint
+from .checks import ALL, check_count, check_size
 from .fills import Fill, SlidingWindow, Zeros
-from .parameters import ALL, check_count, check_size
 from .problem import PAD, Output, Problem, one_head, to_heads
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .extras import needs
+from .files import write_whole
 from .fills import SINKS
 from .plan import Plan
 from .problem import Problem
@@ -217,10 +218,7 @@ def new_figure(width: float, height: float) -> Any:
 
 def save_whole(figure: Any, path: Path | str) -> Path:
     """Write a figure as what the suffix of the path says: never half a file. Return `path`."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}{path.suffix}")
-    figure.savefig(unfinished, dpi=110)
-    return unfinished.replace(path)
+    return write_whole(Path(path), lambda unfinished: figure.savefig(unfinished, dpi=110))
 
 
 def _attention(problem: Problem, rows: Tensor, visible: Tensor) -> Any:

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from . import dispatch
+from .checks import check_amount, check_choice
 from .fills import Fill, SlidingWindow, Zeros
-from .parameters import check_amount, check_choice
 from .plan import Plan
 from .problem import Problem
 

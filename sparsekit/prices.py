@@ -25,6 +25,7 @@ from . import dispatch, graphs
 from .chip import chip
 from .dispatch import capability
 from .execute import attend
+from .files import write_whole
 from .fills import SlidingWindow
 from .plan import Plan, Tokens
 from .policies import Stage
@@ -240,9 +241,7 @@ def keep(device: torch.device, found: Prices) -> Path:
     """Write what was measured on a device into the user's cache folder; return the file."""
     path = cache_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(_read(path) | {_key(device): asdict(found)}, indent=1) + "\n")
-    unfinished.replace(path)
+    write_whole(path, json.dumps(_read(path) | {_key(device): asdict(found)}, indent=1) + "\n")
     _kept.cache_clear()
     _known.pop(_here(device), None)  # the file has newer ones
     return path

@@ -21,7 +21,7 @@ from torch._subclasses import FakeTensor
 from torch.nn.functional import pad
 
 from .by_value import ByValue, hint
-from .parameters import ALL, check_count
+from .checks import ALL, check_count
 
 PAD = ALL  # position of a padding slot: sorts last, and no causal query can see it
 TINY = 2.0**-126  # least scale of what is computed in float32: a smaller one becomes 0 there, and 0 times -inf is NaN

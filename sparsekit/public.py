@@ -1,6 +1,6 @@
 """The public names, which the package has as its own."""
 
-from . import library as library  # registers the operators that compiled models hold
+from . import operators as operators  # registers them: compiled models hold some
 from .dispatch import NoBackendError, why_not
 from .execute import attend
 from .fills import SlidingWindow, Zeros

@@ -7,7 +7,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.library import opcheck
 
 import sparsekit as sk
-from sparsekit import Pipeline, Plan, Problem, library
+from sparsekit import Pipeline, Plan, Problem, operators
 
 SPECS = [
     "dense",
@@ -24,8 +24,8 @@ def inputs(length=40):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_it_is_a_lawful_operator(spec):
-    opcheck(library.attention, (*inputs(), spec, True, None))
-    opcheck(library.attention, tuple(x.half() for x in inputs()) + (spec, True, 0.3))
+    opcheck(operators.attention, (*inputs(), spec, True, None))
+    opcheck(operators.attention, tuple(x.half() for x in inputs()) + (spec, True, 0.3))
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -82,7 +82,7 @@ def test_a_plan_compiles_as_data(spec):
     for length in (40, 57):
         q, k, v = inputs(length)
         plan = pipeline.plan(q, k, v)
-        opcheck(library.attention_by_plan, (q, k, v, *plan.parts(), "dense", True, None))
+        opcheck(operators.attention_by_plan, (q, k, v, *plan.parts(), "dense", True, None))
         got, expected = compiled(q, k, v, plan), pipeline.output(q, k, v)
         torch.testing.assert_close(got.o, expected.o)
         torch.testing.assert_close(got.lse, expected.lse)

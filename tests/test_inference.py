@@ -9,7 +9,7 @@ from strategies import MODULES, named, randn
 from torch._subclasses import FakeTensorMode
 
 import sparsekit as sk
-from sparsekit import Decompress, Pipeline, Plan, Problem, SlidingWindow, Tokens, attend, library, oracle
+from sparsekit import Decompress, Pipeline, Plan, Problem, SlidingWindow, Tokens, attend, operators, oracle
 from sparsekit.inference import inference_only
 
 COVERAGE = sk.TokenCoverage(tau=0.3, window=4, pool=3, min_tokens=4, sinks=2)
@@ -95,7 +95,7 @@ def test_a_compiled_call_refuses_in_its_backward_pass_too(spec):
         lambda q, k, v: pipeline.output(q, k, v, plan=plan).lse, fullgraph=True, backend="aot_eager"
     )
     refused(planned(q, k, v))
-    refused(library.attention(q, k, v, spec, True, None)[0])
+    refused(operators.attention(q, k, v, spec, True, None)[0])
 
 
 def test_whoever_computes_elsewhere_can_refuse_alike():

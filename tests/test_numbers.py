@@ -13,7 +13,7 @@ from strategies import EXAMPLES, SEEDS, named, padded, plans, problems, randn, w
 
 import sparsekit as sk
 from sparsekit import Blocks, Decompress, Output, Pipeline, Plan, Problem, SlidingWindow, attend, dispatch, oracle
-from sparsekit.parameters import ALL, LARGEST_SIZE
+from sparsekit.checks import ALL, LARGEST_SIZE
 from sparsekit.problem import PAD, to_heads
 
 # --- scales -----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from sparsekit.evaluation.records import EACH, Record, Records
+from sparsekit.files import write_whole
 
 PACKED = ("answers", "after")  # kinds that have a line for each prompt or text
 SAME = ("kind", "pipeline", "what", "length", "task")  # what a packed line is of
@@ -42,9 +43,7 @@ def main(files: Annotated[list[Path], typer.Argument(help="Files of records", ex
     """Rewrite files of records, packed."""
     for path in files:
         text = "".join(f"{json.dumps(line, separators=(',', ':'))}\n" for line in packed(Records(path).lines))
-        unfinished = path.with_name(f".{path.name}")
-        unfinished.write_text(text)
-        unfinished.replace(path)
+        write_whole(path, text)
 
 
 if __name__ == "__main__":

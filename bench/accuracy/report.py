@@ -23,6 +23,7 @@ from sparsekit.evaluation.picture import draw_front
 from sparsekit.evaluation.rows import COUNTS, Row, ranked
 from sparsekit.evaluation.statistics import Estimate
 from sparsekit.evaluation.tasks import TASKS as IN_WORDS
+from sparsekit.files import write_whole
 from sparsekit.testbed import TASKS
 
 MARKED = re.compile(r"(<!-- recipes -->).*?(<!-- /recipes -->)", re.DOTALL)  # in README.md
@@ -85,9 +86,7 @@ def main(
                 path = docs / picture(measured, length)
                 draw_front(measured.at(length), path, title=title, marked=PUBLISHED | rings)
     for path in stale:
-        unfinished = path.with_name(f".{path.name}")
-        unfinished.write_text(texts[path])
-        unfinished.replace(path)
+        write_whole(path, texts[path])
 
 
 def page(models: Sequence[Measured], others: Sequence[Measured]) -> str:

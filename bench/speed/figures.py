@@ -5,6 +5,7 @@ from typing import Any
 
 from bench.records import Record, foremost
 from bench.speed.timing import STEPS
+from sparsekit.files import write_whole
 
 COLOURS = dict(
     zip(
@@ -32,9 +33,7 @@ def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    unfinished = path.with_name(f".{path.name}")
-    figure.savefig(unfinished, dpi=110, format="png")
-    return unfinished.replace(path)
+    return write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=110, format="png"))
 
 
 def _over_length(timed: list[Record]) -> Any:

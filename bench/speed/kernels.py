@@ -27,6 +27,7 @@ from bench.speed.cases import SUITES, Case, contenders
 from bench.speed.contender import Contender
 from bench.speed.inputs import INPUTS, SHAPES, lengths
 from sparsekit import Problem
+from sparsekit.files import write_whole
 
 CALLS, LEAST_US = 5, 3.0  # calls that are profiled; kernels that take less of one are summed up
 TURNS, ROW = 21, 20  # turns, each a call alone; as many calls in a row, every third turn
@@ -70,9 +71,7 @@ def main(
             pages.append(page(contender, length, times))
             typer.echo(pages[-1].splitlines()[0])
         del p, them
-    unfinished = path.with_name(f".{path.name}.new")
-    unfinished.write_text("\n\n".join(pages) + "\n")
-    unfinished.replace(path)
+    write_whole(path, "\n\n".join(pages) + "\n")
 
 
 def _chosen(cases: Iterable[Case], only: str, p: Problem) -> Iterator[Contender]:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from sparsekit import Blocks, Plan, Problem
-from sparsekit.parameters import check_amount, check_size
+from sparsekit.checks import check_amount, check_size
 
 
 @dataclass(frozen=True)

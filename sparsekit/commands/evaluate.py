@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from typer import Option
 
+from ..checks import check_choice
 from ..extras import needs
-from ..parameters import check_choice
 from .options import EMBEDDED, MOST_PROMPTS, Device, Dtype, Model, Seed
 
 if TYPE_CHECKING:

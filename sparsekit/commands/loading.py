@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from .. import problem, testbed
+from ..checks import check_choice, check_count, meant
 from ..extras import needs
-from ..parameters import check_choice, check_count, meant
 from ..testbed.text import as_utf8, no_text
 from .options import EMBEDDED
 from .rope import scaled

@@ -6,7 +6,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Option
 
-from ..parameters import check_count
+from ..checks import check_count
 from .options import Device, Dtype, Model, Most, PromptFiles
 
 

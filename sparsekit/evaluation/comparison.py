@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..checks import check_choice, check_count
 from ..layers import Layers, always
-from ..parameters import check_choice, check_count
 from ..pipeline import Pipeline
 from .ask import after, ask, log_probabilities
 from .case import Case, Source

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..files import write_whole
 from .picture import draw_front
 from .records import Record
 from .rows import COUNTS, OWN, Row, front, ranked
@@ -37,9 +38,7 @@ def write_page(records: Iterable[Record], path: Path | str) -> Path:
         if any(row.right and row.speed_up for row in mine):
             picture = path.with_name(f"{path.stem}-{thousands(length)}.png")
             pictures[length] = draw_front(mine, picture, title=f"{runs(lines)[0]['model']}, {thousands(length)}").name
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(page(lines, pictures), encoding="utf-8")
-    return unfinished.replace(path)
+    return write_whole(path, page(lines, pictures))
 
 
 def page(records: Sequence[Record], pictures: Mapping[int, str]) -> str:

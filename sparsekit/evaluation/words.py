@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..parameters import check_choice, check_count
+from ..checks import check_choice, check_count
 from .case import Case, Passage, identity
 from .question import Question
 from .tasks import TASKS

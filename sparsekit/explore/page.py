@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import write_whole
 from ..sinks import SINKS
 from .collect import Exploration, Layer
 from .pictures import DECADES, ROWS, UNSEEN, WHOLE
@@ -41,10 +42,7 @@ def write_page(
             f"pieces: got {len(pieces)} for a prompt of {found.grid.tokens} tokens; allowed is one for each: pass what "
             "sparsekit.explore.pieces says of the same tokens"
         )
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(page(data(found, pieces, model, made or {}), model), encoding="utf-8")
-    return unfinished.replace(path)
+    return write_whole(Path(path), page(data(found, pieces, model, made or {}), model))
 
 
 def page(found: Mapping[str, Any], title: str) -> str:

@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 
 from .. import dispatch
 from ..band import sinks_and_band
-from ..parameters import check_amount, check_choice, check_ratio, check_size
+from ..checks import check_amount, check_choice, check_ratio, check_size
 from ..plan import Blocks, Plan
 from ..problem import Problem, to_heads
 

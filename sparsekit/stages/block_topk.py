@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 
 from .. import dispatch
-from ..parameters import check_ratio, check_size
+from ..checks import check_ratio, check_size
 from ..plan import Blocks, Plan
 from ..problem import Problem, to_heads
 

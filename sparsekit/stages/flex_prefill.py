@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import dispatch
-from ..parameters import check_amount, check_ratio, check_size
+from ..checks import check_amount, check_ratio, check_size
 from ..plan import Plan
 from ..problem import PAD, Problem, to_heads
 from ..room import SCORE, for_all

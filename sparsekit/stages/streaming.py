@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..band import sinks_and_band
-from ..parameters import check_amount, check_size
+from ..checks import check_amount, check_size
 from ..plan import Blocks, Plan
 from ..problem import Problem
 

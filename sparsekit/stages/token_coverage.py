@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
+from ..checks import check_amount, check_choice, check_ratio, check_size
 from ..fills import SINKS
-from ..parameters import check_amount, check_choice, check_ratio, check_size
 from ..plan import Plan, Tokens
 from ..problem import Problem, to_heads
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from random import Random
 
+from ..checks import check_choice
 from ..evaluation.case import Case, Passage, identity
-from ..parameters import check_choice
 from .sample import cut
 from .tasks import CLAIMED, TASKS, TRAINED
 

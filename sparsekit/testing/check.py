@@ -5,8 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from ..checks import check_count
 from ..extras import needs
-from ..parameters import check_count
 from ..problem import Problem
 from ..registry import look_up, snake
 

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils.generic import TransformersKwargs
 
-from ... import library
+from ... import operators
 from ...by_value import ByValue
 from ...dispatch import NoBackendError, no_gpu_kernel
 from ...graphs import is_held
@@ -564,7 +564,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return shapes(q, v)
 
 
-library.refuse_backward(prefill)
+operators.refuse_backward(prefill)
 
 
 def _with_sinks(out: Output, sinks: Tensor | None) -> Tensor:
