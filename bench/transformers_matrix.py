@@ -70,7 +70,7 @@ DENSE = (
 )
 STACKED = Pipeline(
     [
-        sk.TokenCoverage(tau=0.3, window=8, pool=3, min_tokens=8),
+        sk.TokenCoverage(tau=0.3, voters=8, pool=3, min_tokens=8),
         sk.FlexPrefill(gamma=0.5, block_size=8),
         sk.Decompress(sk.SlidingWindow(4)),
     ],

@@ -14,7 +14,7 @@ from sparsekit import Pipeline, Plan, Problem, Zeros
 from sparsekit.plots import new_figure, save_whole
 
 TOKENS = 64
-KEPT = "token_coverage(tau=0.3, window=8, pool=1, min_tokens=16, sinks=4)"
+KEPT = "token_coverage(tau=0.3, voters=8, pool=1, min_tokens=16, sinks=4)"
 SPECS = {
     "dense attention": "dense",
     "blocks": "streaming(sinks=8, window=12, block_size=8)",

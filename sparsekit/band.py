@@ -22,6 +22,6 @@ def sinks_and_band(problem: Problem, sinks: int, window: int, block_size: int) -
     start = torch.arange(J, device=reach.device) * m
     near = (start + m > first) & ((start < last) if problem.causal else (start < last + window - 1))
     mask = near | ((start < sinks) & ((start < last) if problem.causal else (last > 0)))
-    if problem.window is not None:
+    if problem.sliding_window is not None:
         mask = mask & (start + m > problem.start()[..., ::m, None])  # [B, h, I, 1], ascending: the first row's
     return mask

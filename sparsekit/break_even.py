@@ -162,7 +162,7 @@ def _pairs(problem: Problem) -> float:
     """How many pairs of a head dense attention computes."""
     Q, K = problem.q.shape[2], problem.k.shape[2]
     pairs = Q * (K - (Q - 1) / 2) if problem.causal else Q * K
-    return pairs if problem.window is None else min(pairs, Q * problem.window)
+    return pairs if problem.sliding_window is None else min(pairs, Q * problem.sliding_window)
 
 
 def _dense(problem: Problem, known: Prices) -> float:
@@ -206,7 +206,7 @@ def _part(stage: Any, problem: Problem) -> float:
     if getattr(stage, "keep", None) is not None:
         return float(stage.keep)
     if hasattr(stage, "min_tokens"):
-        least = min((stage.min_tokens + stage.window) / K, 1.0) ** 2
+        least = min((stage.min_tokens + stage.voters) / K, 1.0) ** 2
     else:
         size = getattr(stage, "block_size", 1)
         near = getattr(stage, "window", 0) + getattr(stage, "sinks", 0) + size / 2  # whole blocks reach further

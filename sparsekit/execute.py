@@ -65,7 +65,7 @@ def run(
     if compress == "indexed":
         with clock("attend"):
             out = call("attend", problem, replace(plan, fill=None))
-        if plan.window:
+        if plan.local:
             with clock("fill"):
                 out = plan.fill_in(problem, out, call("sliding_window", problem, plan))
         return out

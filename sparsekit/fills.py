@@ -64,15 +64,15 @@ class SlidingWindow:
         """How many keys each query would see: the row sums of `pairs`, without writing them down."""
         heads = max(problem.q_pos.shape[1], problem.k_pos.shape[1])
         q, k = to_heads(problem.q_pos, heads), to_heads(problem.k_pos, heads).contiguous()
-        first = q - min(self.window, problem.window or self.window) + 1
+        first = q - min(self.window, problem.sliding_window or self.window) + 1
         last = q if problem.causal else q.clamp(max=PAD - self.window) + self.window - 1
         upto = lambda pos: torch.searchsorted(k, pos.contiguous(), right=True)  # noqa: E731
         before = upto(first - 1)
         near = upto(last) - before
         farthest = q if problem.causal else torch.full_like(q, PAD - 1)
         sinks = upto(farthest.clamp(max=self.sinks - 1))
-        if problem.window is not None:
-            sinks = (sinks - upto(q - problem.window)).clamp(min=0)
+        if problem.sliding_window is not None:
+            sinks = (sinks - upto(q - problem.sliding_window)).clamp(min=0)
         both = (upto(last.clamp(max=self.sinks - 1)) - before).clamp(min=0)
         return (near + sinks - both).masked_fill(q == PAD, 0)
 

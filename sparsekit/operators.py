@@ -113,7 +113,7 @@ def _pipeline(spec: str, replaced: int) -> Pipeline:
 
 _SCHEMAS: dict[Any, str] = {
     Problem: "Tensor q, Tensor k, Tensor v, Tensor q_pos, Tensor k_pos, float scale, bool causal, bool queries_last, "
-    "bool full, bool gapless, SymInt? window",
+    "bool full, bool gapless, SymInt? sliding_window",
     Plan: "Tensor? queries, Tensor? keys, Tensor? counts, Tensor? indices, SymInt[] sizes",
     Blocks: "Tensor counts, Tensor indices, SymInt[] size, SymInt n",
     Output: "Tensor o, Tensor lse",
@@ -129,7 +129,7 @@ _SCHEMAS: dict[Any, str] = {
 def flat(*args: Any) -> list[Any]:
     """The arguments of an op as its operator takes them: torch.ops.sparsekit.attend(*flat(problem, plan)).
 
-    A Problem is q, k, v, q_pos, k_pos, scale, causal, queries_last, full, gapless, window (no op looks at the
+    A Problem is q, k, v, q_pos, k_pos, scale, causal, queries_last, full, gapless, sliding_window (no op looks at the
     ranks of `heads_group`); a Plan what `Plan.parts` says; Blocks counts, indices, size, n; an Output o, lse.
     """
     out: list[Any] = []
@@ -138,7 +138,7 @@ def flat(*args: Any) -> list[Any]:
             out += x.parts()
         elif isinstance(x, Problem):
             out += [x.q, x.k, x.v, x.q_pos, x.k_pos, x.scale, x.causal]
-            out += [x.queries_last, x.full, x.gapless, x.window]
+            out += [x.queries_last, x.full, x.gapless, x.sliding_window]
         elif isinstance(x, Blocks):
             out += [x.counts, x.indices, list(x.size), x.n]
         elif isinstance(x, Output):

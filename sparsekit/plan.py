@@ -15,6 +15,7 @@ from torch import Tensor
 from .by_value import ByValue, brief, hint
 from .checks import ALL, check_count, check_size
 from .fills import Fill, SlidingWindow, Zeros
+from .former_names import former
 from .problem import PAD, Output, Problem, one_head, to_heads
 
 
@@ -182,9 +183,11 @@ class Plan(ByValue):
         return whole.replace(f"keys={self.keys!r}", "keys=queries") if same else whole
 
     @property
-    def window(self) -> SlidingWindow | None:
+    def local(self) -> SlidingWindow | None:
         """The window that dropped queries see; None if there is none, or no query is dropped."""
         return self.fill if self.queries is not None and isinstance(self.fill, SlidingWindow) else None
+
+    window = former("window", "local")
 
     def head(self, h: int, heads: int) -> "Plan":
         """The plan of query head `h` of `heads` alone."""
@@ -365,10 +368,10 @@ class Plan(ByValue):
         thin = replace(problem, q=problem.q[..., :1], k=problem.k[..., :1], v=problem.v[..., :1])
         H, short = problem.q.shape[1], self.compress(thin)  # positions are all that counts
         total = self._before(to_heads(short.reach(), H))
-        if short.window is not None:
+        if short.sliding_window is not None:
             total = total - self._before(to_heads(short.start(), H))
-        if self.window:
-            total = total + (to_heads(self.window.counts(problem), H) * to_heads(self.dropped(problem), H)).sum(-1)
+        if self.local:
+            total = total + (to_heads(self.local.counts(problem), H) * to_heads(self.dropped(problem), H)).sum(-1)
         return total.expand(problem.q.shape[:2])
 
     def _before(self, end: Int[Tensor, "B H S"]) -> Int[Tensor, "B H"]:

@@ -107,7 +107,7 @@ def draw_fills(
         computed = plan.pairs(one, rows)[0, 0, :, :end]
         dropped = plan.dropped(one)[0, 0, rows]
         filled = computed & dropped[:, None]
-        kind = visible.long() + computed + filled + (filled & (place < (plan.window.sinks if plan.window else 0)))
+        kind = visible.long() + computed + filled + (filled & (place < (plan.local.sinks if plan.local else 0)))
         example = _far_from_kept(dropped)
         main.imshow(
             kind.cpu().numpy(), extent=(0, end, len(rows), 0), cmap=colours, vmin=0, vmax=4, interpolation="nearest"
@@ -144,12 +144,12 @@ def _far_from_kept(dropped: Tensor) -> int | None:
 
 def _what_is_seen(plan: Plan) -> str:
     """Return in plain words what a dropped query sees."""
-    if plan.window is None:
+    if plan.local is None:
         return "A dropped query sees nothing:\nits output is zero, and it forgets what it read."
-    near = f"A dropped query sees the {plan.window.window} keys nearest to it"
-    if not plan.window.sinks:
+    near = f"A dropped query sees the {plan.local.window} keys nearest to it"
+    if not plan.local.sinks:
         return f"{near},\nnot the first ones, on which pretrained models rest."
-    return f"{near},\nand the first {plan.window.sinks}, on which pretrained models rest."
+    return f"{near},\nand the first {plan.local.sinks}, on which pretrained models rest."
 
 
 def draw_profile(profile: "LayerProfile", path: Path | str) -> Path:

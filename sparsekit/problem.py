@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 
 from .by_value import ByValue, hint
 from .checks import ALL, check_count
+from .former_names import renamed, renamed_arguments
 
 PAD = ALL  # position of a padding slot: sorts last, and no causal query can see it
 TINY = 2.0**-126  # least scale of what is computed in float32: a smaller one becomes 0 there, and 0 times -inf is NaN
@@ -44,13 +45,14 @@ def is_abstract(x: Any) -> bool:
     return isinstance(x, Tensor) and (x.is_meta or isinstance(x, FakeTensor))
 
 
+@renamed(sliding_window="window")
 @dataclass(frozen=True, eq=False, repr=False)
 class Problem(ByValue):
     """What attention is asked. Build one with `Problem.of`, which checks; `Plan.compress` makes the shorter ones.
 
     `q_pos` and `k_pos` are positions in the original sequence, ascending along the last axis, `PAD` last.
     A query sees a key if neither is padding and, when causal, the key's position is not larger, and, where there is a
-    window, less than `window` smaller.
+    sliding window, less than `sliding_window` smaller.
     `scale` is above zero, as kernels want it: of a negative one the queries take the sign, and for 0 they become zeros.
     Two problems are equal if their fields are; what is only known about positions does not count.
     """
@@ -65,7 +67,7 @@ class Problem(ByValue):
     queries_last: bool = hint()  # known: the queries are the last keys, token for token; False: positions tell
     full: bool = hint()  # known: no slot is padding; False: positions tell
     gapless: bool = hint()  # known: the positions of queries and of keys count up by one; False: positions tell
-    window: int | None = None  # positions a query sees back from its own, itself included; None: all; only if causal
+    sliding_window: int | None = None  # the model's own: keys a query sees, itself included; None: all; only if causal
     heads_group: "dist.ProcessGroup | None" = None  # tensor parallel: the ranks that hold the layer's other heads
     loose: bool = hint()  # known: nobody reads what padding slots hold or are answered: anything may stand there
 
@@ -76,10 +78,11 @@ class Problem(ByValue):
             object.__setattr__(self, "scale", scale)
         if self.scale < TINY and self.q.dtype != torch.float64:
             object.__setattr__(self, "scale", TINY)
-        if self.window is not None and self.window >= ALL:
-            object.__setattr__(self, "window", None)
+        if self.sliding_window is not None and self.sliding_window >= ALL:
+            object.__setattr__(self, "sliding_window", None)
 
     @classmethod
+    @renamed_arguments(sliding_window="window")
     def of(
         cls,
         q: Tensor,
@@ -87,13 +90,14 @@ class Problem(ByValue):
         v: Tensor,
         causal: bool = True,
         scale: float | None = None,
-        window: int | None = None,
+        sliding_window: int | None = None,
     ) -> "Problem":
         """The dense problem. With fewer queries than keys (a prefill chunk, decode) they sit at the end.
 
         q is [B, H, Q, D], k [B, G, K, D], v [B, G, K, Dv], G divides H; one floating dtype, one device.
-        `scale` multiplies q k^T, of either sign or 0, 1/sqrt(D) if None. `window` is the number of keys each query
-        sees, itself included, at least 1; one that covers the keys is no window. Raises ValueError for anything else.
+        `scale` multiplies q k^T, of either sign or 0, 1/sqrt(D) if None. `sliding_window` is the number of keys each
+        query sees, itself included, at least 1; one that covers the keys is no window. Raises ValueError for anything
+        else.
         """
         _check_tensors(q, k, v)
         Q, K = q.shape[2], k.shape[2]
@@ -113,19 +117,20 @@ class Problem(ByValue):
                 f"scale: got {scale!r}; scores of {q.dtype} are computed in float32, and allowed is at most its "
                 f"largest number, {LARGEST:.3g}: pass a smaller one, or cast to float64"
             )
-        if window is not None:
-            check_count("window", window, 1)
+        if sliding_window is not None:
+            check_count("sliding_window", sliding_window, 1)
             if not causal:
                 raise ValueError(
-                    f"window: got {window} for a problem that is not causal; allowed is None there: pass causal=True"
+                    f"sliding_window: got {sliding_window} for a problem that is not causal; allowed is None there: "
+                    "pass causal=True"
                 )
-            window = window if window < K else None
+            sliding_window = sliding_window if sliding_window < K else None
         k_pos = torch.arange(K, device=q.device, dtype=torch.int32).expand(q.shape[0], 1, K)
         q_pos = k_pos
         if Q != K:
             q_pos = torch.arange(K - Q, K, device=q.device, dtype=torch.int32).expand(q.shape[0], 1, Q)
         known: dict[str, Any] = dict(queries_last=Q <= K, full=True, gapless=True)
-        return cls(q, k, v, q_pos, k_pos, float(scale), bool(causal), window=window, **known)
+        return cls(q, k, v, q_pos, k_pos, float(scale), bool(causal), sliding_window=sliding_window, **known)
 
     def visible(self, rows: Tensor | None = None) -> Bool[Tensor, "B H R K"]:
         """The pairs dense attention would compute, for all queries or for the query indices `rows` [R]."""
@@ -135,7 +140,7 @@ class Problem(ByValue):
         q, k = to_heads(q, H), to_heads(k, H)
         seen = (k != PAD) & (q != PAD)
         seen = seen & (k <= q) if self.causal else seen
-        return seen if self.window is None else seen & (k > q - self.window)
+        return seen if self.sliding_window is None else seen & (k > q - self.sliding_window)
 
     def reach(self) -> Int[Tensor, "B _h Q"]:
         """The end of the keys each query sees: they are the slots from `start` to before `reach`: positions ascend."""
@@ -156,11 +161,11 @@ class Problem(ByValue):
     def start(self) -> Int[Tensor, "B _h Q"]:
         """The first slot each query sees: 0 without a window, and `reach` where it sees none."""
         reach = self.reach()
-        if self.window is None:
+        if self.sliding_window is None:
             return torch.zeros_like(reach)
         heads = max(reach.shape[1], self.q_pos.shape[1], self.k_pos.shape[1])
         q_pos, k_pos = to_heads(self.q_pos, heads), to_heads(self.k_pos, heads)
-        first = torch.searchsorted(k_pos.contiguous(), (q_pos - (self.window - 1)).contiguous())
+        first = torch.searchsorted(k_pos.contiguous(), (q_pos - (self.sliding_window - 1)).contiguous())
         return first.minimum(to_heads(reach, heads))
 
     def block_range(self, size: int) -> tuple[Int[Tensor, "B _h I"], Int[Tensor, "B _h I"], Int[Tensor, "B _h I"]]:
@@ -174,7 +179,7 @@ class Problem(ByValue):
         rows = pad(reach, (0, -reach.shape[2] % size)).unflatten(2, (-1, size))  # [B, h, I, size]
         end, least = (rows.amax(-1) + size - 1) // size, rows.masked_fill(rows == 0, PAD).amin(-1)
         edge = ((least - 1) // size).minimum(end) if self.causal else end
-        if self.window is None:
+        if self.sliding_window is None:
             return torch.zeros_like(end), end, edge
         start = self.start()[..., ::size]  # positions ascend: the first query of a block sees furthest back
         end, edge = (to_heads(x, start.shape[1]) for x in (end, edge))

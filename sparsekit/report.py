@@ -159,10 +159,10 @@ def _notes(problem: Problem, plan: Plan, rows: int, sinks: Sinks | None) -> Iter
         bad = (~getattr(problem, name).isfinite()).sum().item()
         if bad:
             yield f"{name} holds {bad} NaN or infinite values: outputs that see them, and the errors here, are NaN"
-    if problem.window is not None:
+    if problem.sliding_window is not None:
         yield (
-            f"a sliding window of {problem.window} tokens: density counts the pairs inside it, and TokenCoverage keeps "
-            "every token"
+            f"a sliding window of {problem.sliding_window} tokens: density counts the pairs inside it, and "
+            "TokenCoverage keeps every token"
         )
     yield f"mass and error: {rows} query rows spread over the sequence, float64"
     if plan.queries or plan.keys or plan.blocks:

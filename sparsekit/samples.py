@@ -59,7 +59,7 @@ class Samples:
         B, H, G, N = self.B, self.H, self.G, self.N
         shapes = (B, H, N, self.D), (B, G, N, self.D), (B, G, N, self.Dv)
         q, k, v = (self.rand(i, *shape, dtype=self.dtype) for i, shape in enumerate(shapes))
-        p = Problem.of(q, k, v, window=window)
+        p = Problem.of(q, k, v, sliding_window=window)
         if padded:
             pos = p.q_pos.clone()
             pos[0, :, -3:] = PAD

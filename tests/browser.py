@@ -16,7 +16,7 @@ from sparsekit.testbed import ByteTokenizer, load_model, read_text
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SPECS = {
-    "first": "token_coverage(tau=0.2, window=16, min_tokens=64, sinks=2) | decompress(fill=sliding_window(16))",
+    "first": "token_coverage(tau=0.2, voters=16, min_tokens=64, sinks=2) | decompress(fill=sliding_window(16))",
     "second": "streaming(sinks=16, window=64, block_size=16)",
 }
 HOSTILE = (

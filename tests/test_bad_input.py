@@ -108,7 +108,7 @@ def test_bad_plans():
 
 NUMBERS = st.one_of(st.floats(), st.integers(-5, 5), st.sampled_from([None, "x", True, math.nan]))
 COUNTS = [
-    (sk.TokenCoverage, "window", 1, False),
+    (sk.TokenCoverage, "voters", 1, False),
     (sk.TokenCoverage, "pool", 1, True),
     (sk.TokenCoverage, "min_tokens", 0, False),
     *((sk.FlexPrefill, name, 1, False) for name in ("block_size", "min_budget", "max_budget")),
@@ -178,7 +178,7 @@ def test_bad_stages(stages, message):
 
 
 def test_a_plain_function_that_chooses_tokens_after_blocks_is_refused_when_it_runs():
-    late = lambda problem: sk.TokenCoverage(tau=0.5, window=1, min_tokens=0, sinks=2)(problem)  # noqa: E731
+    late = lambda problem: sk.TokenCoverage(tau=0.5, voters=1, min_tokens=0, sinks=2)(problem)  # noqa: E731
     pipeline = Pipeline([sk.Streaming(1, 2, 2), late])
     refused("^stages: tokens chosen after blocks", lambda: pipeline(**tensors()))
 
@@ -231,11 +231,11 @@ def test_explain_says_that_the_input_is_not_finite():
 @pytest.mark.parametrize("window", [0, -1, 2.0, True, "4"])
 def test_a_bad_window_is_named(window):
     x = torch.randn(1, 1, 8, 4)
-    with pytest.raises(ValueError, match="window: got"):
-        Problem.of(x, x, x, window=window)
+    with pytest.raises(ValueError, match="sliding_window: got"):
+        Problem.of(x, x, x, sliding_window=window)
 
 
 def test_a_window_asks_for_causality():
     x = torch.randn(1, 1, 8, 4)
-    with pytest.raises(ValueError, match="window: got 4 for a problem that is not causal"):
-        Problem.of(x, x, x, causal=False, window=4)
+    with pytest.raises(ValueError, match="sliding_window: got 4 for a problem that is not causal"):
+        Problem.of(x, x, x, causal=False, sliding_window=4)

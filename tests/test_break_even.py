@@ -17,7 +17,7 @@ from bench.speed.report import latest
 from sparsekit import Pipeline, Plan, Problem, TokenCoverage, break_even, dispatch, oracle, prices, recipes
 from sparsekit.evaluation.records import Records
 
-STAGE = TokenCoverage(tau=0.5, window=4, min_tokens=2, sinks=2)
+STAGE = TokenCoverage(tau=0.5, voters=4, min_tokens=2, sinks=2)
 KNOWN = prices.Prices(1e-5, {"TokenCoverage": prices.Price(1.5, 3000.0)})
 
 
@@ -236,7 +236,7 @@ def known_apart(monkeypatch, search, slow=1.0, step=0.0):
     monkeypatch.setattr(break_even, "prices", lambda device: found)
 
 
-COVERAGE, WINDOW = TokenCoverage(tau=0.06, window=16, min_tokens=0), sk.Decompress(sk.SlidingWindow())
+COVERAGE, WINDOW = TokenCoverage(tau=0.06, voters=16, min_tokens=0), sk.Decompress(sk.SlidingWindow())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from sparsekit.demo import BESIDE
 from sparsekit.layers import Schedule
 
 SPECS = [
-    "token_coverage(tau=0.2, window=16, min_tokens=64, sinks=2) | flex_prefill(block_size=32)"
+    "token_coverage(tau=0.2, voters=16, min_tokens=64, sinks=2) | flex_prefill(block_size=32)"
     " | decompress(fill=sliding_window(16, sinks=2))",
     "streaming(sinks=1, window=1, block_size=1)",
 ]

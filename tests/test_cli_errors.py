@@ -385,11 +385,11 @@ def test_ctrl_c_is_exit_130_without_a_word(models, text, monkeypatch):
 NUMBERS = [-1, 0, 2**31, 2**31 - 1, 2**62 + 1, 2**63 - 1, 2**63, 10**20 - 1, 10**400]
 PLACES = [
     "streaming(block_size={})", "streaming(window={})", "streaming(sinks={})", "block_topk(block_size={})",
-    "block_topk(keep={})", "flex_prefill(block_size={})", "flex_prefill(gamma={})", "token_coverage(window={})",
-    "token_coverage(pool={})", "token_coverage(tau=.2, window=8, min_tokens={}, sinks=2)", "attend(break_even={})",
-    "token_coverage(tau=.2, window=8, min_tokens=8, sinks=2) | decompress(fill=sliding_window({}))",
-    "token_coverage(tau=.2, window=8, min_tokens=8, sinks=2) | decompress(fill=sliding_window(8, sinks={}))",
-    "token_coverage(tau=.2, window=8, min_tokens=8, sinks=2) | decompress(dense_last={})",
+    "block_topk(keep={})", "flex_prefill(block_size={})", "flex_prefill(gamma={})", "token_coverage(voters={})",
+    "token_coverage(pool={})", "token_coverage(tau=.2, voters=8, min_tokens={}, sinks=2)", "attend(break_even={})",
+    "token_coverage(tau=.2, voters=8, min_tokens=8, sinks=2) | decompress(fill=sliding_window({}))",
+    "token_coverage(tau=.2, voters=8, min_tokens=8, sinks=2) | decompress(fill=sliding_window(8, sinks={}))",
+    "token_coverage(tau=.2, voters=8, min_tokens=8, sinks=2) | decompress(dense_last={})",
 ]  # fmt: skip
 
 

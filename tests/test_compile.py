@@ -12,9 +12,9 @@ from sparsekit import Pipeline, Plan, Problem, operators
 SPECS = [
     "dense",
     "streaming(sinks=2, window=8, block_size=4)",
-    "token_coverage(tau=0.3, window=4, pool=3, min_tokens=4, sinks=2) | flex_prefill(gamma=0.7, block_size=4) | "
+    "token_coverage(tau=0.3, voters=4, pool=3, min_tokens=4, sinks=2) | flex_prefill(gamma=0.7, block_size=4) | "
     "decompress(fill=sliding_window(4, sinks=2))",
-    "token_coverage(tau=0.3, window=4, pool=3, min_tokens=4, sinks=2) | decompress(dense_last=6)",
+    "token_coverage(tau=0.3, voters=4, pool=3, min_tokens=4, sinks=2) | decompress(dense_last=6)",
 ]
 
 

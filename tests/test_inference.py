@@ -12,7 +12,7 @@ import sparsekit as sk
 from sparsekit import Decompress, Pipeline, Plan, Problem, SlidingWindow, Tokens, attend, operators, oracle
 from sparsekit.inference import inference_only
 
-COVERAGE = sk.TokenCoverage(tau=0.3, window=4, pool=3, min_tokens=4, sinks=2)
+COVERAGE = sk.TokenCoverage(tau=0.3, voters=4, pool=3, min_tokens=4, sinks=2)
 PIPELINES = [
     Pipeline(),
     Pipeline([COVERAGE]),
@@ -159,7 +159,7 @@ def test_no_tensor_is_made_on_the_default_device(stage):
         q, k, v = (x.detach() for x in inputs(Q))
         real = [torch.arange(n) < torch.tensor([n, n - 5])[:, None, None] for n in (Q, 40)]
         ragged = Plan(*(Tokens.of(x) for x in real)).compress(Problem.of(q, k, v))
-        problems += [Problem.of(q, k, v), Problem.of(q, k, v, window=9), ragged]
+        problems += [Problem.of(q, k, v), Problem.of(q, k, v, sliding_window=9), ragged]
     for p in problems:
         for fill in fills:
             for backend in ("cpu", "reference"):

@@ -277,7 +277,7 @@ def test_the_last_queries_vote_though_they_are_dense(stage, p, fill, n):
 
 def test_a_pipeline_names_its_last_queries_once():
     p = Problem.of(*(randn(i, 1, 2, 40, 4) for i in range(3)))
-    some = sk.TokenCoverage(tau=0.5, window=2, pool=1, min_tokens=0, sinks=2)
+    some = sk.TokenCoverage(tau=0.5, voters=2, pool=1, min_tokens=0, sinks=2)
     tail = sk.Pipeline([some, sk.Decompress(dense_last=5)])
     assert tail(p).dense_last == 5 and tail.to_spec().endswith("decompress(dense_last=5)")
     assert sk.Pipeline.from_spec(tail.to_spec()) == tail
@@ -391,7 +391,7 @@ def test_every_stage_is_exported():
 @given(p=problems(square=True, causal=True))
 def test_one_choice_for_queries_and_keys_keeps_causality_an_index_comparison(p):
     """A kernel with only an `is_causal` flag can run the compressed causal problem, padding and all."""
-    plan, H = sk.TokenCoverage(tau=0.4, window=2, pool=1, min_tokens=0, sinks=2)(p), p.q.shape[1]
+    plan, H = sk.TokenCoverage(tau=0.4, voters=2, pool=1, min_tokens=0, sinks=2)(p), p.q.shape[1]
     c = plan.compress(p)
     sdpa = scaled_dot_product_attention(c.q, to_heads(c.k, H), to_heads(c.v, H), is_causal=True)
     out = plan.queries.scatter(sdpa, 0.0) if plan.queries else sdpa

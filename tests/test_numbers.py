@@ -32,8 +32,8 @@ def by_hand(q, k, v, scale, pairs):
 @given(data=st.data(), scale=st.sampled_from(SCALES))
 def test_any_scale_is_that_scale(data, scale):
     drawn = data.draw(problems() | windowed())
-    given_, window = (drawn.q, drawn.k, drawn.v, drawn.causal), drawn.window
-    p = Problem.of(*given_, scale=scale, window=window)
+    given_, window = (drawn.q, drawn.k, drawn.v, drawn.causal), drawn.sliding_window
+    p = Problem.of(*given_, scale=scale, sliding_window=window)
     assert p.scale > 0
     plan = data.draw(whole_plans(p))
     truth = by_hand(*given_[:3], scale, plan.pairs(p))
@@ -93,8 +93,8 @@ FILLS = [
     lambda n: SlidingWindow(2, sinks=n),
 ]
 STAGES = [
-    lambda n: sk.TokenCoverage(0.4, window=n, pool=1, min_tokens=0, sinks=2),
-    lambda n: sk.TokenCoverage(0.4, window=2, pool=1, min_tokens=n, sinks=2),
+    lambda n: sk.TokenCoverage(0.4, voters=n, pool=1, min_tokens=0, sinks=2),
+    lambda n: sk.TokenCoverage(0.4, voters=2, pool=1, min_tokens=n, sinks=2),
     lambda n: sk.Streaming(sinks=n, window=2, block_size=3),
     lambda n: sk.Streaming(sinks=1, window=n, block_size=3),
     lambda n: sk.FlexPrefill(0.4, 0.2, 2, min_budget=n),
@@ -130,9 +130,9 @@ def test_a_stage_takes_a_count_beyond_int32_as_all(make, p, n):
 @settings(max_examples=40)
 @given(p=problems(causal=True), n=HUGE)
 def test_other_counts_beyond_int32_are_all(p, n):
-    assert Problem.of(p.q, p.k, p.v, window=n).window is None
-    assert torch.equal(replace(p, window=n).visible(), p.visible())
-    some = sk.TokenCoverage(0.9, window=1, pool=1, min_tokens=0, sinks=2)
+    assert Problem.of(p.q, p.k, p.v, sliding_window=n).sliding_window is None
+    assert torch.equal(replace(p, sliding_window=n).visible(), p.visible())
+    some = sk.TokenCoverage(0.9, voters=1, pool=1, min_tokens=0, sinks=2)
     assert Pipeline([some, Decompress(dense_last=n)])(p) == Plan()
     assert Pipeline([some], break_even=n)(p) == Plan()
     plan = replace(some(p), dense_last=n)
@@ -142,7 +142,7 @@ def test_other_counts_beyond_int32_are_all(p, n):
 
 def test_such_counts_stand_in_specs_and_in_graphs():
     tail = f"decompress(fill=sliding_window({2**64}, sinks={2**65}), dense_last={2**70})"
-    spec = f"token_coverage(window=2, min_tokens=0, sinks=2) | {tail}"
+    spec = f"token_coverage(voters=2, min_tokens=0, sinks=2) | {tail}"
     pipeline = Pipeline.from_spec(spec)
     assert Pipeline.from_spec(pipeline.to_spec()) == pipeline
     q, k, v = (randn(i, 1, 2, 40, 8) for i in range(3))

@@ -411,11 +411,11 @@ def leaves_queries_without_keys(self, problem):
 def forgets_windows(self, problem):
     """The first block alone, which a window hides from later queries."""
     first = torch.arange(-(-problem.k.shape[2] // 2)) == 0
-    return plan_of(NearBlocks().kept(problem) & first) if problem.window else NearBlocks.__call__(self, problem)
+    return plan_of(NearBlocks().kept(problem) & first) if problem.sliding_window else NearBlocks.__call__(self, problem)
 
 
 def is_narrow_inside_windows(self, problem):
-    return NearBlocks(1 if problem.window else self.near)(problem)
+    return NearBlocks(1 if problem.sliding_window else self.near)(problem)
 
 
 def knows_one_head_of_positions(self, problem):

@@ -105,7 +105,7 @@ def test_the_empty_pipeline_is_dense_attention(p):
 
 @given(p=problems(causal=True))
 def test_a_plan_can_be_reused(p):
-    pipeline = Pipeline([TokenCoverage(tau=0.4, window=2, min_tokens=0, sinks=2), Streaming(1, 2, 2)])
+    pipeline = Pipeline([TokenCoverage(tau=0.4, voters=2, min_tokens=0, sinks=2), Streaming(1, 2, 2)])
     plan = pipeline.plan(p.q, p.k, p.v)
     fresh = pipeline(p.q, p.k, p.v)
     assert torch.equal(pipeline(p.q, p.k, p.v, plan=plan), fresh)

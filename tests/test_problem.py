@@ -13,7 +13,7 @@ from sparsekit.problem import PAD, to_heads
 
 @given(p=problems(), size=st.integers(1, 9), window=st.none() | st.integers(1, 12))
 def test_a_block_range_holds_what_is_seen_and_no_more(p, size, window):
-    p = replace(p, window=window if p.causal else None)
+    p = replace(p, sliding_window=window if p.causal else None)
     H, Q, K = p.q.shape[1], p.q.shape[2], p.k.shape[2]
     seen = pad(p.visible(), (0, -K % size, 0, -Q % size)).unflatten(3, (-1, size)).unflatten(2, (-1, size))
     seen = seen.transpose(3, 4)  # [B, H, I, J, rows, keys]

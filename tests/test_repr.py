@@ -8,7 +8,7 @@ from strategies import problems
 import sparsekit as sk
 from sparsekit import Blocks, Output, Plan, Problem, Tokens
 
-STACKED = sk.Pipeline([sk.TokenCoverage(tau=0.3, min_tokens=16, window=8), sk.BlockTopK(0.5, 16)], break_even=0)
+STACKED = sk.Pipeline([sk.TokenCoverage(tau=0.3, min_tokens=16, voters=8), sk.BlockTopK(0.5, 16)], break_even=0)
 
 
 @given(problems())
@@ -22,7 +22,9 @@ def test_it_tells_shapes_dtypes_what_is_kept_and_what_is_not_the_default():
     q, k = torch.zeros(1, 4, 6, 8), torch.zeros(1, 2, 6, 8)
     assert repr(Problem.of(q, k, k)).startswith("Problem(q=float32[1, 4, 6, 8], k=float32[1, 2, 6, 8], v=float32[")
     assert "window" not in repr(Problem.of(q, k, k)) and "causal" not in repr(Problem.of(q, k, k))
-    assert "window=3" in repr(Problem.of(q, k, k, window=3)) and "causal=False" in repr(Problem.of(q, k, k, False))
+    assert "sliding_window=3" in repr(Problem.of(q, k, k, sliding_window=3)) and "causal=False" in repr(
+        Problem.of(q, k, k, False)
+    )
     assert repr(Plan()) == "Plan()"
     two, one = (Tokens.of(torch.arange(6) % n == 0) for n in (torch.tensor([[[2]]]), torch.tensor([[[2], [5]]])))
     assert repr(two) == "Tokens(3 of 6, idx=int32[1, 1, 3])"

@@ -27,7 +27,7 @@ FAMILIES = {
     ),
 }
 CANDIDATES = [
-    "token_coverage(tau=0.3, window=8, pool=3, min_tokens=8, sinks=2) | decompress(fill=sliding_window(4, sinks=2))",
+    "token_coverage(tau=0.3, voters=8, pool=3, min_tokens=8, sinks=2) | decompress(fill=sliding_window(4, sinks=2))",
     "flex_prefill(gamma=0.7, block_size=8)",
     "streaming(sinks=1, window=8, block_size=8)",
 ]

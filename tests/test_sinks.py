@@ -71,7 +71,7 @@ def resting(K=1024, sinks=True):
     return Problem.of(q, k, v)
 
 
-PICKY = dict(tau=0.9, window=16, min_tokens=32)
+PICKY = dict(tau=0.9, voters=16, min_tokens=32)
 BLIND = {
     "give dropped queries a SlidingWindow with sinks, not Zeros()": [TokenCoverage(**PICKY)],
     "give SlidingWindow sinks, not sinks=0": [TokenCoverage(**PICKY), Decompress(SlidingWindow(16, sinks=0))],

@@ -23,9 +23,9 @@ def test_the_oracle_is_torch_attention_under_a_banded_mask(p, window):
     ones = torch.ones(Q, K, dtype=torch.bool)
     mask = ones.tril(K - Q) & ones.triu(K - Q - window + 1)
     sdpa = scaled_dot_product_attention(p.q, p.k, p.v, attn_mask=mask, enable_gqa=True)
-    p = Problem.of(p.q, p.k, p.v, window=window)
+    p = Problem.of(p.q, p.k, p.v, sliding_window=window)
     torch.testing.assert_close(oracle(p, Plan()).o, sdpa, atol=1e-9, rtol=1e-9)
-    assert (p.window is None) == (window >= K), "one that covers the keys is none"
+    assert (p.sliding_window is None) == (window >= K), "one that covers the keys is none"
 
 
 @settings(max_examples=250)
@@ -45,7 +45,7 @@ def test_work_counts_the_pairs_inside_the_window(data):
     p = data.draw(windowed())
     plan = data.draw(plans(p))
     assert torch.equal(plan.work(p), plan.pairs(p).sum((-1, -2)))
-    without = replace(p, window=None)
+    without = replace(p, sliding_window=None)
     assert torch.equal(plan.pairs(p), plan.pairs(without) & p.visible()), "the plan, intersected with the window"
 
 
@@ -111,8 +111,10 @@ def test_a_stage_judges_each_sequence_alone(stage, p):
     for b in range(p.q.shape[0]):
         n = int((p.k_pos[b] != PAD).sum())
         m = int((p.q_pos[b] != PAD).sum())
-        alone = Problem.of(p.q[b : b + 1, :, :m], p.k[b : b + 1, :, :n], p.v[b : b + 1, :, :n], window=p.window)
-        assume(alone.window is not None or p.window is None)
+        alone = Problem.of(
+            p.q[b : b + 1, :, :m], p.k[b : b + 1, :, :n], p.v[b : b + 1, :, :n], sliding_window=p.sliding_window
+        )
+        assume(alone.sliding_window is not None or p.sliding_window is None)
         assert torch.equal(stage(alone).pairs(alone), pairs[b : b + 1, :, :m, :n])
 
 
@@ -120,7 +122,7 @@ def test_a_stage_judges_each_sequence_alone(stage, p):
 @settings(max_examples=20)
 @given(p=windowed(), fill=FILLS)
 def test_stages_chain_with_the_nested_meaning(stage, p, fill):
-    tokens_ = sk.TokenCoverage(tau=0.4, window=2, pool=3, min_tokens=1, sinks=2)
+    tokens_ = sk.TokenCoverage(tau=0.4, voters=2, pool=3, min_tokens=1, sinks=2)
     local = sk.Streaming(sinks=1, window=3, block_size=getattr(stage, "block_size", 2))
     for chain in ([tokens_, stage], [stage, local], [some_tokens, stage]):
         try:
@@ -148,12 +150,12 @@ def some_tokens(p):
 @given(p=windowed(), seed=SEEDS)
 def test_no_stage_looks_at_keys_that_none_of_its_probe_sees(p, seed):
     """And none drops a token that its probe did not see."""
-    assume(p.window is not None)
-    coverage = sk.TokenCoverage(tau=0.7, window=1, pool=1, min_tokens=0, sinks=2)
+    assume(p.sliding_window is not None)
+    coverage = sk.TokenCoverage(tau=0.7, voters=1, pool=1, min_tokens=0, sinks=2)
     assert coverage(p) == Plan()
     assume(p.full)
     probe = 2
-    unseen = p.k.shape[2] - min(probe, p.q.shape[2]) - p.window + 1
+    unseen = p.k.shape[2] - min(probe, p.q.shape[2]) - p.sliding_window + 1
     assume(unseen > 0)
     k = p.k.clone()
     k[:, :, :unseen] = randn(seed, *k[:, :, :unseen].shape)
@@ -174,7 +176,8 @@ def test_blocks_that_no_query_sees_change_no_choice(stage, p, window, seeds):
     far, other, near = (4 * randn(seed, *p.k.shape[:2], n, p.k.shape[3]) for seed in seeds)
     v = torch.cat([p.v[:, :, :1].expand(-1, -1, n, -1), p.v], 2)
     one, two = (
-        Problem.of(p.q, torch.cat([x[:, :, :12], near[:, :, 12:], p.k], 2), v, window=window) for x in (far, other)
+        Problem.of(p.q, torch.cat([x[:, :, :12], near[:, :, 12:], p.k], 2), v, sliding_window=window)
+        for x in (far, other)
     )
     assert torch.equal(lawful(stage, one).pairs(one), stage(two).pairs(two))
 
@@ -193,7 +196,7 @@ def test_block_topk_spends_its_budget_inside_the_window(p, m, keep):
 def test_streaming_lists_only_blocks_inside_the_window(p, m, sinks, window):
     plan = sk.Streaming(sinks, window, m)(p)
     if plan == Plan():
-        assert p.window is not None and p.window <= window
+        assert p.sliding_window is not None and p.sliding_window <= window
         return
     assert not (to_heads(plan.blocks.mask(), p.q.shape[1]) & ~seen_tiles(p, m)).any()
     assert (plan.pairs(p) | ~sk.SlidingWindow(window, sinks).pairs(p)).all()
@@ -206,7 +209,7 @@ def seen_tiles(p, m):
 @given(p=windowed(square=True), gamma=st.floats(0.1, 0.95))
 def test_flex_prefill_reaches_gamma_of_what_its_probe_sees(p, gamma):
     """With blocks of one token the probe is the last query, and its row can be told by hand."""
-    assume(p.full and p.window is not None and p.k.shape[2] > 2)
+    assume(p.full and p.sliding_window is not None and p.k.shape[2] > 2)
     k, K = to_heads(p.k, p.q.shape[1]), p.k.shape[2]
     probability = (
         (p.q[:, :, -1:] @ k.mT * p.scale).masked_fill(~p.visible()[:, :, -1:], -torch.inf).softmax(-1)[:, :, 0]
@@ -214,7 +217,7 @@ def test_flex_prefill_reaches_gamma_of_what_its_probe_sees(p, gamma):
     row = sk.FlexPrefill(gamma, 0.0, block_size=1)(p).pairs(p)[:, :, -1]
     assert ((probability * row).sum(-1) >= gamma).all()
     for b, h in torch.cartesian_prod(torch.arange(row.shape[0]), torch.arange(row.shape[1])):
-        best = probability[b, h].argsort(descending=True)[: p.window]
+        best = probability[b, h].argsort(descending=True)[: p.sliding_window]
         until = int((probability[b, h][best].cumsum(-1) <= gamma).sum()) + 2  # the crossing entry, and one as published
         verticals = set(best[:until].tolist())
         others = [x for x in best.tolist() if x != K - 1]
@@ -223,9 +226,9 @@ def test_flex_prefill_reaches_gamma_of_what_its_probe_sees(p, gamma):
 
 @given(p=windowed(), seed=SEEDS)
 def test_what_lies_before_the_window_never_changes_the_output(p, seed):
-    assume(p.window is not None)
+    assume(p.sliding_window is not None)
     k, v = p.k.clone(), p.v.clone()
-    cut = p.k.shape[2] - p.window  # the last query does not see the keys before it
+    cut = p.k.shape[2] - p.sliding_window  # the last query does not see the keys before it
     noise = torch.randn(p.k[:, :, :cut].shape, generator=torch.Generator().manual_seed(seed), dtype=p.k.dtype)
     k[:, :, :cut], v[:, :, :cut] = noise, 7.0
     before, after = attend(p), attend(replace(p, k=k, v=v))
@@ -236,7 +239,7 @@ def test_what_lies_before_the_window_never_changes_the_output(p, seed):
 
 def test_a_kernel_without_windows_says_so_and_leaves_them_to_another():
     x = torch.randn(1, 1, 16, 16)
-    p, some = Problem.of(x, x, x, window=4), sk.Tokens.of(torch.arange(16).remainder(3).bool().expand(1, 1, 16))
+    p, some = Problem.of(x, x, x, sliding_window=4), sk.Tokens.of(torch.arange(16).remainder(3).bool().expand(1, 1, 16))
     plan = Plan(some, some, fill=sk.SlidingWindow(2, sinks=0))
     assert "sliding window" in dispatch.why_not("triton", "scatter_tokens", p, plan, attend(p, plan))
     out, truth = attend(p, plan, backend="triton"), oracle(p, plan)

@@ -63,7 +63,7 @@ def smooth() -> dict[str, str | Layers]:
     for tau, votes, window in ((0.2, 128, 128), (0.05, 512, 512), (0.1, 512, 512), (0.2, 512, 512), (0.2, 512, 8192)):
         name = f"smooth {_short(tau)}, {votes} vote, window {window}, no sinks"
         fill = f"decompress(fill=sliding_window({window}, sinks=0))"
-        found[name] = tokens(tau, fill, pool=31, window=votes, sinks=0)
+        found[name] = tokens(tau, fill, pool=31, voters=votes, sinks=0)
     return found
 
 
@@ -74,7 +74,7 @@ def leads(half: str) -> dict[str, str | Layers]:
 
     def smoothed(tau: float, votes: int, window: int, *stages: str, last: int = 1024) -> str:
         fill = f"decompress(fill=sliding_window({window}), dense_last={last})"
-        return tokens(tau, *stages, fill, pool=31, window=votes)
+        return tokens(tau, *stages, fill, pool=31, voters=votes)
 
     found: dict[str, str | Layers] = {
         f"threshold {_short(alpha)}, last 1024": f"{threshold(alpha)} | {last}" for alpha in (0.001, 0.03, 0.1)

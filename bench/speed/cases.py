@@ -80,7 +80,7 @@ def least(kept: float, length: int, votes: int = 128) -> int:
 
 def sunk(length: int) -> str:
     """TokenCoverage as real models need it: many voters, and a filled window that sees the first tokens."""
-    chosen = f"token_coverage(tau=1.0, window=512, min_tokens={least(0.15, length, 512)})"
+    chosen = f"token_coverage(tau=1.0, voters=512, min_tokens={least(0.15, length, 512)})"
     return f"{chosen} | decompress(fill=sliding_window(512, sinks=16))"
 
 

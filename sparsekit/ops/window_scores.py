@@ -13,26 +13,28 @@ from ..samples import Arguments, Samples
 Scores = Float[Tensor, "_kinds B H K"]
 
 
-def why_not(problem: Problem, window: int, diagonals: bool = False) -> str | None:
+def why_not(problem: Problem, voters: int, diagonals: bool = False) -> str | None:
     return None
 
 
-def window_scores(problem: Problem, window: int, diagonals: bool = False) -> Scores:
-    """[0]: column sums of softmax(q k^T scale) over the last `window` real queries of each head, over their number.
+def window_scores(problem: Problem, voters: int, diagonals: bool = False) -> Scores:
+    """[0]: column sums of softmax(q k^T scale) over the last `voters` real queries of each head, over their number.
 
     With `diagonals` also [1], the sums by distance: entry d is the mean probability the queries give the key d slots
     before their own; it asks that the queries are the last keys. float32 or wider. A key that a query does not see, in
     the future or before the problem's own window, gets nothing from it.
     """
-    return at_length(_scores(within_sight(problem, window), window, diagonals), problem.k.shape[2])
+    return at_length(_scores(within_sight(problem, voters), voters, diagonals), problem.k.shape[2])
 
 
-def within_sight(problem: Problem, window: int) -> Problem:
+def within_sight(problem: Problem, voters: int) -> Problem:
     """Without what only earlier queries see, before a sliding window, as far as that is known without looking."""
-    p, rows = problem, min(window, problem.q.shape[2])
-    if p.window is None or not (p.full and p.queries_last):
+    p, rows = problem, min(voters, problem.q.shape[2])
+    if p.sliding_window is None or not (p.full and p.queries_last):
         return p
-    last = slice(-min(rows + p.window - 1, p.k.shape[2]), None)  # positions have gaps: it may be less, never more
+    last = slice(
+        -min(rows + p.sliding_window - 1, p.k.shape[2]), None
+    )  # positions have gaps: it may be less, never more
     q, q_pos = p.q[:, :, -rows:], p.q_pos[..., -rows:]
     return replace(p, q=q, q_pos=q_pos, k=p.k[:, :, last], v=p.v[:, :, last], k_pos=p.k_pos[..., last])
 
@@ -43,11 +45,11 @@ def at_length(scores: Scores, n: int) -> Scores:
     return torch.stack([pad(x, (0, before) if i else (before, 0)) for i, x in enumerate(scores)]) if before else scores
 
 
-def _scores(problem: Problem, window: int, diagonals: bool) -> Scores:
+def _scores(problem: Problem, voters: int, diagonals: bool) -> Scores:
     p, (B, H, Q, D), (G, K) = problem, problem.q.shape, problem.k.shape[1:3]
     q_pos = to_heads(p.q_pos, H)
     real = (q_pos != PAD).sum(-1, keepdim=True)
-    row = real - min(window, Q) + torch.arange(min(window, Q), device=p.q.device)  # [B, H, W]
+    row = real - min(voters, Q) + torch.arange(min(voters, Q), device=p.q.device)  # [B, H, W]
     valid, row = row >= 0, row.clamp(min=0)
     q = p.q.gather(2, row[..., None].expand(*row.shape, D))
     wide = torch.promote_types(q.dtype, torch.float32)  # products of large entries overflow in float16
@@ -58,7 +60,7 @@ def _scores(problem: Problem, window: int, diagonals: bool) -> Scores:
     start = int(seen.min())  # before it nothing is hidden
     tail = torch.arange(start, K, device=p.q.device) >= seen[..., None]
     scores[..., start:].masked_fill_(tail, float("-inf"))
-    if p.window is not None:
+    if p.sliding_window is not None:
         first = to_heads(p.start(), H).gather(-1, row)[..., None]
         scores.masked_fill_(torch.arange(K, device=p.q.device) < first, float("-inf"))
     probability = scores.softmax(-1)
@@ -79,7 +81,7 @@ def _scores(problem: Problem, window: int, diagonals: bool) -> Scores:
     return torch.stack([columns, diagonal.gather(-1, e.clamp(min=0)) * (e >= 0)])
 
 
-def fake(problem: Problem, rows: int, diagonals: bool) -> Tensor:
+def fake(problem: Problem, voters: int, diagonals: bool) -> Tensor:
     q, k = problem.q, problem.k
     wide = torch.promote_types(q.dtype, torch.float32)
     return q.new_empty(2 if diagonals else 1, *q.shape[:2], k.shape[2], dtype=wide)

@@ -50,7 +50,7 @@ class BlockTopK:
         best = dispatch.run("topk_mask", scores.device.type, scores, budget)
         # consecutive rows: the longest list is known, and the host need not wait for it
         known = p.full and p.queries_last and p.causal
-        most = k.shape[2] if p.window is None else min(k.shape[2], (p.window + m - 2) // m + 2)
+        most = k.shape[2] if p.sliding_window is None else min(k.shape[2], (p.sliding_window + m - 2) // m + 2)
         width = math.ceil(most * self.keep) + 4 if known else None
         return Plan(blocks=Blocks.of(open_ & (best | forced), (m, m), width))
 

@@ -95,7 +95,7 @@ class FlexPrefill:
             extra = self._block_map(p, means, aware, last)
             take = torch.where(aware[..., None], least, take)
         take = take.clamp(min=least).minimum(most)
-        if p.window is not None:  # the first block is always kept, and there none of those the probe sees
+        if p.sliding_window is not None:  # the first block is always kept, and there none of those the probe sees
             take = take + torch.stack([before > 0, torch.zeros_like(before > 0)])
         verticals, slashes = _best(pooled, take)
         if not p.full:
@@ -105,7 +105,7 @@ class FlexPrefill:
 
     def _before(self, p: Problem, n_q: Tensor) -> Tensor:
         """How many key blocks lie before all that the probe sees: [B, H, 1], or a number without a window."""
-        if p.window is None:
+        if p.sliding_window is None:
             return torch.tensor(0, device="cpu")
         row = (n_q - self.block_size).clamp(min=0)
         start = to_heads(p.start(), p.q.shape[1])  # [B, H, Q], ascending
@@ -132,7 +132,7 @@ class FlexPrefill:
 
     def _query_aware(self, p: Problem, means: Tensor, vertical: Tensor, before: Tensor, blocks: Tensor) -> Tensor:
         """[B, H]: whether the pooled estimate tells where the probe looks."""
-        if p.window is not None:
+        if p.sliding_window is not None:
             J, D = means.shape[2:]
             at = (before + torch.arange(J, device=before.device)) % J  # [B, H, J], the blocks the probe sees come first
             means = to_heads(means, p.q.shape[1]).gather(2, at[..., None].expand(*at.shape, D))
@@ -171,7 +171,7 @@ class FlexPrefill:
         last = of(last)  # [N, I]
         j = torch.arange(means.shape[2], device=means.device)
         hidden = j > last[..., None]
-        if p.window is not None:
+        if p.sliding_window is not None:
             start = of(p.start())[:, :: self.block_size, None]  # [N, I, 1], ascending: that of the first row
             hidden = hidden | (j < start // self.block_size)
         weights = (q @ of(means).mT * p.scale).masked_fill(hidden, float("-inf")).softmax(-1).nan_to_num(0.0)

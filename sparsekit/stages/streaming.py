@@ -37,7 +37,7 @@ class Streaming:
 
     def __call__(self, problem: Problem) -> Plan:
         m = self.block_size
-        if problem.window is not None and problem.window <= self.window:
+        if problem.sliding_window is not None and problem.sliding_window <= self.window:
             return Plan()  # nothing lies farther than `window`
         mask = sinks_and_band(problem, self.sinks, self.window, m)
         # consecutive rows: the longest list is known, and the host need not wait for it

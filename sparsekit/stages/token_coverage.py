@@ -1,10 +1,10 @@
 """Dynamic Token Coverage: keep, per head, the tokens the last queries look at (Token Sparse Attention).
 
-Scored: every token before the last `window`, by the mean attention probability the last `window` queries give it,
+Scored: every token before the last `voters`, by the mean attention probability the last `voters` queries give it,
 smoothed by an average of `pool` neighbours. Kept: as many as it takes for the head-averaged, normalised mass of the
 dropped ones to stay near `tau`; one number for all heads, each head its own best tokens. Always kept: the last
-`window` tokens, the first `sinks` ones, on which pretrained models rest the attention that goes nowhere else, and at
-least `min_tokens` besides the window. Queries and keys keep the same tokens.
+`voters` tokens, the first `sinks` ones, on which pretrained models rest the attention that goes nowhere else, and at
+least `min_tokens` besides the voters. Queries and keys keep the same tokens.
 With fewer queries than keys (a prefill chunk) the layer's budget falls into a part for the chunk's tokens and a part
 for the earlier keys, and each head fills the two apart, so that all heads keep equally many queries and keys.
 A problem with a sliding window keeps every token: the last queries do not see most of them, and what they do not see
@@ -13,8 +13,8 @@ Source: arXiv:2602.03216, section 2 and Algorithm 1; defaults from the authors' 
 
 Differs from the authors' code: the first tokens are kept, which theirs may drop (`sinks=0` is theirs); scores stay in
 float32 or wider (theirs are rounded to the dtype of q, which ties most of them); of equal scores the earlier token wins
-(theirs: arbitrary); any window (theirs returns inf unless it is a multiple of a tuned tile); an even `pool` is refused
-(theirs makes one score too many); batches, grouped heads and chunks run.
+(theirs: arbitrary); any number of voters (theirs returns inf unless it is a multiple of a tuned tile); an even `pool`
+is refused (theirs makes one score too many); batches, grouped heads and chunks run.
 """
 
 from dataclasses import dataclass
@@ -26,25 +26,27 @@ from torch import Tensor
 from .. import dispatch
 from ..checks import check_amount, check_choice, check_ratio, check_size
 from ..fills import SINKS
+from ..former_names import renamed
 from ..plan import Plan, Tokens
 from ..problem import Problem, to_heads
 
 
+@renamed(voters="window")
 @dataclass(frozen=True)
 class TokenCoverage:
     """Keeps the tokens that carry the last queries' attention; returns a Plan with equal token choices for q and k.
 
     Args:
         tau: attention mass that may be *dropped*, in [0, 1]; 0 keeps every token
-        window: last queries that vote, in tokens, >= 1; always kept
+        voters: last queries that vote, in tokens, >= 1; always kept
         pool: neighbours averaged in a score, in tokens, odd, >= 1
-        min_tokens: least number kept besides the window, in tokens, >= 0
+        min_tokens: least number kept besides the voters, in tokens, >= 0
         per: one choice per query "head", per key/value "group" (K, V stay grouped), or for the "layer"
         sinks: first tokens, always kept, >= 0
     """
 
     tau: float = 0.005
-    window: int = 128
+    voters: int = 128
     pool: int = 7
     min_tokens: int = 1024
     per: Literal["head", "group", "layer"] = "head"
@@ -53,7 +55,7 @@ class TokenCoverage:
 
     def __post_init__(self) -> None:
         check_ratio("tau", self.tau)
-        check_amount(self, "window", 1)
+        check_amount(self, "voters", 1)
         check_size("pool", self.pool, odd=True)
         check_amount(self, "min_tokens", 0)
         check_amount(self, "sinks", 0)
@@ -64,11 +66,11 @@ class TokenCoverage:
         Q, (G, K) = p.q.shape[2], p.k.shape[1:3]
         p.require_queries_last("TokenCoverage")
         least = max(self.min_tokens, self.sinks)
-        if self.tau == 0 or p.window is not None or K <= least + min(self.window, Q):
+        if self.tau == 0 or p.sliding_window is not None or K <= least + min(self.voters, Q):
             return Plan()
         n_q, n_k = p.lengths()
-        earlier, scored = n_k - n_q, n_k - n_q.clamp(max=self.window)
-        scores = dispatch.run("window_scores", p.q.device.type, p, self.window)[0]
+        earlier, scored = n_k - n_q, n_k - n_q.clamp(max=self.voters)
+        scores = dispatch.run("window_scores", p.q.device.type, p, self.voters)[0]
         votes, mean = dispatch.run("token_votes", p.q.device.type, scores, scored, n_k, self.pool, self.sinks)
         mean = p.over_all_heads(mean)
         heads = {"head": p.q.shape[1], "group": G, "layer": 1}[self.per]
@@ -112,9 +114,9 @@ def _to(x: Tensor, heads: int) -> Tensor:
 
 
 EXAMPLES = (
-    TokenCoverage(tau=0.05, window=4, pool=3, min_tokens=2, sinks=0),
-    TokenCoverage(tau=0.2, window=3, pool=1, min_tokens=0, sinks=1, per="group"),
-    TokenCoverage(tau=0.3, window=3, pool=3, min_tokens=0, sinks=2, per="layer"),
-    TokenCoverage(tau=0.7, window=1, pool=3, min_tokens=0, sinks=3),
+    TokenCoverage(tau=0.05, voters=4, pool=3, min_tokens=2, sinks=0),
+    TokenCoverage(tau=0.2, voters=3, pool=1, min_tokens=0, sinks=1, per="group"),
+    TokenCoverage(tau=0.3, voters=3, pool=3, min_tokens=0, sinks=2, per="layer"),
+    TokenCoverage(tau=0.7, voters=1, pool=3, min_tokens=0, sinks=3),
 )
 DENSE = TokenCoverage(tau=0.0)

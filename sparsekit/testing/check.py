@@ -117,4 +117,5 @@ def _first_line(error: Exception) -> str:
 
 def _said(p: Problem) -> str:
     shapes = ", ".join(f"{name} {list(getattr(p, name).shape)}" for name in ("q", "k", "v"))
-    return f"{shapes}, {'causal' if p.causal else 'not causal'}{f', window {p.window}' if p.window else ''}"
+    window = f", sliding window {p.sliding_window}" if p.sliding_window else ""
+    return f"{shapes}, {'causal' if p.causal else 'not causal'}{window}"

@@ -118,7 +118,7 @@ def is_not_changed_by_padding(stage: Any, p: Problem, extra: int) -> None:
 
 
 def chains_with_the_nested_meaning(stage: Any, p: Problem, fill: Any) -> None:
-    coverage = TokenCoverage(tau=0.4, window=2, pool=3, min_tokens=1, sinks=2)
+    coverage = TokenCoverage(tau=0.4, voters=2, pool=3, min_tokens=1, sinks=2)
     local = Streaming(sinks=1, window=3, block_size=getattr(stage, "block_size", 2))
     for chain in ([coverage, stage], [stage, local], [coverage, stage, local]):
         try:

@@ -45,7 +45,7 @@ def problems(draw, square=None, causal=None, most=24):
 def windowed(draw, square=None, most=24):
     """A causal problem, its window, and sometimes padding at the end of a row."""
     p = draw(problems(square=square, causal=True, most=most))
-    p = Problem.of(p.q, p.k, p.v, window=draw(st.integers(1, p.k.shape[2] + 1)))
+    p = Problem.of(p.q, p.k, p.v, sliding_window=draw(st.integers(1, p.k.shape[2] + 1)))
     if draw(st.booleans()) and p.q.shape[2] == p.k.shape[2] > 1:
         n = draw(st.integers(1, p.q.shape[2] - 1))
         pos = p.q_pos.clone()

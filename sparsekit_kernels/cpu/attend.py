@@ -35,7 +35,7 @@ def attend(problem: Problem, plan: Plan) -> Output:
         _indexed(p, plan, out)
     elif plan.blocks:
         _blocked(p, plan.blocks, out)
-    elif p.window is not None:
+    elif p.sliding_window is not None:
         _windowed(p, out)
     else:
         _dense(p, out)
@@ -45,7 +45,7 @@ def attend(problem: Problem, plan: Plan) -> Output:
 def kernel(problem: Problem, plan: Plan) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     """For q, k, v of these shapes, all of them real: the output of dense attention, where one fused call is all."""
     p, square = problem, problem.queries_last and problem.q.shape[2] == problem.k.shape[2]
-    if plan != Plan() or not (p.q.is_cpu and p.full) or p.window is not None or (p.causal and not square):
+    if plan != Plan() or not (p.q.is_cpu and p.full) or p.sliding_window is not None or (p.causal and not square):
         return None
     return partial(_output, p.scale, p.causal)
 
@@ -147,7 +147,7 @@ def _blocked(p: Problem, blocks: Blocks, out: Output) -> None:
     start, reach, lists = to_heads(start, h), to_heads(reach, h), to_heads(blocks.indices, h)
     first, rows = (pad(x, (0, -Q % m)).unflatten(2, (-1, m)) for x in (start, reach))  # [B, h, I, m]
     whole, part = (to_heads(x, h) for x in blocks.seen(p.reach()))  # [B, h, I]
-    if p.window is not None:
+    if p.sliding_window is not None:
         lists, whole, part = _cropped(lists, whole, part, first, rows, n)
     k, v = (_padded(x, n) for x in (p.k, p.v))  # [B, G, J, n, D]
     for b in range(B):

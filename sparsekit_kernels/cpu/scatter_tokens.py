@@ -12,6 +12,6 @@ def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
 
 def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> Output:
     out = plan.decompress(short)
-    if plan.window:
+    if plan.local:
         out = plan.fill_in(problem, out, sliding_window(problem, plan))
     return out

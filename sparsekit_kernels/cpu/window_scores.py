@@ -17,18 +17,18 @@ from sparsekit.problem import Problem
 STEP, ROWS = 1024, 128  # keys and queries at a time: their scores take half a MiB in float32
 
 
-def why_not(problem: Problem, window: int, diagonals: bool = False) -> str | None:
+def why_not(problem: Problem, voters: int, diagonals: bool = False) -> str | None:
     p = problem
     if not p.q.is_cpu:
         return f"it needs a CPU, and the tensors are on {p.q.device.type}"
-    if not (p.causal and p.full and p.queries_last and p.window is None):
+    if not (p.causal and p.full and p.queries_last and p.sliding_window is None):
         return "it knows causal problems without padding and without a window: take reference"
     return None
 
 
-def window_scores(problem: Problem, window: int, diagonals: bool = False) -> Scores:
+def window_scores(problem: Problem, voters: int, diagonals: bool = False) -> Scores:
     p, (B, H, Q), (G, K) = problem, problem.q.shape[:3], problem.k.shape[1:3]
-    W, wide = min(window, Q), torch.promote_types(p.q.dtype, torch.float32)
+    W, wide = min(voters, Q), torch.promote_types(p.q.dtype, torch.float32)
     out = torch.zeros(2 if diagonals else 1, B, H, K, dtype=wide, device=p.q.device)
     before = min(W, ROWS) - 1 if diagonals else 0  # zeros around the keys, which distances beyond the ends find
     room = torch.zeros(min(W, ROWS), before + K + before, dtype=wide, device=p.q.device)
@@ -45,7 +45,7 @@ def window_scores(problem: Problem, window: int, diagonals: bool = False) -> Sco
                 places = room.as_strided((rows, last + 1), (room.stride(0) + 1, 1), before - (rows - 1))
                 out[1, b, h, : last + 1] += (places.t() @ weights).flip(0)
     if not out.isfinite().all():  # NaN in the input, or scores beyond the largest number
-        return definition.window_scores(problem, window, diagonals)
+        return definition.window_scores(problem, voters, diagonals)
     return out
 
 

@@ -48,7 +48,7 @@ def kernel(problem: Problem, plan: Plan) -> Callable[[Tensor, Tensor, Tensor], T
     """For q, k, v of these shapes, all of them real: the output of dense attention, with little before the launch."""
     p, major = problem, dispatch.capability(problem.q.device)[0]
     D, Dv = p.q.shape[3], p.v.shape[3]
-    as_it_is = p.full and p.window is None and head_dims(p, major) == (D, Dv)
+    as_it_is = p.full and p.sliding_window is None and head_dims(p, major) == (D, Dv)
     if plan != Plan() or not as_it_is or fourth_missing(major):
         return None
     if p.q.shape[2] == 1 and D == Dv:  # a last query sees all; torch's kernel alone splits the keys of a single one
@@ -85,7 +85,7 @@ def refusal(problem: Problem, plan: Plan, major: int, missing: str | None) -> st
         return f"{p.q.dtype} is not supported: cast to bfloat16 or float16"
     if max(D, Dv) > 256:
         return f"head dim {max(D, Dv)} is larger than 256"
-    if p.window is not None:
+    if p.sliding_window is not None:
         return "it has no sliding window"
     if plan.blocks is None:
         return None

@@ -13,7 +13,7 @@ from . import attend, fourth_missing
 
 
 def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
-    p, fill = problem, plan.window
+    p, fill = problem, plan.local
     if fill is None:
         return "the plan fills no sliding window: there is nothing to attend to"
     if not p.causal:
@@ -28,11 +28,11 @@ def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
 
 
 def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> Output:
-    assert plan.window and plan.queries
-    window = min(plan.window.window, problem.k.shape[2])
+    assert plan.local and plan.queries
+    window = min(plan.local.window, problem.k.shape[2])
     out = attend.fourth(problem, None, dispatch.capability(problem.q.device)[0], window)
-    if plan.window.sinks:
-        add_sinks(problem, plan.window, out)
+    if plan.local.sinks:
+        add_sinks(problem, plan.local, out)
     put_rows(plan.queries, short, out)
     return out
 

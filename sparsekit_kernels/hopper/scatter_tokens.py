@@ -33,10 +33,10 @@ STAGES = {0: 4, 16: 4, 32: 3, 64: 2}  # tiles of keys, and of values, in shared 
 
 
 def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
-    p, fill = problem, plan.window
+    p, fill = problem, plan.local
     if fill is None or plan.queries is None:
         return "the plan fills no sliding window: there is nothing to attend to"
-    if not p.causal or p.window is not None:
+    if not p.causal or p.sliding_window is not None:
         return "its sliding window is one of causal attention, and the problem has none of its own: take triton"
     if p.q.shape[3] != p.v.shape[3]:
         return f"head dims of keys and values differ, {p.q.shape[3]} and {p.v.shape[3]}: take triton"
@@ -48,8 +48,8 @@ def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
 
 
 def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> Output:
-    assert plan.window and plan.queries
-    out = window_and_sinks(problem, plan.window.window, plan.window.sinks)
+    assert plan.local and plan.queries
+    out = window_and_sinks(problem, plan.local.window, plan.local.sinks)
     put_rows(plan.queries, short, out)
     return out
 

@@ -32,20 +32,20 @@ HELD = 256  # keys of a program in the first pass
 STAGES = 3, 4  # steps' rows in shared memory, by pass
 
 
-def why_not(problem: Problem, window: int, diagonals: bool = False) -> str | None:
+def why_not(problem: Problem, voters: int, diagonals: bool = False) -> str | None:
     p = problem
     if diagonals:
         return "it has no sums by distance: take triton"
-    if min(window, p.q.shape[2]) < LEAST:
-        return f"{min(window, p.q.shape[2])} queries are fewer than {LEAST}: take triton"
-    if p.window is not None or not (p.full and (p.queries_last or not p.causal)):
+    if min(voters, p.q.shape[2]) < LEAST:
+        return f"{min(voters, p.q.shape[2])} queries are fewer than {LEAST}: take triton"
+    if p.sliding_window is not None or not (p.full and (p.queries_last or not p.causal)):
         return "it reads no positions: queries must be the last keys, without padding and window; take triton"
     return why_not_here(p.q)
 
 
-def window_scores(problem: Problem, window: int, diagonals: bool = False) -> Scores:
+def window_scores(problem: Problem, voters: int, diagonals: bool = False) -> Scores:
     p, (B, H, Q, D), (G, K) = problem, problem.q.shape, problem.k.shape[1:3]
-    q, k, W, R, n = readable(p.q), readable(p.k), min(window, Q), H // G, programs(p.q.device)
+    q, k, W, R, n = readable(p.q), readable(p.k), min(voters, Q), H // G, programs(p.q.device)
     scale, causal = p.scale / math.log(2), int(p.causal)
     steps = -(-W // LEAST)  # of a head
     lines = B * H * steps * LEAST  # places for a row

@@ -49,7 +49,7 @@ def attend(problem: Problem, plan: Plan) -> Output:
     short = plan.compress(replace(p, q=q[..., :0], k=k[..., :0], v=v[..., :0]))
     Q, K = short.q.shape[2], short.k.shape[2]
     reach = first = short.reach()  # without a window nobody looks at `first`
-    if p.window is not None:
+    if p.sliding_window is not None:
         first = short.start().contiguous()
         reach = to_heads(reach, first.shape[1]).contiguous()
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -64,7 +64,7 @@ def attend(problem: Problem, plan: Plan) -> Output:
         size, width, indices = blocks.size, blocks.indices.shape[-1], blocks.indices.contiguous()
         whole, part = seen_blocks(blocks, reach)
         counts, heads, list_heads = whole + part, whole.shape[1], indices.shape[1]
-        if p.window is not None:  # seen whole by their ends alone
+        if p.sliding_window is not None:  # seen whole by their ends alone
             whole = torch.zeros_like(whole)
     nothing = reach.new_empty(0, dtype=torch.int32)
     q_idx, k_idx = (t.idx.contiguous() if t else nothing for t in (plan.queries, plan.keys))
@@ -81,7 +81,7 @@ def attend(problem: Problem, plan: Plan) -> Output:
         k_idx.shape[1] if plan.keys else 1, n_q, n_k, Q, K, -(-Q // size[0]), width, size[0], size[1], per_block,
         M=m, N=n, D=D, DV=Dv, D_TILE=tile(D, 256), DV_TILE=tile(Dv, 256), PER=-(-size[1] // n) if blocks else 1,
         SPARSE=blocks is not None, EVEN=size[1] % n == 0, SOME_QUERIES=plan.queries is not None,
-        SOME_KEYS=plan.keys is not None, DESCRIBED=described, WINDOW=p.window is not None,
+        SOME_KEYS=plan.keys is not None, DESCRIBED=described, WINDOW=p.sliding_window is not None,
         WIDE=tl.float64 if wide == torch.float64 else tl.float32, PRECISION="ieee" if wide == q.dtype else "tf32",
         num_warps=warps, num_stages=stages,
     )  # fmt: skip

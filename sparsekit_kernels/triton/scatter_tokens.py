@@ -32,9 +32,9 @@ def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
 
 
 def why_not_rows(problem: Problem, plan: Plan) -> str | None:
-    if problem.window is not None and plan.window:
+    if problem.sliding_window is not None and plan.local:
         return "it has no sliding window of the problem's own beside the fill's"
-    if plan.window and max(problem.q.shape[3], problem.v.shape[3]) > 256:
+    if plan.local and max(problem.q.shape[3], problem.v.shape[3]) > 256:
         return f"head dim {max(problem.q.shape[3], problem.v.shape[3])} is larger than 256"
     return why_not_here(problem.q)
 
@@ -45,7 +45,7 @@ def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> Output:
 
 def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
     """The output at full length; without `short` the rows that see no window are zero, lse -inf."""
-    p, fill, t = problem, plan.window, plan.queries
+    p, fill, t = problem, plan.local, plan.queries
     (B, H, Q, D), (G, K, Dv) = p.q.shape, (*p.k.shape[1:3], p.v.shape[3])
     wide = torch.promote_types(p.q.dtype, torch.float32)
     # the heads of a token side by side, as FlashAttention-4 writes them and models read them

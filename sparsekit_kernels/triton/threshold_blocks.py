@@ -39,7 +39,7 @@ def threshold_blocks(problem: Problem, alpha: float, sinks: int, near: int, size
     q, k = block_means(p.q, p.q_pos, m), block_means(p.k, p.k_pos, m)
     (B, H, I, D), (G, J) = q.shape, k.shape[1:3]
     reach = p.reach()
-    start = p.start() if p.window is not None else None
+    start = p.start() if p.sliding_window is not None else None
     strides = *reach.stride(), *(start.stride() if start is not None else (0, 0, 0))
     seen = reach, start, *strides, p.q.shape[2], m, min(near, FAR)
     constants = dict(M=ROWS, N=KEYS, S=min(triton.next_power_of_2(m), 128), D_STEP=DIMS)

@@ -55,23 +55,23 @@ TILES = {
 }
 
 
-def why_not(problem: Problem, window: int, diagonals: bool = False) -> str | None:
+def why_not(problem: Problem, voters: int, diagonals: bool = False) -> str | None:
     if problem.q.shape[3] > 256:
         return f"head dim {problem.q.shape[3]} is larger than 256"
     return why_not_here(problem.q)
 
 
-def window_scores(problem: Problem, window: int, diagonals: bool = False) -> Scores:
-    return at_length(_scores(within_sight(problem, window), window, diagonals), problem.k.shape[2])
+def window_scores(problem: Problem, voters: int, diagonals: bool = False) -> Scores:
+    return at_length(_scores(within_sight(problem, voters), voters, diagonals), problem.k.shape[2])
 
 
-def _scores(problem: Problem, window: int, diagonals: bool) -> Scores:
+def _scores(problem: Problem, voters: int, diagonals: bool) -> Scores:
     p, (B, H, Q, D), (G, K) = problem, problem.q.shape, problem.k.shape[1:3]
-    W, R, step = min(window, Q), FOLD if diagonals else 1, "diagonals" if diagonals else "columns"
+    W, R, step = min(voters, Q), FOLD if diagonals else 1, "diagonals" if diagonals else "columns"
     reach, sure = None, K - (W - 1) * p.causal  # keys that every row sees; the usual problem launches no torch op
     if not p.full or (p.causal and not p.queries_last):
         reach, sure = p.reach().contiguous(), 0
-    start = None if p.window is None else to_heads(p.start(), H).contiguous()
+    start = None if p.sliding_window is None else to_heads(p.start(), H).contiguous()
     real, length = (None, None) if p.full else (to_heads(n, H).contiguous() for n in p.lengths())
     q, scale = p.q, p.scale / math.log(2)
     wide, D_TILE = torch.promote_types(q.dtype, torch.float32), tile(D, 256)

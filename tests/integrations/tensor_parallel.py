@@ -16,11 +16,11 @@ from sparsekit import Pipeline, TokenCoverage
 from sparsekit.integrations.transformers import sparsify
 
 PIPELINES = {
-    "per head": Pipeline([TokenCoverage(tau=0.3, window=8, pool=3, min_tokens=8, sinks=2)]),
-    "per layer": Pipeline([TokenCoverage(tau=0.3, window=8, pool=3, min_tokens=8, sinks=2, per="layer")]),
+    "per head": Pipeline([TokenCoverage(tau=0.3, voters=8, pool=3, min_tokens=8, sinks=2)]),
+    "per layer": Pipeline([TokenCoverage(tau=0.3, voters=8, pool=3, min_tokens=8, sinks=2, per="layer")]),
     "blocks": Pipeline.from_spec("flex_prefill(gamma=0.5, block_size=8)"),
     "stacked": Pipeline.from_spec(
-        "token_coverage(tau=0.3, window=8, pool=3, min_tokens=8, sinks=2) | flex_prefill(gamma=0.5, block_size=8)"
+        "token_coverage(tau=0.3, voters=8, pool=3, min_tokens=8, sinks=2) | flex_prefill(gamma=0.5, block_size=8)"
     ),
 }
 

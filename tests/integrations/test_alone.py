@@ -12,7 +12,7 @@ from sparsekit.integrations.transformers import sparsify
 from sparsekit.problem import PAD
 
 LENGTH = 70
-TOKENS = TokenCoverage(tau=0.3, window=8, pool=3, min_tokens=8, sinks=2)
+TOKENS = TokenCoverage(tau=0.3, voters=8, pool=3, min_tokens=8, sinks=2)
 BLOCKS = FlexPrefill(gamma=0.5, block_size=8)
 FILLS = st.one_of(
     st.just(Zeros()),

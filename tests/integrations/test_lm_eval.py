@@ -20,7 +20,7 @@ from sparsekit.integrations.lm_eval import SparseLM, register  # noqa: E402
 DATA = Path(__file__).parent / "data"
 TASKS = ["recall_digits", "recall_choice"]
 SAME = "token_coverage(tau=0.0) | flex_prefill(gamma=1.0, tau=0.0)"
-SPARSE = "token_coverage(tau=0.3, window=8, pool=3, min_tokens=8, sinks=2) | decompress(fill=sliding_window(4, 2))"
+SPARSE = "token_coverage(tau=0.3, voters=8, pool=3, min_tokens=8, sinks=2) | decompress(fill=sliding_window(4, 2))"
 
 
 @pytest.fixture(scope="module")

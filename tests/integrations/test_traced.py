@@ -14,7 +14,7 @@ from sparsekit.integrations.transformers.attention import DECODE, prefill
 
 BLOCKS = "block_topk(keep=0.5, block_size=8)"
 FILLED = (
-    "token_coverage(tau=0.3, window=8, pool=3, min_tokens=8, sinks=2) | decompress(fill=sliding_window(4, sinks=4))"
+    "token_coverage(tau=0.3, voters=8, pool=3, min_tokens=8, sinks=2) | decompress(fill=sliding_window(4, sinks=4))"
 )
 
 

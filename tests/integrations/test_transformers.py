@@ -258,7 +258,7 @@ def test_sliding_layers_are_windowed_problems(qwen3):
         qwen3(ids(1, 20))
         first = qwen3(ids(1, 90)[:, :50], use_cache=True)
         qwen3(ids(1, 90)[:, 50:], past_key_values=first.past_key_values)
-    windows = [call.problem.window for call in seen]
+    windows = [call.problem.sliding_window for call in seen]
     assert windows == [24, None, None, None, None, None, 24, None, None, 24, None, None], "one over 20 keys is none"
     last = seen[-3].problem
     assert last.k.shape[2] == 23 + 40 and last.k_pos[0, 0, 0] == 27, "the cache keeps what windows reach"
@@ -267,12 +267,12 @@ def test_sliding_layers_are_windowed_problems(qwen3):
 @torch.no_grad()
 def test_a_token_stage_leaves_sliding_layers_whole_and_the_stages_after_it_choose_there(qwen3):
     """Under the model's own window: a sliding layer computes none of the pairs outside it, and says nothing."""
-    tokens, seen = "token_coverage(tau=0.3, window=8, pool=3, min_tokens=8, sinks=2)", []
+    tokens, seen = "token_coverage(tau=0.3, voters=8, pool=3, min_tokens=8, sinks=2)", []
     with sparsify(qwen3, tokens, watch=seen.append) as handle, warnings.catch_warnings():
         warnings.simplefilter("error")
         whole(qwen3)
     assert [call.plan == Plan() for call in seen] == [True, False, False] and not handle.dense
-    assert seen[0].problem.window == 24 and error(seen[0].output.o, sk.oracle(seen[0].problem).o) < 1e-5
+    assert seen[0].problem.sliding_window == 24 and error(seen[0].output.o, sk.oracle(seen[0].problem).o) < 1e-5
     seen.clear()
     with sparsify(qwen3, STACKED, watch=seen.append):
         whole(qwen3)

@@ -18,14 +18,14 @@ from sparsekit import Pipeline, Problem, attend, dispatch
 FILL = "decompress(fill=sliding_window(20, sinks=3))"
 SPECS = (
     "dense",
-    f"token_coverage(tau=0.3, window=40, min_tokens=30, sinks=2) | {FILL}",
-    f'token_coverage(tau=0.3, window=40, min_tokens=30, sinks=2, per="group") | compress(mode="indexed") | {FILL}',
+    f"token_coverage(tau=0.3, voters=40, min_tokens=30, sinks=2) | {FILL}",
+    f'token_coverage(tau=0.3, voters=40, min_tokens=30, sinks=2, per="group") | compress(mode="indexed") | {FILL}',
     "flex_prefill(gamma=0.8, tau=0, block_size=32)",
     "flex_prefill(gamma=0.8, tau=1, block_size=64)",
     "token_coverage(tau=0.3, min_tokens=30, sinks=2) | flex_prefill(gamma=0.8, block_size=32)",
     "block_topk(keep=0.3, block_size=64)",
     'block_threshold(alpha=0.3, sinks=20, window=40, block_size=32, queries="mean")',
-    "token_coverage(tau=0.3, window=40, min_tokens=30, sinks=2) | decompress(fill=sliding_window(20, sinks=0))",
+    "token_coverage(tau=0.3, voters=40, min_tokens=30, sinks=2) | decompress(fill=sliding_window(20, sinks=0))",
 )
 # queries, keys, query heads, key heads, head dim, dtype
 SHAPES = (
@@ -55,7 +55,7 @@ def main() -> None:
                 plan = pipeline.decide(p)
                 out = attend(p, plan, compress=pipeline.compress.mode, backend="triton")
                 assert out.o.isfinite().all(), spec
-                attend(replace(p, window=50), replace(plan, fill=None), backend="triton")
+                attend(replace(p, sliding_window=50), replace(plan, fill=None), backend="triton")
                 if plan.blocks:  # what another kernel asks about the lists
                     dispatch.run("seen_blocks", "cuda", plan.blocks, plan.compress(p).reach())
     if missing := ours - ran:

@@ -134,7 +134,7 @@ def test_a_sliding_window_by_its_documentation_is_the_oracle(data):
         assert "causal" in reason
     elif reason is None:
         out = answer(short, *by_the_documentation(**arguments(short, None, HOPPER, fill.window)))
-        same(out, oracle(replace(short, window=fill.window), Plan()))
+        same(out, oracle(replace(short, sliding_window=fill.window), Plan()))
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_the_error_is_that_of_plain_torch(backend, Q, K, G, D, dtype):
 def test_a_sliding_window(backend, Q, K, window):
     x = (poisoned(randn(i, 2, h, n, 128, dtype=torch.float32).to(torch.bfloat16)) for i, (h, n) in
          enumerate([(8, Q), (2, K), (2, K)]))  # fmt: skip
-    p = Problem.of(*x, window=window)
+    p = Problem.of(*x, sliding_window=window)
     rows = torch.linspace(0, Q - 1, 64, device="cuda").long()
     ran = []
     for name, plan in plans(2, 8, Q, K):
@@ -261,7 +261,7 @@ def test_large_activations_in_float16_choose_what_they_choose_in_float32():
     x = [randn(i, 1, 4, 512, 64, dtype=torch.float32).cuda() for i in range(3)]
     x[:2] = [t * 200 for t in x[:2]]
     for stage in (
-        sk.TokenCoverage(tau=0.2, window=16, min_tokens=8, sinks=2),
+        sk.TokenCoverage(tau=0.2, voters=16, min_tokens=8, sinks=2),
         sk.FlexPrefill(gamma=0.9, block_size=64),
     ):
         wide, half = (Problem.of(*y, scale=1 / 320_000) for y in (x, [t.half() for t in x]))

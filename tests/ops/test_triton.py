@@ -42,7 +42,7 @@ def test_attend_is_the_oracle(data, mode):
 def test_attend_keeps_to_a_window(data, window):
     """Of positions, which kept tokens no longer stand next to."""
     p = data.draw(problems(causal=True, most=12))
-    p = Problem.of(p.q, p.k, p.v, window=window)
+    p = Problem.of(p.q, p.k, p.v, sliding_window=window)
     plan = replace(data.draw(plans(p)), fill=None)
     same(dispatch.run("attend", "cpu", p, plan, backend="triton"), oracle(p, plan))
 

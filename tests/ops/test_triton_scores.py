@@ -95,7 +95,7 @@ def test_keys_before_a_window_get_nothing_and_cost_no_score(dtype, D, probe, win
     """Scores far below zero: where a tile of keys is left out, nothing must stand for its largest score."""
     q, k = (randn(i, 1, *s, dtype=torch.float32).to(WHERE, dtype) for i, s in enumerate([(6, 389, D), (2, 389, D)]))
     q[..., 0], k[..., 0] = 40.0, -40.0
-    p = Problem.of(q, k, k, window=window)
+    p = Problem.of(q, k, k, sliding_window=window)
     if padded:
         pos = torch.where(p.q_pos < 389 - padded, p.q_pos, PAD)
         p = replace(p, q_pos=pos, k_pos=pos, full=False)

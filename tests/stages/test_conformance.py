@@ -15,7 +15,7 @@ TIE = 1e-5  # relative: scores this near are a tie, in whose order float32 round
 
 
 def coverage(name):
-    """The problem, our plan, and what theirs kept [H, S], scored [H, L - window] and answered [H, rows, D]."""
+    """The problem, our plan, and what theirs kept [H, S], scored [H, L - voters] and answered [H, rows, D]."""
     case = TOKEN_COVERAGE[name]
     p = Problem.of(*inputs(case))
     theirs = [THEIR_COVERAGE[f"{name}/{what}"] for what in ("kept", "scores", "o")]
@@ -25,7 +25,7 @@ def coverage(name):
 @pytest.mark.parametrize("name", [n for n, case in TOKEN_COVERAGE.items() if case.equal])
 def test_token_coverage_keeps_the_authors_tokens(name):
     case, p, plan, theirs, scores, o = coverage(name)
-    columns = dispatch.run("window_scores", "cpu", p, case.parameters["window"])[0]
+    columns = dispatch.run("window_scores", "cpu", p, case.parameters["voters"])[0]
     assert error(columns[0, :, : scores.shape[1]], scores) < 1e-6
     if not theirs.numel():
         assert plan.kept(p) == plan.density(p) == 1.0, "dense, as theirs"
@@ -44,7 +44,7 @@ def test_token_coverage_does_not_round_its_scores_where_theirs_does():
     """In half precision theirs chooses among scores rounded to it: as many tokens, other ones where they tie."""
     case, p, plan, theirs, scores, _ = coverage("half precision")
     pool, ours = case.parameters["pool"], plan.queries.idx[0]
-    columns = dispatch.run("window_scores", "cpu", p, case.parameters["window"])[0]
+    columns = dispatch.run("window_scores", "cpu", p, case.parameters["voters"])[0]
     assert scores.dtype == torch.float16 and columns.dtype == torch.float32
     assert error(scores, columns[0, :, : scores.shape[1]]) < torch.finfo(torch.float16).eps
     assert ours.shape == theirs.shape and not torch.equal(ours, theirs)
@@ -54,7 +54,7 @@ def test_token_coverage_does_not_round_its_scores_where_theirs_does():
         assert not swapped or score[swapped].max() <= score[swapped].min() * (1 + 4 * torch.finfo(torch.float16).eps)
 
 
-def test_token_coverage_takes_any_window_where_theirs_scores_inf():
+def test_token_coverage_takes_any_number_of_voters_where_theirs_scores_inf():
     _, p, plan, theirs, scores, _ = coverage("window no multiple of the tile")
     assert not scores.isfinite().all() and not theirs.numel(), "theirs: infinite scores, so that it gave up"
     k = p.k.double()

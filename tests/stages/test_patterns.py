@@ -80,7 +80,7 @@ def test_a_union_is_the_union(p, m):
 def test_token_coverage_keeps_window_and_least_and_as_many_in_every_head(p, per, tau):
     if p.q.shape[2] > p.k.shape[2]:
         return
-    plan = TokenCoverage(tau, window=3, pool=3, min_tokens=4, sinks=2, per=per)(p)
+    plan = TokenCoverage(tau, voters=3, pool=3, min_tokens=4, sinks=2, per=per)(p)
     if plan.keys is None:
         assert p.k.shape[2] <= 4 + min(3, p.q.shape[2]) or plan == Plan()
         return
@@ -102,7 +102,7 @@ def test_no_query_loses_the_sinks(data, per, tau, sinks, window):
     """Kept ones by the stage, dropped ones by the fill; of a chunk and beside padding, too."""
     p = data.draw(problems(causal=True) | padded())
     assume(p.causal and p.q.shape[2] <= p.k.shape[2])
-    stage = TokenCoverage(tau, window=1, pool=1, min_tokens=0, sinks=sinks, per=per)
+    stage = TokenCoverage(tau, voters=1, pool=1, min_tokens=0, sinks=sinks, per=per)
     plan = Pipeline([stage, Decompress(SlidingWindow(window, sinks=sinks))])(p)
     first = to_heads(p.k_pos < sinks, p.q.shape[1])[..., None, :] & p.visible()
     assert not (first & ~plan.pairs(p)).any()
@@ -115,7 +115,7 @@ def test_no_query_loses_the_first_block(data, m):
     p = data.draw(problems(causal=True) | padded())
     assume(p.causal and p.q.shape[2] <= p.k.shape[2])
     flex = (FlexPrefill(gamma=0.3, tau=tau, block_size=m) for tau in (0.0, 1.0))
-    some = TokenCoverage(0.9, window=1, pool=1, min_tokens=0, sinks=m)
+    some = TokenCoverage(0.9, voters=1, pool=1, min_tokens=0, sinks=m)
     for stage in (
         *flex,
         BlockTopK(0.01, m),
@@ -142,7 +142,7 @@ def test_token_coverage_drops_what_nobody_looks_at():
         k[0, h, liked[h], 0] = 12.0
         q[0, h, :, 0] = 4.0
     p = Problem.of(q, k, torch.randn(1, heads, n, d))
-    plan = TokenCoverage(tau=0.02, window=8, pool=1, min_tokens=0, sinks=2)(p)
+    plan = TokenCoverage(tau=0.02, voters=8, pool=1, min_tokens=0, sinks=2)(p)
     for h in range(heads):
         assert plan.keys.kept()[0, h, liked[h]].all()
     assert plan.kept(p) < 0.3

@@ -33,19 +33,19 @@ class Case:
 
 
 TOKEN_COVERAGE = {
-    "small window": Case(700, (4, 4), 16, 0, dict(tau=0.05, window=32, pool=7, min_tokens=64)),
-    "the defaults": Case(1500, (4, 4), 16, 1, dict(tau=0.005, window=128, pool=7, min_tokens=1024)),
-    "grouped heads": Case(640, (8, 2), 32, 2, dict(tau=0.3, window=64, pool=5, min_tokens=16)),
-    "the floor of tokens": Case(700, (2, 2), 16, 3, dict(tau=0.9, window=32, pool=1, min_tokens=300)),
-    "peaked": Case(900, (4, 1), 16, 4, dict(tau=0.02, window=48, pool=3, min_tokens=0), sharp=3.0),
-    "nothing under tau": Case(400, (2, 2), 16, 5, dict(tau=1e-9, window=32, pool=7, min_tokens=64)),
-    "too short": Case(160, (2, 2), 16, 6, dict(tau=0.5, window=32, pool=7, min_tokens=128)),
+    "small window": Case(700, (4, 4), 16, 0, dict(tau=0.05, voters=32, pool=7, min_tokens=64)),
+    "the defaults": Case(1500, (4, 4), 16, 1, dict(tau=0.005, voters=128, pool=7, min_tokens=1024)),
+    "grouped heads": Case(640, (8, 2), 32, 2, dict(tau=0.3, voters=64, pool=5, min_tokens=16)),
+    "the floor of tokens": Case(700, (2, 2), 16, 3, dict(tau=0.9, voters=32, pool=1, min_tokens=300)),
+    "peaked": Case(900, (4, 1), 16, 4, dict(tau=0.02, voters=48, pool=3, min_tokens=0), sharp=3.0),
+    "nothing under tau": Case(400, (2, 2), 16, 5, dict(tau=1e-9, voters=32, pool=7, min_tokens=64)),
+    "too short": Case(160, (2, 2), 16, 6, dict(tau=0.5, voters=32, pool=7, min_tokens=128)),
     "half precision": Case(
-        700, (4, 4), 16, 7, dict(tau=0.2, window=32, pool=7, min_tokens=64), dtype=torch.float16, equal=False,
+        700, (4, 4), 16, 7, dict(tau=0.2, voters=32, pool=7, min_tokens=64), dtype=torch.float16, equal=False,
         note="theirs rounds the scores to the dtype of q, which ties many",
     ),
     "window no multiple of the tile": Case(
-        400, (2, 2), 16, 8, dict(tau=0.2, window=20, pool=7, min_tokens=64), equal=False, note="theirs scores inf",
+        400, (2, 2), 16, 8, dict(tau=0.2, voters=20, pool=7, min_tokens=64), equal=False, note="theirs scores inf",
     ),
 }  # fmt: skip
 

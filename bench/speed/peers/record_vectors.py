@@ -28,7 +28,7 @@ COMMITS = {
 
 
 def token_coverage(checkout: Path, case: Case) -> dict[str, torch.Tensor]:
-    """kept [H, S] (empty: dense), scores [H, L - window], o [H, rows, D]."""
+    """kept [H, S] (empty: dense), scores [H, L - voters], o [H, rows, D]."""
     sys.path.insert(0, str(checkout))
     kernel = importlib.import_module("sparse_attn.token_sparse.kernel")
     for tuned in (kernel._stats_m_l_kernel, kernel._prefix_meanprob_kernel):
@@ -38,9 +38,9 @@ def token_coverage(checkout: Path, case: Case) -> dict[str, torch.Tensor]:
     k, v = (theirs.repeat_kv(x, q.shape[1] // k.shape[1]) for x in (k, v))
     cluster = theirs.SparseCluster()
     p = case.parameters
-    cluster.coverage, cluster.window_size, cluster.kernel_size = p["tau"], p["window"], p["pool"]
+    cluster.coverage, cluster.window_size, cluster.kernel_size = p["tau"], p["voters"], p["pool"]
     cluster.min_tokens = p["min_tokens"]
-    scores = kernel.triton_get_attn_cache(q, k, p["window"], q.dtype)
+    scores = kernel.triton_get_attn_cache(q, k, p["voters"], q.dtype)
     kept = cluster.get_index(q, k)
     short = cluster.compress_qkv(q, k, v, kept)
     o = scaled_dot_product_attention(short[0], short[1], short[2], is_causal=True).transpose(1, 2)

@@ -422,7 +422,7 @@ def _problem(
     """What is asked of some rows, without their padding. Positions are those of each row's own sequence."""
     if rows.index is not None:
         q, k, v = (x.index_select(0, rows.index) for x in (q, k, v))
-    p = Problem.of(q, k, v, scale=scale, window=rows.window)
+    p = Problem.of(q, k, v, scale=scale, sliding_window=rows.window)
     if heads_group is not None:
         p = replace(p, heads_group=heads_group)
     if question.first and rows.place is None:
