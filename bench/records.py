@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from sparsekit.evaluation.records import Record, origin
+from sparsekit.evaluation.records import Record, origin, with_new_names
 from sparsekit.files import write_whole
 
 ROOT = Path(__file__).parent.parent
@@ -25,8 +25,11 @@ def append(path: Path, records: Iterable[Record]) -> None:
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a file. The first ones, without a run, called some fields otherwise: they get these names."""
-    return [_today(json.loads(line)) for line in path.read_text().splitlines()]
+    """The records of a file. The first ones, without a run, called some fields otherwise: they get these names.
+
+    So do parameters in their specs.
+    """
+    return [with_new_names(_today(json.loads(line))) for line in path.read_text().splitlines()]
 
 
 def foremost(records: list[Record]) -> list[Record]:

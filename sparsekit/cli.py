@@ -56,6 +56,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.showwarning = warn
+        warnings.filterwarnings("default", "sparsekit:", DeprecationWarning)  # of an old name in a spec or a file
         try:
             app()
         except Exception as error:  # whatever it is, a traceback does not help who typed the command

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from .files import write_whole
 from .pipeline import Pipeline
+from .registry import by_new_names
 
 FILE = "sparsekit.json"  # the name of a schedule beside its model
 NAME = 12  # letters of a spec that have room in a table beside its figures, at 80 columns
@@ -181,7 +182,7 @@ class Schedule:
             layers = {"default": layers} if isinstance(layers, str) else layers
             schedule = cls(
                 {name: made(spec).to_spec() for name, spec in layers.items()},
-                tuple(Measured(**one) for one in measured.get("layers", ())),
+                tuple(_measured(**one) for one in measured.get("layers", ())),
                 measured.get("target"),
                 {int(layer): dict(one) for layer, one in measured.get("sinks", {}).items()},
             )
@@ -249,6 +250,11 @@ def read_pipeline(text: str) -> Pipeline | Layers:
                 f"with a {FILE}: save one with sparsekit profile or calibrate"
             ) from error
         raise
+
+
+def _measured(pipeline: str, **figures: Any) -> Measured:
+    """What a file says of a pipeline in a layer, with the names of parameters that its spec has now."""
+    return Measured(pipeline=by_new_names(pipeline), **figures)
 
 
 def _numbers(name: int | str) -> Iterable[int]:

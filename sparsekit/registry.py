@@ -14,6 +14,7 @@ from keyword import iskeyword
 from typing import Any, TypeVar
 
 from . import fills, stages
+from .former_names import former_names
 from .policies import POLICIES
 from .presets import PRESETS
 
@@ -87,6 +88,26 @@ def was_replaced(cls: type) -> bool:
 def replacements() -> int:
     """Return how often a name came to mean another class: what was made by names before is out of date."""
     return len(_replaced)
+
+
+def by_new_names(text: str) -> str:
+    """Return a text, of one spec or of several, with the parameters of built-in stages called as they are now.
+
+    It is for what was written once and is read again, such as records: nothing is warned of, and what is no spec stays.
+    """
+    for call, old, new in _former_calls():
+        text = call.sub(rf"\g<1>{new}", text) if old in text else text
+    return text
+
+
+@cache
+def _former_calls() -> list[tuple[re.Pattern[str], str, str]]:
+    """Return, for each old name of a parameter, what finds it in a call, that name and the new one."""
+    return [
+        (re.compile(rf"(\b(?:{name}|{cls.__name__})\([^()]*?\b){old}(?=\s*=)"), old, new)
+        for name, cls in _built_in().items()
+        for old, new in former_names(cls).items()
+    ]
 
 
 @cache

@@ -94,13 +94,14 @@ def evaluate(
     from ..evaluation.rows import front
     from ..evaluation.words import Words
     from ..layers import read_pipeline
+    from ..registry import by_new_names
     from ..testbed.source import Bytes
     from .loading import load
     from .progress import progress
 
     console = Console()
     say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
-    asked = {name: read_pipeline(name) for name in _apart(pipelines or RECIPES) if name != DENSE}
+    asked = {by_new_names(name): read_pipeline(name) for name in _apart(pipelines or RECIPES) if name != DENSE}
     given = _lengths(lengths) if lengths else None
     known = (*testbed.TASKS, "trained") if model == EMBEDDED else (*in_words.TASKS,)
     for word in _words([tasks], ","):  # before a model is loaded, which takes its time

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..checks import check_choice, check_count
 from ..layers import Layers, always
 from ..pipeline import Pipeline
+from ..registry import by_new_names
 from .ask import after, ask, log_probabilities
 from .case import Case, Source
 from .price import Contender, Watch, prices, said
@@ -89,6 +90,7 @@ def compare(
     of another model, text, dtype or rope scaling, or of other pipelines of the same names.
     """
     check_count("timed", timed, 0)
+    pipelines = {by_new_names(called): pipeline for called, pipeline in pipelines.items()}  # specs are names, too
     if model.training:
         raise ValueError("model: got one in training mode; allowed is evaluation mode: call model.eval() first")
     yardsticks = _yardsticks(model)

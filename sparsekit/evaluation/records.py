@@ -14,9 +14,11 @@ from typing import Any
 import torch
 
 from ..chip import chip
+from ..registry import by_new_names
 
 PACKAGES = ("sparsekit", "triton", "flash-attn-4", "nvidia-cutlass-dsl", "transformers")
 EACH = "each"  # of a packed line: by name, a list of what the records of it do not share
+SPECS = "pipeline", "what"  # fields that may hold one
 SOME = 64  # numbers of each parameter that tell weights apart
 Record = dict[str, Any]
 
@@ -109,11 +111,16 @@ def unpacked(line: Record) -> Iterator[Record]:
         yield same | dict(zip(lists, values, strict=True))
 
 
+def with_new_names(line: Record) -> Record:
+    """Return a record with specs that call parameters as they are called now, so that old and new ones are of one."""
+    return line | {name: by_new_names(line[name]) for name in SPECS if isinstance(line.get(name), str)}
+
+
 def _record(path: Path, number: int, line: bytes) -> Record:
     try:
         found = json.loads(line)
         if "kind" in found and "run" in (found | found.get(EACH, {})):
-            return found
+            return with_new_names(found)
     except (ValueError, TypeError):
         pass
     raise ValueError(

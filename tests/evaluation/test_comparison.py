@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from copy import deepcopy
 
 import matplotlib.image
@@ -100,6 +101,20 @@ def test_a_run_that_was_cut_off_anywhere_goes_on(model, whole, tmp_path, part):
             theirs.pipeline, theirs.length, theirs.right, theirs.tasks, theirs.difference
         )  # fmt: skip
         assert ours.speed_up is not None and (ours.kept, ours.density) == (theirs.kept, theirs.density)
+
+
+def test_a_run_goes_on_whatever_its_parameters_were_called_when_it_began(model, tmp_path):
+    path, spec = tmp_path / "old.jsonl", "token_coverage(tau=0.3, voters=16, min_tokens=16)"
+    prompts = Prompts(SOURCE, ("single_key",), (1024,), each=1)
+    run(model, path, {spec: Pipeline.from_spec(spec)}, prompts)
+    path.write_text(path.read_text().replace("voters=16", "window=16"))
+    before, old = path.read_bytes(), spec.replace("voters", "window")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        run(model, path, {spec: Pipeline.from_spec(spec)}, prompts)
+    with pytest.warns(DeprecationWarning, match="'window' is the old name of 'voters'"):
+        run(model, path, {old: Pipeline.from_spec(old)}, prompts)
+    assert path.read_bytes() == before, "nothing was left to do"
 
 
 def test_more_questions_and_pipelines_are_added_to_what_is_there(model, whole, tmp_path):
