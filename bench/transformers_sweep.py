@@ -141,7 +141,7 @@ def build(name: str, tests: Path) -> tuple[PreTrainedModel, Inputs]:
         except Skipped as reason:
             refusals.append(str(reason))
         except Exception as refusal:
-            refusals.append(said(refusal))
+            refusals.append(error_text(refusal))
     raise Skipped("; ".join(dict.fromkeys(refusals)))
 
 
@@ -158,7 +158,7 @@ def tested(model_class: type[PreTrainedModel], tests: Path) -> tuple[PreTrainedC
             prepare = getattr(test, "_prepare_for_class", lambda inputs, _: inputs)
             return config, dict(prepare(inputs, model_class))
         except Exception as refusal:
-            refusals.append(f"{type(test).__name__}: {said(refusal)}")
+            refusals.append(f"{type(test).__name__}: {error_text(refusal)}")
     raise Skipped(refusals[-1] if refusals else "no test of it in these tests")
 
 
@@ -186,7 +186,7 @@ def test_cases(model_class: type[PreTrainedModel], tests: Path, refusals: list[s
         try:
             module = imported(f"tests.models.{folder.name}.{path.stem}")
         except Exception as refusal:
-            refusals.append(f"{path.name} cannot be imported: {said(refusal)}")
+            refusals.append(f"{path.name} cannot be imported: {error_text(refusal)}")
             continue
         for case in vars(module).values():
             if not (
@@ -199,7 +199,7 @@ def test_cases(model_class: type[PreTrainedModel], tests: Path, refusals: list[s
                 if hasattr(test, "model_tester"):
                     cases.append(test)
             except Exception as refusal:
-                refusals.append(f"{case.__name__}.setUp: {said(refusal)}")
+                refusals.append(f"{case.__name__}.setUp: {error_text(refusal)}")
     names = lambda test: [c.__name__ for c in getattr(test, "all_model_classes", None) or ()]  # noqa: E731
     yield from sorted(cases, key=lambda test: model_class.__name__ not in names(test))
 
@@ -406,13 +406,13 @@ def examine(name: str, tests: Path) -> dict[str, Any]:
                 else:
                     truths[call_name] = call, truth
             except Exception as refusal:
-                refusals[call_name] = said(refusal)
+                refusals[call_name] = error_text(refusal)
         if not truths:
             raise Skipped("; ".join(f"{call}: {reason}" for call, reason in refusals.items()))
     except Skipped as reason:
         return {"skipped": str(reason)}
     except Exception as refusal:
-        return {"skipped": f"not built: {said(refusal)}"}
+        return {"skipped": f"not built: {error_text(refusal)}"}
     text = model.config.get_text_config(decoder=True)
     layers = next(
         (n for a in ("decoder_layers", "num_hidden_layers", "n_layer") if (n := getattr(text, a, None))), None
@@ -435,13 +435,13 @@ def under_sparsekit(model: PreTrainedModel, truths: dict[str, tuple[Call, Tensor
         except ValueError as refusal:
             return found | {"refused": str(refusal), "state": differences(before, state(model))}
         except Exception as crash:
-            found["crashed"][key]["sparsify"] = said(crash)
+            found["crashed"][key]["sparsify"] = error_text(crash)
             continue
         for name, (call, truth) in truths.items():
             try:
                 found[key][name] = error(call(model), truth)
             except Exception as crash:
-                found["crashed"][key][name] = said(crash)
+                found["crashed"][key][name] = error_text(crash)
         if key == "changed":
             sparse = {call.layer for call in seen if call.plan.density(call.problem) < 1}
             ran = {call.layer for call in seen if call.output is not None}
@@ -453,14 +453,14 @@ def under_sparsekit(model: PreTrainedModel, truths: dict[str, tuple[Call, Tensor
         try:
             handle.restore()
         except Exception as crash:
-            found["crashed"][key]["restore"] = said(crash)
+            found["crashed"][key]["restore"] = error_text(crash)
         found["state"] = found["state"] or differences(before, state(model))
     found["given back"] = {}
     for name, (call, truth) in truths.items():
         try:
             found["given back"][name] = error(call(model), truth)
         except Exception as crash:
-            found["crashed"]["given back"] = {name: said(crash)}
+            found["crashed"]["given back"] = {name: error_text(crash)}
     found["crashed"] = {key: crashes for key, crashes in found["crashed"].items() if crashes}
     return found
 
@@ -531,7 +531,7 @@ def differences(before: dict[str, str], after: dict[str, str]) -> list[str]:
     return [f"{key}: {before.get(key)} -> {after.get(key)}"[:200] for key in sorted(changed)[:8]]
 
 
-def said(refusal: BaseException) -> str:
+def error_text(refusal: BaseException) -> str:
     """Return an exception as one line, with the place in transformers or sparsekit that raised it."""
     frames = traceback.extract_tb(refusal.__traceback__)
     ours = [f for f in frames if "/transformers/" in f.filename or "/sparsekit/" in f.filename]

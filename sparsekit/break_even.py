@@ -3,7 +3,7 @@
 dense       pairs x head dim over the rate that dense attention reaches
 overhead    of each stage, with the compressing it asks for: the host's time for a call, or, if that is more, the
             device's, which grows with keys x query heads
-beside      what dropped queries see and what the last queries see, whatever the stages choose: their part of the dense
+fixed       what dropped queries see and what the last queries see, whatever the stages choose: their part of the dense
             time, as if every query of a token stage were dropped; of the fill its own time, where that was measured
 attend      the pairs that are left, at the rate of lists of blocks where there are some, and what attending to such a
             plan costs besides
@@ -41,11 +41,11 @@ class Estimate:
     dense: float
     overhead: float
     attend: float
-    beside: float = 0.0
+    fixed: float = 0.0
 
     @property
     def worth(self) -> bool:
-        return self.overhead + self.beside + self.attend < self.dense
+        return self.overhead + self.fixed + self.attend < self.dense
 
 
 def estimate(stages: Sequence[Any], problem: Problem, decompress: Any = None) -> Estimate | None:
@@ -57,7 +57,7 @@ def estimate(stages: Sequence[Any], problem: Problem, decompress: Any = None) ->
     dense = _dense(problem, known)
     tokens = any(getattr(stage, "chooses", None) == "tokens" for stage in stages)
     fill = decompress.fill if decompress and tokens else None
-    beside = _beside(problem, known, fill, decompress.dense_last if decompress else 0)
+    fixed = _fixed(problem, known, fill, decompress.dense_last if decompress else 0)
     kept, listed = _expected(stages, problem)
     left = (kept or 1.0) ** 0.5 if known.apart else 1.0  # on a GPU a compressed problem has room for all tokens
     overhead = sum(
@@ -65,7 +65,7 @@ def estimate(stages: Sequence[Any], problem: Problem, decompress: Any = None) ->
         for stage in stages
         for pattern in _each([stage])
     )
-    return Estimate(dense, overhead, _attend(problem, known, kept, listed), beside)
+    return Estimate(dense, overhead, _attend(problem, known, kept, listed), fixed)
 
 
 def gain(plan: Plan, problem: Problem) -> float | None:
@@ -84,11 +84,11 @@ def gain(plan: Plan, problem: Problem) -> float | None:
         listed = min(b.counts.float().sum(-1).mean().item() / seen, 1.0)
     kept = (n_q / Q) * (n_k / K) if plan.queries or plan.keys else None
     dense = _dense(problem, known)
-    beside = _beside(problem, known, plan.fill if plan.queries else None, plan.dense_last)
-    return dense - _attend(problem, known, kept, listed) - beside
+    fixed = _fixed(problem, known, plan.fill if plan.queries else None, plan.dense_last)
+    return dense - _attend(problem, known, kept, listed) - fixed
 
 
-def searched(stages: Sequence[Any], limit: str | int, problem: Problem, decompress: Any) -> Estimate | None:
+def search_times(stages: Sequence[Any], limit: str | int, problem: Problem, decompress: Any) -> Estimate | None:
     """Return the times that decide whether to search again where searches were in vain; None where that is not asked.
 
     Ranks that share a problem's heads must do alike, so they always search.
@@ -135,7 +135,7 @@ def reason(
             "Break-even: by the times measured on such a device attending to what the stages keep takes longer than "
             f"dense attention, {found.dense:.2f} ms: it runs dense; {always}"
         )
-    last = f", and {found.beside:.2f} ms for what is never left out" if found.beside else ""
+    last = f", and {found.fixed:.2f} ms for what is never left out" if found.fixed else ""
     return (
         f"Break-even: by the times measured on such a device dense attention takes {found.dense:.2f} ms and the "
         f"stages, before anything attends, {found.overhead:.2f} ms{last}: it {runs}; {always}"
@@ -170,7 +170,7 @@ def _dense(problem: Problem, known: Prices) -> float:
     return 2 * B * H * _pairs(problem) * (D + wide) / known.rate / 1e9
 
 
-def _beside(problem: Problem, known: Prices, fill: Any, last: int) -> float:
+def _fixed(problem: Problem, known: Prices, fill: Any, last: int) -> float:
     """The time of what is computed whatever a stage chooses."""
     Q, K, dense, pairs = problem.q.shape[2], problem.k.shape[2], _dense(problem, known), _pairs(problem)
     near = getattr(fill, "window", 0) + getattr(fill, "sinks", 0)

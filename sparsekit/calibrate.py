@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .checks import check_ratio
 from .execute import attend
 from .extras import needs
-from .layers import DENSE, Measured, Schedule, by_range, made, numbered
+from .layers import DENSE, Measured, Schedule, by_range, numbered, to_pipeline
 from .pipeline import Pipeline
 from .plan import Plan
 from .problem import Problem
@@ -55,7 +55,7 @@ class LayerProfile:
 
     def schedule(self, pipeline: Pipeline | str) -> "Schedule":
         """That pipeline in the layers to sparsify, dense in the others."""
-        spec = made(pipeline).to_spec()
+        spec = to_pipeline(pipeline).to_spec()
         specs = {layer: spec if layer in self.layers else DENSE for layer in self.drift}
         return Schedule(by_range(specs), sinks={layer: one.figures() for layer, one in self.sinks.items()})
 
@@ -102,7 +102,7 @@ def profile_layers(
     needs("transformers", "hf")
     from .integrations.transformers import LayerCall, sparsify
 
-    decides = None if pipeline is None else Pipeline([made(pipeline)], break_even=0)
+    decides = None if pipeline is None else Pipeline([to_pipeline(pipeline)], break_even=0)
     given, layers = token_ids(model, prompts), decoder_layers(model)
     require_attention(model, given)
     changes = dict.fromkeys(layers, 0.0)

@@ -44,10 +44,10 @@ def check_choice(name: str, value: Any, allowed: tuple) -> None:
     """Raises ValueError unless `value` is one of `allowed`."""
     if value not in allowed:
         said = f"{name}: got {value!r}; allowed are {', '.join(map(repr, allowed))}: pass one of them"
-        raise ValueError(said + meant(value, allowed))
+        raise ValueError(said + did_you_mean(value, allowed))
 
 
-def meant(value: Any, allowed: Iterable[Any]) -> str:
+def did_you_mean(value: Any, allowed: Iterable[Any]) -> str:
     """Return ", did you mean 'x'?" for the text among `allowed` that is most like `value`, "" if none is like it."""
     if not isinstance(value, str):
         return ""

@@ -79,7 +79,7 @@ class Demo:
         where = f"layer {self.layer}, head {self.head}"
         if len(self.plans) == 1:
             [(name, plan)] = self.plans.items()
-            return draw_plan(self.problem, plan, path, head=self.head, title=f"{rows[name].what}\n{where}")
+            return draw_plan(self.problem, plan, path, head=self.head, title=f"{rows[name].spec}\n{where}")
         asked = len(self.answers[self.rows[0].pipeline])
         right = [f"{self.right(rows[name])} of {asked} answers right" for name in self.plans]
         return draw_fills(self.problem, self.plans, path, right, head=self.head, title=where)
@@ -112,7 +112,7 @@ class Demo:
         """Return what the table says, in words: for each pipeline whether it kept the answers, and each wrong one."""
         said = []
         for row in self.rows:
-            spec = "" if row.what == row.pipeline else f" = {row.what}"
+            spec = "" if row.spec == row.pipeline else f" = {row.spec}"
             if row.failed:
                 said.append(f"{row.pipeline}{spec}: BROKE, {row.failed}")
                 continue
@@ -131,7 +131,7 @@ class Demo:
         rows = [
             {
                 "name": row.pipeline,
-                "pipeline": row.what,
+                "pipeline": row.spec,
                 "right": self.right(row),
                 "questions": len(self.answers.get(row.pipeline, ())),
                 "attention_ms": row.attention_ms and row.attention_ms.p50,

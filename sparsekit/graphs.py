@@ -104,7 +104,7 @@ def _watched(key: Hashable, run: Run) -> Run:
     return watched
 
 
-def held(what: Hashable, run: Run, *tensors: Tensor) -> Run | None:
+def graph_call(what: Hashable, run: Run, *tensors: Tensor) -> Run | None:
     """Return what to call instead of `run` with tensors like these; None where nothing can be held.
 
     `what` tells calls apart that are not the same for the same shapes.

@@ -24,7 +24,7 @@ Layers: TypeAlias = dict[int | str, Pipeline | str]  # a layer, a range "4-7" or
 Given = Pipeline | str | Mapping[int | str, Pipeline | str]
 
 
-def made(given: Any) -> Pipeline:
+def to_pipeline(given: Any) -> Pipeline:
     """A pipeline from one, a recipe's name or a spec. Raises ValueError for another thing."""
     pipeline = Pipeline.from_spec(given) if isinstance(given, str) else given
     if not isinstance(pipeline, Pipeline):
@@ -34,9 +34,9 @@ def made(given: Any) -> Pipeline:
     return pipeline
 
 
-def parsed(given: Any) -> Pipeline | None:
+def pipeline_unless_dense(given: Any) -> Pipeline | None:
     """Like `made`, and None for a dense one."""
-    pipeline = made(given)
+    pipeline = to_pipeline(given)
     return pipeline if pipeline.stages else None
 
 
@@ -54,7 +54,7 @@ def by_layer(pipeline: Any, layers: list[int], only: Any = None) -> dict[int, Pi
         names = [only] if isinstance(only, int | str) else list(only)
         pipeline = {name: pipeline for name in names} | {"default": "dense"}
     if not isinstance(pipeline, Mapping):
-        return dict.fromkeys(layers, parsed(pipeline))
+        return dict.fromkeys(layers, pipeline_unless_dense(pipeline))
     chosen: dict[int, Pipeline | None] = {}
     for name, one in pipeline.items():
         for layer in () if name == "default" else _numbers(name):
@@ -64,15 +64,15 @@ def by_layer(pipeline: Any, layers: list[int], only: Any = None) -> dict[int, Pi
                 )
             if layer in chosen:
                 raise ValueError(f"pipeline: layer {layer} is named twice, again by {name!r}: keep one of the entries")
-            chosen[layer] = parsed(one)
-    default = parsed(pipeline.get("default", "dense"))
+            chosen[layer] = pipeline_unless_dense(one)
+    default = pipeline_unless_dense(pipeline.get("default", "dense"))
     return {layer: chosen.get(layer, default) for layer in layers}
 
 
-def always(pipeline: Pipeline | Layers) -> Pipeline | Layers:
+def without_break_even(pipeline: Pipeline | Layers) -> Pipeline | Layers:
     """The same, but never dense because the prompt is short: `break_even=0` in every layer."""
     if isinstance(pipeline, dict):
-        return {name: Pipeline([made(one)], break_even=0) for name, one in pipeline.items()}
+        return {name: Pipeline([to_pipeline(one)], break_even=0) for name, one in pipeline.items()}
     return Pipeline([pipeline], break_even=0)
 
 
@@ -181,7 +181,7 @@ class Schedule:
             layers, measured = found["pipeline"], found.get("measured", {})
             layers = {"default": layers} if isinstance(layers, str) else layers
             schedule = cls(
-                {name: made(spec).to_spec() for name, spec in layers.items()},
+                {name: to_pipeline(spec).to_spec() for name, spec in layers.items()},
                 tuple(_measured(**one) for one in measured.get("layers", ())),
                 measured.get("target"),
                 {int(layer): dict(one) for layer, one in measured.get("sinks", {}).items()},
@@ -270,7 +270,7 @@ def _numbers(name: int | str) -> Iterable[int]:
 
 def _text(one: Any) -> str:
     """As it is written to the file."""
-    pipeline = parsed(one)
+    pipeline = pipeline_unless_dense(one)
     return one if isinstance(one, str) else pipeline.to_spec() if pipeline else "dense"
 
 

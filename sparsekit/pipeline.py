@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import dispatch, execute, graphs
-from .break_even import STREAK, VAIN, gain, searched, worth_it
+from .break_even import STREAK, VAIN, gain, search_times, worth_it
 from .execute import Clock
 from .fills import Zeros
 from .inference import inference_only, needs_gradients
@@ -131,7 +131,7 @@ class Pipeline:
 
     def _decide_again(self, problem: Problem, clock: Clock) -> tuple[Plan, list[Problem]]:
         """Like `_decide`, but dense while searches that were in vain, in calls of these shapes, are not made up for."""
-        times = searched(self.stages, self.attend.break_even, problem, self.decompress)
+        times = search_times(self.stages, self.attend.break_even, problem, self.decompress)
         if times is None or not times.worth:
             return self._decide(problem, clock)
         shapes = problem.q.shape, problem.k.shape, problem.v.shape, problem.q.dtype, problem.causal
@@ -211,7 +211,7 @@ class Pipeline:
         if not self._runs[shapes]:
             return None
         run = lambda *x: self.output(*x, causal=causal, scale=scale).o  # noqa: E731
-        return graphs.held((self._spec, causal, scale), run, q, k, v)
+        return graphs.graph_call((self._spec, causal, scale), run, q, k, v)
 
     def dense_kernel(
         self, q: Tensor, k: Tensor, v: Tensor, causal: bool = True, scale: float | None = None

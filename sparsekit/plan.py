@@ -201,7 +201,7 @@ class Plan(ByValue):
 
     def compress(self, problem: Problem) -> Problem:
         """The shorter problem of the kept tokens."""
-        p = replace(problem, **self.known(problem))
+        p = replace(problem, **self.hints(problem))
         if t := self.queries:
             p = replace(p, q=t.gather(p.q, 0), q_pos=t.gather(p.q_pos, PAD))
         if t := self.keys:
@@ -244,7 +244,7 @@ class Plan(ByValue):
         """Whether each slot of the compressed problem holds the query and the key of one token, as is known."""
         return self.queries is self.keys and problem.q_pos is problem.k_pos
 
-    def known(self, problem: Problem) -> dict[str, Any]:
+    def hints(self, problem: Problem) -> dict[str, Any]:
         """`queries_last`, `full` and `gapless` of the compressed problem, as known without looking at positions."""
         alike = self.queries is self.keys and (self.queries is None or problem.q.shape[2] == problem.k.shape[2])
         full = all(t is None or t.full for t in (self.queries, self.keys))

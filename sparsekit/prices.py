@@ -326,7 +326,7 @@ def _calling_ms(stage: Stage, p: Problem) -> float:
         problem = Problem.of(q, k, v)
         return attend(problem, stage(problem)).o
 
-    return _ms(lambda: (graphs.held(("price", stage), run, p.q, p.k, p.v) or run)(p.q, p.k, p.v), p.q.device)
+    return _ms(lambda: (graphs.graph_call(("price", stage), run, p.q, p.k, p.v) or run)(p.q, p.k, p.v), p.q.device)
 
 
 def _attending_ms(plan: Plan, p: Problem) -> float:

@@ -60,14 +60,14 @@ def look_up(name: str) -> Callable[..., Any] | None:
     return found
 
 
-def known() -> list[str]:
+def known_names() -> list[str]:
     """Return what a spec may name, recipes among it, sorted; entry points by their names alone."""
     return sorted({*_built_in(), *PRESETS, *_own, *_entries()})
 
 
-def near(name: str) -> str:
+def did_you_mean(name: str) -> str:
     """Return " (did you mean ...?)" with the known name that is most like this one; "" if none is."""
-    close = get_close_matches(snake(name), [*known(), DENSE], 1)
+    close = get_close_matches(snake(name), [*known_names(), DENSE], 1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 

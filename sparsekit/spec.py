@@ -14,7 +14,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from .presets import PRESETS
-from .registry import DENSE, known, look_up, near, snake, was_replaced
+from .registry import DENSE, did_you_mean, known_names, look_up, snake, was_replaced
 
 
 def parse(spec: str) -> list[Any]:
@@ -91,8 +91,8 @@ def _call(spec: str, node: ast.expr) -> Any:
         raise _at(spec, node, "expected a name, perhaps with arguments in parentheses")
     name = call.func.id
     if (cls := look_up(name)) is None:
-        allowed = ", ".join(known())
-        raise _at(spec, node, f"there is no {name!r}{near(name)}; allowed are dense (alone), {allowed}")
+        allowed = ", ".join(known_names())
+        raise _at(spec, node, f"there is no {name!r}{did_you_mean(name)}; allowed are dense (alone), {allowed}")
     if any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
         raise _at(spec, node, "stars are not allowed; write the arguments out")
     if len({k.arg for k in call.keywords}) < len(call.keywords):
@@ -115,7 +115,7 @@ def _value(spec: str, node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        meant = near(node.id) if isinstance(node, ast.Name) else ""
+        meant = did_you_mean(node.id) if isinstance(node, ast.Name) else ""
         raise _at(
             spec, node, f"expected a number, quoted text, True, False, None, a list or a name with arguments{meant}"
         ) from None
@@ -128,8 +128,8 @@ def _text(step: Any) -> str:
         raise ValueError(
             f"stages: {step!r} is of a class that was registered anew since; allowed is the newest: make it again"
             if again
-            else f"stages: {step!r} has no name in a spec; allowed are {', '.join(known())}: use one of them, or give "
-            "a class of your own a name with sparsekit.register"
+            else f"stages: {step!r} has no name in a spec; allowed are {', '.join(known_names())}: use one of them, "
+            "or give a class of your own a name with sparsekit.register"
         )
     inner = ", ".join(f"{n}={_value_text(v)}" for n, v in changed(step).items())
     return f"{name}({inner})" if inner else name

@@ -46,7 +46,7 @@ class Operators:
                 return Tokens(answer, args[0].shape[-1])
             if op == "gather_tokens":
                 q, k, v, q_pos, k_pos = answer
-                return replace(args[0], q=q, k=k, v=v, q_pos=q_pos, k_pos=k_pos, **args[1].known(args[0]))
+                return replace(args[0], q=q, k=k, v=v, q_pos=q_pos, k_pos=k_pos, **args[1].hints(args[0]))
             return Output(*answer) if op in ("attend", "scatter_tokens") else answer
 
         return call

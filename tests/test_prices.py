@@ -123,8 +123,8 @@ def test_what_is_never_left_out_counts(L, last, fill, monkeypatch):
     found = break_even.estimate([stage], p, decompress)
     pairs = sum(min(i + 1, fill.window + fill.sinks) if fill else 0 for i in range(L)) + last * L
     dense = L * (L + 1) / 2
-    assert found.beside == pytest.approx(found.dense * min(pairs / dense, 1.0), rel=0.2 if fill else 1e-9)
-    assert found.worth == (found.beside + found.attend < found.dense)
+    assert found.fixed == pytest.approx(found.dense * min(pairs / dense, 1.0), rel=0.2 if fill else 1e-9)
+    assert found.worth == (found.fixed + found.attend < found.dense)
     of_blocks = break_even.estimate([sk.Streaming()], p, decompress)
     assert of_blocks is None, "no price, no estimate"
 

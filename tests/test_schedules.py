@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from sparsekit import FlexPrefill, Pipeline, Streaming, TokenCoverage, oracle
 from sparsekit.calibrate import calibrate, choose, profile_layers
 from sparsekit.integrations.transformers import sparsify
-from sparsekit.layers import Measured, Schedule, always, by_layer, by_range, read_pipeline
+from sparsekit.layers import Measured, Schedule, by_layer, by_range, read_pipeline, without_break_even
 from sparsekit.plots import draw_profile, draw_schedule
 
 SMALL = dict(
@@ -236,8 +236,8 @@ def test_a_file_that_is_no_schedule_is_named(tmp_path, content, message):
 
 def test_always_takes_the_break_even_away():
     short = "streaming | attend(break_even=4096)"
-    assert always(read_pipeline(short)).attend.break_even == 0
-    assert [one.attend.break_even for one in always({"0-1": "dense", "2": short}).values()] == [0, 0]
+    assert without_break_even(read_pipeline(short)).attend.break_even == 0
+    assert [one.attend.break_even for one in without_break_even({"0-1": "dense", "2": short}).values()] == [0, 0]
 
 
 @pytest.mark.parametrize("prompts", [[], ["text"], [b"bytes"], [[]], [torch.rand(4)], [torch.ones(2, 3).long()]])

@@ -53,7 +53,7 @@ def broken(models: Iterable[Measured], claims: Mapping[str, Claim] = CLAIMS, eno
                 if not row or not row.right:
                     found.append(f"{where}: claimed, and not measured")
                     continue
-                parts.append(row.right.value / row.beside if row.beside else 1.0)
+                parts.append(row.right.value / row.dense_part if row.dense_part else 1.0)
                 found += [f"{where}: {fault}" for fault in _faults(claim, measured, row, parts[-1], enough)]
         if parts and fmean(parts) < claim.average:
             found.append(f"{recipe}: {fmean(parts):.1%} of dense attention's answers on average")

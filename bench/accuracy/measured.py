@@ -78,7 +78,7 @@ class Measured:
     def recipe(self, name: str, length: int) -> Row | None:
         """The row of what a recipe is today, whatever it was called when it was asked."""
         what = recipes.PIPELINES[name]().to_spec()
-        return next((row for row in self.at(length) if row.what == what and row.right), None)
+        return next((row for row in self.at(length) if row.spec == what and row.right), None)
 
     def answers(self, row: Row) -> int:
         """How many were asked for, of tasks that count."""

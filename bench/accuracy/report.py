@@ -128,10 +128,10 @@ def line(measured: Measured, length: int, name: str, row: Row | None) -> str:
     cells = [measured.model, measured.named(length), name]
     if row is None:
         return f"| {' | '.join([*cells, NONE, *[''] * 6])} |"
-    theirs, of = row.tasks_beside, figures(row)
+    theirs, of = row.dense_tasks, figures(row)
     worst = min(theirs, key=lambda task: row.tasks[task].value - theirs[task])
     least = f"{worst.replace('_', ' ')} {share(row.tasks[worst])} / {theirs[worst]:.1%}"
-    cells += [f"{share(row.right)} / {row.beside:.1%} of {measured.answers(row)}", of["difference"], least]
+    cells += [f"{share(row.right)} / {row.dense_part:.1%} of {measured.answers(row)}", of["difference"], least]
     cells += [text(row.text), of["density"], of["speed-up"], row.gpu]
     return f"| {' | '.join(cells)} |"
 
@@ -173,7 +173,7 @@ def steps(measured: Measured, length: int) -> str:
     lines = [STEPS, "|---:|---|---|" + "---:|" * 5]
     for number, row in enumerate(ranked(measured.at(length)), 1):
         of = figures(row)
-        cells = [str(number), escaped(row.pipeline), f"`{escaped(row.what)}`", of["right"], of["difference"]]
+        cells = [str(number), escaped(row.pipeline), f"`{escaped(row.spec)}`", of["right"], of["difference"]]
         cells.append(text(row.text))
         lines.append(f"| {' | '.join([*cells, of['density'], of['speed-up']])} |")
     return "\n".join(lines) + "\n"
@@ -206,7 +206,7 @@ def text(estimate: Estimate | None) -> str:
         return ""
     if estimate.n < 2:
         return f"{estimate.value:+.4f} of one text"
-    sure = "~ " if estimate.none else ""
+    sure = "~ " if estimate.includes_zero else ""
     return f"{sure}{estimate.value:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}]"
 
 

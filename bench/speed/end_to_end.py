@@ -70,7 +70,7 @@ class Case:
     spec: Spec | None = None
     dense: bool = False
 
-    def what(self, length: int) -> str:
+    def spec_of(self, length: int) -> str:
         return "dense" if self.spec is None else self.spec(length)
 
     def on(self, model: PreTrainedModel, length: int, watch: Watch | None = None) -> AbstractContextManager[Any]:
@@ -152,7 +152,7 @@ def watched(case: Case, model: PreTrainedModel, ids: Tensor) -> Seen:
         if call.layer == layers // 2 and (output := call.output) is not None:
             short = plan.compress(p), Plan(blocks=plan.blocks)
             seen.backend = dispatch.choose("attend", p.q.device.type, *short)
-            one = Contender(case.name, seen.backend, "ours", lambda clock: output.o, plan, case.what(length))
+            one = Contender(case.name, seen.backend, "ours", lambda clock: output.o, plan, case.spec_of(length))
             judge = Judge(p, lambda text: progress.print(text, markup=False, highlight=False))
             judge.consider(case.name, seen.backend, "ours", lambda: [one])
             seen.judged = next(iter(judge.judged), None)
@@ -278,7 +278,7 @@ def measure(cases: list[Case], model: PreTrainedModel, ids: Tensor, repeats: int
                 "case": named(case),
                 "backend": mine.backend,
                 "kind": PREFILL,
-                "what": case.what(length),
+                "what": case.spec_of(length),
                 "kept": round(statistics.mean(mine.kept), 5),
                 "density": round(statistics.mean(mine.density), 5),
                 "layers": {"kept": mine.kept, "density": mine.density},

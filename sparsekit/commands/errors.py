@@ -6,7 +6,7 @@ import traceback
 from typing import Any
 
 TRACEBACK = "SPARSEKIT_TRACEBACK"  # set in the environment, it shows where an error came from
-SAID = (ValueError, ImportError, OSError)  # their text says what is wrong
+SELF_EXPLAINING = (ValueError, ImportError, OSError)  # their text says what is wrong
 LONGEST = 1000  # letters of a line
 
 
@@ -16,9 +16,9 @@ def one_line(text: object) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
-def said(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return in one line what went wrong and, where the error itself does not say it, what to do."""
-    if isinstance(error, SAID) and not isinstance(error, UnicodeError) and str(error):
+    if isinstance(error, SELF_EXPLAINING) and not isinstance(error, UnicodeError) and str(error):
         return one_line(error)
     import torch
 
@@ -48,7 +48,7 @@ def report(error: BaseException) -> None:
     """Print what went wrong to stderr: one line, or the whole traceback if the user asked for it."""
     if os.environ.get(TRACEBACK):
         traceback.print_exception(error)
-    print(f"sparsekit: {said(error)}", file=sys.stderr)
+    print(f"sparsekit: {error_text(error)}", file=sys.stderr)
 
 
 def warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .. import problem, testbed
-from ..checks import check_choice, check_count, meant
+from ..checks import check_choice, check_count, did_you_mean
 from ..extras import needs
 from ..testbed.text import as_utf8, no_text
 from .options import EMBEDDED
@@ -80,11 +80,11 @@ def load(
     if file is not None:
         needs("gguf", "gguf")
     path, how = (str(file.parent), {"gguf_file": file.name}) if file is not None else (name, {})
-    with _said_of(name):
+    with _load_errors(name):
         config = AutoConfig.from_pretrained(path, **how)  # first: its absence is what is wrong with most folders
     if rope_scaling:
         config = scaled(config, rope_scaling)
-    with _said_of(name):
+    with _load_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(path, **how)
         as_asked: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else wanted}
         how |= _whole_weights(wanted) if file is not None else as_asked
@@ -95,7 +95,7 @@ def load(
 
 
 @contextmanager
-def _said_of(name: str) -> Iterator[None]:
+def _load_errors(name: str) -> Iterator[None]:
     """Turn whatever is wrong with a folder, a file or a hub into what the user has to mend."""
     try:
         yield
@@ -151,7 +151,7 @@ def read_prompts(
         tokens = tokenizer.encode(text)[:most]
         if not tokens:
             raise ValueError(f"prompt-file: {str(file)!r} is empty; allowed is a file with text: pass another")
-        prompts.append(_said_by_a_user(tokens, tokenizer, chat) if chat else tokens)
+        prompts.append(_as_user_message(tokens, tokenizer, chat) if chat else tokens)
     return prompts
 
 
@@ -165,7 +165,7 @@ def require_chat(loaded: Loaded) -> Any:
     return loaded.words
 
 
-def _said_by_a_user(tokens: list[int], tokenizer: testbed.Tokenizer, chat: Any) -> list[int]:
+def _as_user_message(tokens: list[int], tokenizer: testbed.Tokenizer, chat: Any) -> list[int]:
     text = tokenizer.decode_after([], tokens).decode(errors="replace")
     message = [{"role": "user", "content": text}]
     whole = chat.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
@@ -180,7 +180,8 @@ def usable(device: str) -> str:
     try:
         torch.device(device)
     except RuntimeError:  # it lists all the devices that torch was ever built for
-        why, guess = "there is no such device", meant(ALSO_CALLED.get(device.lower(), device), ("auto", "cpu", "cuda"))
+        why = "there is no such device"
+        guess = did_you_mean(ALSO_CALLED.get(device.lower(), device), ("auto", "cpu", "cuda"))
     else:
         try:
             torch.ones(1, device=device).item()

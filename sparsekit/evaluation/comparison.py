@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..checks import check_choice, check_count
-from ..layers import Layers, always
+from ..layers import Layers, without_break_even
 from ..pipeline import Pipeline
 from ..registry import by_new_names
 from .ask import after, ask, log_probabilities
 from .case import Case, Source
-from .price import Contender, Watch, prices, said
+from .price import Contender, Watch, error_text, prices
 from .records import Record, Records, provenance
 
 DENSE = "dense"  # the model's own attention: what answers are held to
@@ -98,12 +98,12 @@ def compare(
     for called, pipeline in pipelines.items():
         if called in yardsticks:
             raise ValueError(f"pipelines: got the name {called!r}, which dense attention has: choose another")
-        ways[called] = _by(model, always(pipeline))
+        ways[called] = _by(model, without_break_even(pipeline))
         with ways[called](None):  # says what does not fit the model before anything is measured
             pass
-    whats = dict.fromkeys(yardsticks, DENSE) | {called: what(pipeline) for called, pipeline in pipelines.items()}
+    specs = dict.fromkeys(yardsticks, DENSE) | {called: spec_of(pipeline) for called, pipeline in pipelines.items()}
     header = provenance(model, name, prompts.source.identity, commit) | {"unit": prompts.source.unit}
-    _check_same(records.lines, header, whats)
+    _check_same(records.lines, header, specs)
 
     lines = records.lines
     old = {(x["pipeline"], x["length"], x["task"], x["seed"]) for x in lines if x["kind"] == "answers"}
@@ -120,7 +120,7 @@ def compare(
     if not total:
         return
     records.append(header)
-    run = _Run(records, header["run"], whats, total, on_step)
+    run = _Run(records, header["run"], specs, total, on_step)
     for length in prompts.lengths:
         if to_price[length]:
             some = prompts.keys()
@@ -147,12 +147,12 @@ class _Run:
         self,
         records: Records,
         run: str,
-        whats: Mapping[str, str],
+        specs: Mapping[str, str],
         total: int,
         on_step: Callable[[int, int, str], None] | None,
     ) -> None:
         self.lost: set[tuple[str, int]] = set()  # pipelines that broke, and the length
-        self._records, self._run, self._whats, self._total, self._on_step = records, run, whats, total, on_step
+        self._records, self._run, self._specs, self._total, self._on_step = records, run, specs, total, on_step
         self._done = 0
 
     def step(self, called: str) -> None:
@@ -161,7 +161,7 @@ class _Run:
             self._on_step(self._done, self._total, called)
 
     def add(self, kind: str, called: str, length: int, **figures: Any) -> None:
-        line: Record = dict(kind=kind, run=self._run, pipeline=called, what=self._whats[called], length=length)
+        line: Record = dict(kind=kind, run=self._run, pipeline=called, what=self._specs[called], length=length)
         self._records.append(line | figures)
 
     @contextmanager
@@ -171,7 +171,7 @@ class _Run:
         try:
             yield going
         except Exception as error:  # one that breaks must not cost the others a long run
-            self.lose(called, length, said(error))
+            self.lose(called, length, error_text(error))
         else:
             if going:
                 self.step(called)
@@ -208,10 +208,12 @@ def _read(
                 run.add("after", called, length, seed=seed, tokens=len(passage.prompt), **figures)
 
 
-def what(pipeline: Pipeline | Layers) -> str:
+def spec_of(pipeline: Pipeline | Layers) -> str:
     """A pipeline's spec, or a schedule's as JSON; a stage of the user's own stands there as Python shows it."""
     if isinstance(pipeline, Mapping):
-        return json.dumps({str(layer): one if isinstance(one, str) else what(one) for layer, one in pipeline.items()})
+        return json.dumps(
+            {str(layer): one if isinstance(one, str) else spec_of(one) for layer, one in pipeline.items()}
+        )
     try:
         return pipeline.to_spec()
     except ValueError:
@@ -245,7 +247,7 @@ def _yardsticks(model: Any) -> dict[str, Contender]:
     return found
 
 
-def _check_same(lines: Sequence[Record], header: Record, whats: Mapping[str, str]) -> None:
+def _check_same(lines: Sequence[Record], header: Record, specs: Mapping[str, str]) -> None:
     """Raises ValueError if the lines cannot stand beside those of a run."""
     for line in lines:
         for name in ("model", "weights", "text", "dtype", "rope") if line["kind"] == "run" else ():
@@ -255,8 +257,8 @@ def _check_same(lines: Sequence[Record], header: Record, whats: Mapping[str, str
                     f"of the same {name}: pass another file"
                 )
         called = line.get("pipeline", "")
-        if called in whats and line["what"] != whats[called]:
+        if called in specs and line["what"] != specs[called]:
             raise ValueError(
-                f"pipelines: {called!r} is {line['what']!r} in the records, and here {whats[called]!r}; allowed is one "
+                f"pipelines: {called!r} is {line['what']!r} in the records, and here {specs[called]!r}; allowed is one "
                 "meaning of a name: choose another"
             )

@@ -155,7 +155,7 @@ def points(difference: Estimate | None) -> str:
     if difference is None:
         return ""
     value, low, high = (100 * part for part in (difference.value, difference.low, difference.high))
-    return f"{'~ ' if difference.none else ''}{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{'~ ' if difference.includes_zero else ''}{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def nats(difference: Estimate | None) -> str:
@@ -165,12 +165,12 @@ def nats(difference: Estimate | None) -> str:
     if difference.n == 1:
         return f"~ {difference.value:+.3f}"
     value, low, high = difference.value, difference.low, difference.high
-    return f"{'~ ' if difference.none else ''}{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"{'~ ' if difference.includes_zero else ''}{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
     """What the table does not say: specs of other names, what broke, which layers ran dense all the same."""
-    listed = [f"- `{row.pipeline}`: `{row.what}`" for row in rows if not row.dense and row.what != row.pipeline]
+    listed = [f"- `{row.pipeline}`: `{row.spec}`" for row in rows if not row.dense and row.spec != row.pipeline]
     listed += [f"- `{row.pipeline}` broke: {row.failed}" for row in rows if row.failed]
     for row in rows:
         for reason in dict.fromkeys(row.ran_dense.values()):

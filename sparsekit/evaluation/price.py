@@ -70,7 +70,7 @@ def prices(
                 with contender(None):
                     first_token(model, prompts[0])
         except Exception as error:  # one that breaks must not cost the others a long run
-            failed[name] = said(error)
+            failed[name] = error_text(error)
     order = [name for name in contenders if name not in failed]
     attention: dict[str, list[float]] = {name: [] for name in order}
     first: dict[str, list[float]] = {name: [] for name in order}
@@ -96,7 +96,7 @@ def first_token(model: Any, ids: Tensor) -> Tensor:
     return model(ids, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1)
 
 
-def said(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """An error on one line."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 

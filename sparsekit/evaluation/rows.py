@@ -20,7 +20,7 @@ class Row:
     """One pipeline at one length. What was not measured, or not in the same run as dense attention, is None."""
 
     pipeline: str  # its name
-    what: str  # its spec
+    spec: str  # its spec
     length: int  # of a prompt, in the unit of the records
     tokens: float  # of a prompt, mean
     dense: bool  # a dense contender; only the model's own attention is asked, as all compute the same pairs
@@ -28,8 +28,8 @@ class Row:
     tasks: Mapping[str, Estimate] = field(default_factory=dict)  # the same, by task, of those that do not count, too
     difference: Estimate | None = None  # of that part from dense attention's, on the prompts that both were asked
     certainty: float | None = None  # the p-value of no such difference
-    beside: float | None = None  # the part that dense attention finds of those prompts' answers
-    tasks_beside: Mapping[str, float] = field(default_factory=dict)  # the same, by task
+    dense_part: float | None = None  # the part that dense attention finds of those prompts' answers
+    dense_tasks: Mapping[str, float] = field(default_factory=dict)  # the same, by task
     text: Estimate | None = None  # loss of text that follows a prompt less dense attention's, nats per token
     kl: float | None = None  # of the distributions over that text from dense attention's, nats, mean over tokens
     agreement: float | None = None  # part of that text's tokens at which the likeliest is dense attention's, in [0, 1]
@@ -57,7 +57,7 @@ class Row:
         """The first stage; "schedule" for one; "dense"."""
         if self.dense:
             return OWN
-        return "schedule" if self.what.startswith("{") else re.split(r"\W", self.what, maxsplit=1)[0]
+        return "schedule" if self.spec.startswith("{") else re.split(r"\W", self.spec, maxsplit=1)[0]
 
 
 def front(records: Iterable[Record]) -> tuple[Row, ...]:
@@ -136,8 +136,8 @@ def _row(mine: Sequence[Record], dense: Sequence[Record], lines: Sequence[Record
     )
     if not row.dense:
         pairs = {task: _pairs(of, theirs) for task, of in tasks.items()}
-        row = replace(row, **_beside(counted, theirs), **_text(mine, dense))
-        row = replace(row, tasks_beside={task: average(pair[1]) for task, pair in pairs.items() if pair[1]})
+        row = replace(row, **_against_dense(counted, theirs), **_text(mine, dense))
+        row = replace(row, dense_tasks={task: average(pair[1]) for task, pair in pairs.items() if pair[1]})
     price = next((line for line in reversed(mine) if line["kind"] == "price"), None)
     if price is None:
         return row
@@ -185,13 +185,13 @@ def _counts(task: str, dense: Answers) -> bool:
     return not parts or average(parts) >= COUNTS
 
 
-def _beside(ours: Answers, dense: Answers) -> dict[str, Any]:
+def _against_dense(ours: Answers, dense: Answers) -> dict[str, Any]:
     """Return how far answers are from dense attention's on the prompts that both were asked, as fields of a row."""
     mine, theirs = pair = _pairs(ours, dense)
     if not mine:
         return {}
     each = _each({key: of for key, of in ours.items() if key in dense})
-    return {"difference": difference(*pair, each), "certainty": certainty(*pair), "beside": average(theirs)}
+    return {"difference": difference(*pair, each), "certainty": certainty(*pair), "dense_part": average(theirs)}
 
 
 def _pairs(ours: Answers, dense: Answers) -> tuple[list[float], list[float]]:

@@ -27,7 +27,7 @@ class Estimate:
     n: int  # prompts
 
     @property
-    def none(self) -> bool:
+    def includes_zero(self) -> bool:
         """Whether 0 lies inside the interval: of a difference, that none was seen."""
         return self.low <= 0.0 <= self.high
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..calibrate import Prompt, decoder_layers, prefill, require_attention, sinks_left_out, timed, token_ids
 from ..extras import needs
-from ..layers import DENSE, Given, always, by_layer, made
+from ..layers import DENSE, Given, by_layer, to_pipeline, without_break_even
 from ..pipeline import Pipeline
 from ..plan import Plan
 from ..problem import to_heads
@@ -154,7 +154,9 @@ def explore(
 
 
 def _always(given: Given) -> Any:
-    return always({name: made(one) for name, one in given.items()} if isinstance(given, Mapping) else made(given))
+    return without_break_even(
+        {name: to_pipeline(one) for name, one in given.items()} if isinstance(given, Mapping) else to_pipeline(given)
+    )
 
 
 def _layer(call: "LayerCall", pipelines: Sequence[Pipeline | None], grid: Grid, warm: bool) -> Layer:

@@ -107,7 +107,7 @@ def _attempt(examples: int, law: Callable[..., None], stage: Any, **drawn: Any) 
     if cause is not None:
         lines = [f"{stage!r} breaks the law that a stage {law.__name__.replace('_', ' ')}: {why}"]
         if tried and "p" in tried[0]:
-            lines.append(f"the smallest problem that shows it: {_said(tried[0]['p'])}")
+            lines.append(f"the smallest problem that shows it: {_problem_text(tried[0]['p'])}")
         raise AssertionError("\n".join(lines)) from cause
 
 
@@ -115,7 +115,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _said(p: Problem) -> str:
+def _problem_text(p: Problem) -> str:
     shapes = ", ".join(f"{name} {list(getattr(p, name).shape)}" for name in ("q", "k", "v"))
     window = f", sliding window {p.sliding_window}" if p.sliding_window else ""
     return f"{shapes}, {'causal' if p.causal else 'not causal'}{window}"

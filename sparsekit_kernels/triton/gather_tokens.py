@@ -47,7 +47,7 @@ def gather_tokens(problem: Problem, plan: Plan) -> Problem:
         p = replace(p, q=new_q, q_pos=q_side.pos)
     if plan.keys:
         p = replace(p, k=new_k, v=new_v, k_pos=k_side.pos)
-    return replace(p, **plan.known(problem))
+    return replace(p, **plan.hints(problem))
 
 
 class _Side:

@@ -115,7 +115,7 @@ def test_a_table_says_what_the_records_say(short):
     row = measured.recipe("fast", 32768)
     line = report.line(measured, 32768, "`fast`", row)
     assert (
-        f"| {row.right.value:.1%} / {row.beside:.1%} of {measured.answers(row)} | " in line
+        f"| {row.right.value:.1%} / {row.dense_part:.1%} of {measured.answers(row)} | " in line
         and f"| {row.speed_up:.2f}x | " in line
     )
     assert "conversation" in line, "which loses most"

@@ -15,7 +15,7 @@ from sparsekit import Pipeline
 from sparsekit.evaluation.ask import after, ask, log_probabilities
 from sparsekit.evaluation.case import Case, Passage
 from sparsekit.integrations.transformers import sparsify
-from sparsekit.layers import always
+from sparsekit.layers import without_break_even
 
 VOCABULARY = 300
 CONFIG = LlamaConfig(
@@ -99,14 +99,14 @@ def test_the_text_that_follows_costs_what_one_pass_over_all_says(model, seed, n,
 def test_another_attention_is_told_by_kl_and_agreement(model):
     passage = Passage(0, 160, tokens(5, 120), tokens(6, 40))
     dense = log_probabilities(model, passage)
-    blind = always(Pipeline.from_spec("streaming(sinks=1, window=1, block_size=1)"))
+    blind = without_break_even(Pipeline.from_spec("streaming(sinks=1, window=1, block_size=1)"))
     ours = log_probabilities(model, passage, lambda: sparsify(model, blind))
     found = after(ours, dense, passage.following)
     p, q = dense.double().exp(), ours.double().exp()
     assert found.kl == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-5) and found.kl > 0.01
     assert found.agreement == float((p.argmax(-1) == q.argmax(-1)).double().mean()) < 1
     assert found.kl != pytest.approx(after(dense, ours, passage.following).kl), "from dense attention's"
-    full = always(Pipeline.from_spec("streaming(sinks=1, window=1000, block_size=1)"))
+    full = without_break_even(Pipeline.from_spec("streaming(sinks=1, window=1000, block_size=1)"))
     same = after(log_probabilities(model, passage, lambda: sparsify(model, full)), dense, passage.following)
     assert same.kl < 1e-9 and same.agreement == 1
     assert torch.equal(log_probabilities(model, passage), dense), "nothing is left of a pipeline"

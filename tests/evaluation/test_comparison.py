@@ -314,11 +314,14 @@ def test_a_difference_is_of_the_prompts_that_both_were_asked():
     assert row.right.value == pytest.approx(1.5 / 4) and row.right.n == 4
     assert row.difference.value == pytest.approx((0 - 0.5 + 0) / 3) and row.difference.n == 3
     assert dense.difference is None and dense.right.value == pytest.approx(2 / 3)
-    assert row.beside == pytest.approx(row.tasks_beside["single_key"]) == pytest.approx(2 / 3) and dense.beside is None
+    assert (
+        row.dense_part == pytest.approx(row.dense_tasks["single_key"]) == pytest.approx(2 / 3)
+        and dense.dense_part is None
+    )
     (few,) = (
         x for x in front(lines_of("a", dense=2.0, x=1.0) + asked("dense", 1, 0, 0) + asked("x", 1)) if not x.dense
     )
-    assert (few.beside, few.tasks_beside, few.difference.value) == (1, {"single_key": 1}, 0), (
+    assert (few.dense_part, few.dense_tasks, few.difference.value) == (1, {"single_key": 1}, 0), (
         "not the prompts x was not asked"
     )
 

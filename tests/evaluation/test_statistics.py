@@ -45,7 +45,7 @@ def test_wilson_gives_the_published_intervals(right, n, low, high):
 )
 def test_newcombe_gives_the_published_intervals(counts, low, high, digits):
     found = difference(*table(*counts))
-    assert (round(found.low, digits), round(found.high, digits)) == (low, high) and not found.none
+    assert (round(found.low, digits), round(found.high, digits)) == (low, high) and not found.includes_zero
 
 
 @given(PARTS)
@@ -76,7 +76,7 @@ def test_a_difference_lies_in_its_interval_and_turns_with_its_sides(pairs):
 @given(PARTS)
 def test_the_same_parts_differ_by_nothing_within_an_interval_that_is_not_empty(parts):
     found = difference(parts, parts)
-    assert found.value == 0.0 and found.low < 0.0 < found.high and found.none
+    assert found.value == 0.0 and found.low < 0.0 < found.high and found.includes_zero
 
 
 def test_pairs_that_agree_narrow_the_interval():
@@ -86,8 +86,8 @@ def test_pairs_that_agree_narrow_the_interval():
 
 
 def test_all_right_against_many_wrong_is_a_difference():
-    assert not difference([1.0] * 40, [1.0] * 30 + [0.0] * 10).none
-    assert difference([1.0] * 40, [1.0] * 39 + [0.0]).none, "one prompt in forty is not"
+    assert not difference([1.0] * 40, [1.0] * 30 + [0.0] * 10).includes_zero
+    assert difference([1.0] * 40, [1.0] * 39 + [0.0]).includes_zero, "one prompt in forty is not"
 
 
 def share_covered(rng, n, draw, truth, estimate, rounds=2000):
@@ -183,7 +183,7 @@ def test_students_interval_is_the_tables():
         found = mean_difference(gaps, [0.0] * n)
         assert found.high - found.value == pytest.approx(t * statistics.stdev(gaps) / math.sqrt(n), rel=2e-3)
     one = mean_difference([2.0], [1.5])
-    assert (one.value, one.low, one.high, one.none) == (0.5, -math.inf, math.inf, True)
+    assert (one.value, one.low, one.high, one.includes_zero) == (0.5, -math.inf, math.inf, True)
     with pytest.raises(ValueError, match="theirs: got"):
         mean_difference([1.0], [])
 

@@ -376,7 +376,7 @@ def test_a_carrier_moves_with_its_question():
     assert carrier.to("cpu") is carrier and carrier.to(torch.bool) is carrier
     moved = carrier.to("meta")
     assert isinstance(moved, Carrier) and moved.device.type == moved.whole().device.type == "meta"
-    assert moved.asked["attention_mask"].device.type == "meta" and moved.whole().shape == (2, 1, 5, 5)
+    assert moved.arguments["attention_mask"].device.type == "meta" and moved.whole().shape == (2, 1, 5, 5)
     assert torch.equal(carrier.to(torch.float32), carrier.whole().float()) and not isinstance(carrier.float(), Carrier)
 
 

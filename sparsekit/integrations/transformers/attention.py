@@ -289,7 +289,7 @@ def _why_dense(call: _Call, pipeline: Pipeline, heads_group: Any) -> str | None:
     question = mask.question
     if isinstance(question, str):
         return question
-    if (call.query.shape[2], call.key.shape[2]) != (mask.asked["q_length"], mask.asked["kv_length"]):
+    if (call.query.shape[2], call.key.shape[2]) != (mask.arguments["q_length"], mask.arguments["kv_length"]):
         return "its keys are not those that its mask speaks of"
     if not is_traced(call.query) and (call.packed() or question.sequences) and question.padded:
         return "its packed sequences are padded"

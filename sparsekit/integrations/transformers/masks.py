@@ -113,16 +113,16 @@ class Carrier(Tensor):
     a query sees a key for SDPA, numbers that are added to scores for eager attention.
     """
 
-    asked: dict[str, Any]  # the arguments of the mask function
+    arguments: dict[str, Any]  # of the mask function
     source: "Carrier | None"  # where the mask can be made, if this one was moved
     found: dict[Any, Any]  # what was made of it, once a forward pass and not once a layer
 
     @staticmethod
-    def __new__(cls, asked: dict[str, Any], source: "Carrier | None" = None) -> "Carrier":
-        dtype = torch.bool if _form(asked) == "sdpa" else asked["dtype"]
-        shape = asked["batch_size"], 1, asked["q_length"], asked["kv_length"]
-        made = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=torch.device(asked["device"]))
-        made.asked, made.source, made.found = asked, source, {}
+    def __new__(cls, arguments: dict[str, Any], source: "Carrier | None" = None) -> "Carrier":
+        dtype = torch.bool if _form(arguments) == "sdpa" else arguments["dtype"]
+        shape = arguments["batch_size"], 1, arguments["q_length"], arguments["kv_length"]
+        made = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=torch.device(arguments["device"]))
+        made.arguments, made.source, made.found = arguments, source, {}
         return made
 
     def __init__(self, *_: Any) -> None:
@@ -177,7 +177,7 @@ class Carrier(Tensor):
 
     def _mask(self, changed: dict[str, Any]) -> Tensor | None:
         if self.source is None:
-            return sdpa_mask(**self.asked | changed)
+            return sdpa_mask(**self.arguments | changed)
         made = self.source._mask(changed)  # its mask function may hold tensors of that device
         return made if made is None else made.to(self.device)
 
@@ -187,7 +187,7 @@ class Carrier(Tensor):
     @cached_property
     def question(self) -> Question | str:
         """What is asked; in words, why it is not understood, if it is not. May wait for the device, once a pass."""
-        return understand(**self.asked)
+        return understand(**self.arguments)
 
 
 _HARMLESS = {
@@ -196,8 +196,8 @@ _HARMLESS = {
 _HARMLESS |= {Tensor.size, Tensor.dim, Tensor.stride, Tensor.is_contiguous}
 
 
-def _form(asked: dict[str, Any]) -> str:
-    return stock(asked["config"]) if "config" in asked else "sdpa"
+def _form(arguments: dict[str, Any]) -> str:
+    return stock(arguments["config"]) if "config" in arguments else "sdpa"
 
 
 def _target(carrier: Carrier, *args: Any, **kwargs: Any) -> tuple[torch.dtype, torch.device]:
@@ -234,8 +234,8 @@ def _cut(carrier: Carrier, rows: int) -> Carrier:
     if not before:
         return carrier
     source = carrier.source and _cut(carrier.source, rows)
-    offset = carrier.asked["q_offset"] + before
-    return _carrier(carrier.asked | dict(q_length=rows, q_offset=offset), source)
+    offset = carrier.arguments["q_offset"] + before
+    return _carrier(carrier.arguments | dict(q_length=rows, q_offset=offset), source)
 
 
 def _whole(x: Any) -> Any:
@@ -250,25 +250,25 @@ def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(mask, torch.zeros_like(least), least)
 
 
-def mask(**asked: Any) -> Tensor | None:
+def mask(**arguments: Any) -> Tensor | None:
     """Registered with transformers, whose `sdpa_mask` lists the arguments. A decode step gets the model's own mask."""
-    if asked["q_length"] == 1:
-        return sdpa_mask(**asked) if _form(asked) == "sdpa" else eager_mask(**asked)
-    asked = _DEFAULTS | asked
-    if torch.is_tensor(offset := asked["q_offset"]):
-        asked["q_offset"] = offset.clone()  # a static cache counts on in this very tensor before a layer attends
-    return _carrier(asked)
+    if arguments["q_length"] == 1:
+        return sdpa_mask(**arguments) if _form(arguments) == "sdpa" else eager_mask(**arguments)
+    arguments = _DEFAULTS | arguments
+    if torch.is_tensor(offset := arguments["q_offset"]):
+        arguments["q_offset"] = offset.clone()  # a static cache counts on in this very tensor before a layer attends
+    return _carrier(arguments)
 
 
 @torch.compiler.disable(reason="sparsekit: a sparse prefill is no single graph; compile without fullgraph=True")
-def _carrier(asked: dict[str, Any], source: Carrier | None = None) -> Carrier:
-    return Carrier(asked, source)
+def _carrier(arguments: dict[str, Any], source: Carrier | None = None) -> Carrier:
+    return Carrier(arguments, source)
 
 
 def _moved(carrier: Carrier, device: torch.device) -> Carrier:
-    padding = carrier.asked["attention_mask"]
+    padding = carrier.arguments["attention_mask"]
     on_device = dict(device=device, attention_mask=None if padding is None else padding.to(device))
-    return _carrier(carrier.asked | on_device, carrier)
+    return _carrier(carrier.arguments | on_device, carrier)
 
 
 _DEFAULTS = {

@@ -55,13 +55,13 @@ class Ran:
 
     calls: int = 0
     sparse: int = 0  # of them: those that left something out, or may have
-    asked: tuple[Shape, Shape, torch.dtype, torch.device] | None = None  # queries, keys: the last that a pipeline ran
+    call: tuple[Shape, Shape, torch.dtype, torch.device] | None = None  # queries, keys: the last that a pipeline ran
     kept: Kept | None = None  # of the last call that was sparse and whose plan was there to look at
     at: tuple[int, int] = (1, 1)  # queries and keys then
 
     def note(self, plans: Sequence[Plan] | None, q: Tensor, k: Tensor) -> None:
         """Count a call by its plans; None if a graph ran it, which shows none. The last of them has these q and k."""
-        self.asked = q.shape, k.shape, q.dtype, q.device
+        self.call = q.shape, k.shape, q.dtype, q.device
         if plans is None:
             self.sparse += 1
         elif some := [plan for plan in plans if plan.queries or plan.keys or plan.blocks]:
@@ -92,8 +92,8 @@ def kept(ran: Collection[Ran]) -> str | None:
 
 def why_dense(ran: Ran, pipeline: Pipeline | None) -> str | None:
     """Return in words why a layer was dense whose pipeline was asked; None if it was not, or nothing was asked."""
-    if ran.sparse or ran.asked is None:
+    if ran.sparse or ran.call is None:
         return None
-    q, k, dtype, device = ran.asked
+    q, k, dtype, device = ran.call
     one = torch.empty(1, dtype=dtype, device=device)
     return why_whole(pipeline, Problem.of(one.expand(q), one.expand(k), one.expand(k)))
