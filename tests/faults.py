@@ -265,6 +265,11 @@ FAULTS = [
  ("transformers: left once of twice gives the model back", "sparsekit/integrations/transformers/sparsify.py", "        if self._depth <= 0:\n            self._undo", "        if True:\n            self._undo"),
  ("transformers: a copy is dense", "sparsekit/integrations/transformers/attention.py", "return Layer(self.pipeline, None, self.heads_group,", "return Layer(None, None, self.heads_group,", "tests/integrations/test_given_back.py"),
  ("transformers: a backward pass goes through", "sparsekit/integrations/transformers/attention.py", "        o = attend()\n    return inference_only(o, call.query, call.key, call.value)", "        o = attend()\n    return o"),
+ ("an old name is not warned of", "sparsekit/former_names.py", "        _warn(where, old, new)", "        pass", "tests/test_former_names.py"),
+ ("an old name is dropped", "sparsekit/former_names.py", "new_names.get(name, name): value for", "name: value for", "tests/test_former_names.py"),
+ ("an old pickle has the default", "sparsekit/former_names.py", "_by_new_names(cls.__name__, new_names, state)", "state", "tests/test_former_names.py"),
+ ("the command line keeps old names to itself", "sparsekit/cli.py", 'warnings.filterwarnings("default", "sparsekit:", DeprecationWarning)', "pass", "tests/test_former_names.py"),
+ ("old records keep old names", "sparsekit/evaluation/records.py", "return with_new_names(found)", "return found", "tests/test_former_names.py"),
 ]
 # fmt: on
 INTEGRATION = "tests/integrations"

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 import warnings
 from dataclasses import fields, replace
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import sparsekit as sk
 from bench import records as speed_records
-from sparsekit import Pipeline, Plan, Problem, TokenCoverage, registry
+from sparsekit import Pipeline, Plan, Problem, TokenCoverage, cli, registry
 from sparsekit.evaluation.records import Records
 from sparsekit.former_names import former_names
 from sparsekit.layers import Schedule, load_pipeline
@@ -96,6 +97,17 @@ def test_an_old_spec_is_the_new_one():
     assert [warning.filename for warning in caught] == [__file__], "it points at who wrote the spec"
     assert old == Pipeline.from_spec(NEW) and "window=64" not in old.to_spec()
     assert old.to_spec() == Pipeline.from_spec(NEW).to_spec()
+
+
+def test_the_command_line_says_so_in_one_line(monkeypatch, capsys):
+    words = ["sparsekit", "eval", "no/such/folder/", "--pipeline", "token_coverage(window=3)"]
+    monkeypatch.setattr(sys, "argv", words)
+    with warnings.catch_warnings(), pytest.raises(SystemExit):
+        warnings.simplefilter("ignore", DeprecationWarning)  # as Python does, outside of a program's own file
+        cli.main()
+    said, error = capsys.readouterr().err.strip().splitlines()
+    assert said == "sparsekit: TokenCoverage: 'window' is the old name of 'voters': write voters"
+    assert error.startswith("sparsekit: MODEL: got 'no/such/folder/'")
 
 
 @pytest.mark.parametrize("old,layers", [(OLD, False), ({"0-1": OLD, "default": "dense"}, True)])
