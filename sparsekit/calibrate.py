@@ -167,7 +167,7 @@ def calibrate(
     from .integrations.transformers import LayerCall, sparsify
 
     check_ratio("target", target, low="(")
-    candidates = {pipeline.to_spec(): Pipeline([pipeline], break_even=0) for pipeline in map(made, pipelines)}
+    candidates = {pipeline.to_spec(): Pipeline([pipeline], break_even=0) for pipeline in map(to_pipeline, pipelines)}
     candidates.pop(DENSE, None)
     given, layers = token_ids(model, prompts), decoder_layers(model)
     require_attention(model, given)

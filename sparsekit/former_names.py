@@ -65,7 +65,7 @@ def _renamed(where: str, new_names: dict[str, str], function: Any) -> Any:
 
 def _by_new_names(where: str, new_names: dict[str, str], given: dict[str, Any]) -> dict[str, Any]:
     """Return what was given, by the new names. Raises ValueError for both names at once."""
-    if new_names.keys().isdisjoint(given):
+    if not any(old in given for old in new_names):  # as torch.compile can trace it
         return given
     for old in new_names.keys() & given.keys():
         new = new_names[old]

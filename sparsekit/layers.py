@@ -35,7 +35,7 @@ def to_pipeline(given: Any) -> Pipeline:
 
 
 def pipeline_unless_dense(given: Any) -> Pipeline | None:
-    """Like `made`, and None for a dense one."""
+    """Like `to_pipeline`, and None for a dense one."""
     pipeline = to_pipeline(given)
     return pipeline if pipeline.stages else None
 
