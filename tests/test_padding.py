@@ -73,7 +73,7 @@ def test_a_fill_goes_by_the_row(data):
     batch, alone = data.draw(batches())
     fill = data.draw(WITH_SINKS)
     last = data.draw(st.sampled_from([0, 0, 1, 3]))
-    tokens = sk.TokenCoverage(tau=data.draw(st.sampled_from([0.3, 0.9])), window=1, pool=1, min_tokens=0, sinks=2)
+    tokens = sk.TokenCoverage(tau=data.draw(st.sampled_from([0.3, 0.9])), voters=1, pool=1, min_tokens=0, sinks=2)
     blocks = [sk.Streaming(1, 2, 2)] if data.draw(st.booleans()) else []
     agree(Pipeline([tokens, *blocks, sk.Decompress(fill, dense_last=last)]), batch, alone)
 

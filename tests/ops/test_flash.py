@@ -252,7 +252,7 @@ def test_other_shapes_have_no_kernel_alone(monkeypatch):
     monkeypatch.setattr(attend_by_flash, "fourth_missing", lambda major: None)
     assert attend_by_flash.kernel(p, Plan(blocks=seen)) is None
     assert attend_by_flash.kernel(replace(p, full=False), Plan()) is None
-    assert attend_by_flash.kernel(half(window=3), Plan()) is None
+    assert attend_by_flash.kernel(half(sliding_window=3), Plan()) is None
     assert attend_by_flash.kernel(half(D=12, Dv=12), Plan()) is None
     monkeypatch.setattr(attend_by_flash, "fourth_missing", lambda major: "it is not here")
     assert attend_by_flash.kernel(p, Plan()) is None
