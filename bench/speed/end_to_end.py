@@ -5,6 +5,9 @@ nothing of how sparse attention is, so the parameters of every pipeline here fix
 scores are: a number of tokens, a number of blocks. These are times of that amount of work, and no claim that a trained
 model can do with it. What each layer kept and computed is in the record.
 
+`--model FOLDER` takes a real model instead, and its prompt is real text. There the recipes run, each by force and as
+break-even decides (`auto`), which is to be no slower than dense attention at any length.
+
 Dense attention is transformers' SDPA, and the fastest kernel that sparsekit has; the faster is what speed-ups are over.
 One layer's output is held against float64 on sampled rows first, and a wrong one is not timed. The contenders then
 take turns; where a pass spends its time, and how often it waits, is looked at in a pass of its own.
@@ -17,7 +20,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -37,13 +40,16 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bench.records import Record, append, path_for, provenance
 from bench.speed import timing
-from bench.speed.cases import Spec, coverage, spec
+from bench.speed.cases import Spec, coverage, spec, sunk
 from bench.speed.contender import Contender, Skipped, work
 from bench.speed.inputs import lengths
 from bench.speed.judge import Judge, Judged, Wrong
 from bench.speed.report import PREFILL, summary
 from sparsekit import Pipeline, Plan, dispatch
+from sparsekit.commands.loading import Loaded, load
 from sparsekit.integrations.transformers import LayerCall, Watch, sparsify
+from sparsekit.recipes import PIPELINES
+from sparsekit.testbed import read_text
 
 MODELS = {
     "llama-3.1-8b": dict(
@@ -69,15 +75,16 @@ class Case:
     name: str
     spec: Spec | None = None
     dense: bool = False
+    break_even: Literal["auto"] | int = 0  # by default the stages run even where they cost more than they save
 
     def spec_of(self, length: int) -> str:
         return "dense" if self.spec is None else self.spec(length)
 
     def on(self, model: PreTrainedModel, length: int, watch: Watch | None = None) -> AbstractContextManager[Any]:
-        """Inside, the model attends so. The stages run even where they cost more than they save."""
+        """Inside, the model attends so."""
         if self.spec is None:
             return nullcontext()
-        pipeline = Pipeline([Pipeline.from_spec(self.spec(length))], break_even=0)
+        pipeline = Pipeline([Pipeline.from_spec(self.spec(length))], break_even=self.break_even)
         return sparsify(model, pipeline, watch=watch)
 
 
@@ -100,6 +107,10 @@ CASES = [
     Case("FlexPrefill", blocks(BLOCKS)),
     Case("stacked", stacked),
 ]
+ON_REAL = {name: spec(make().to_spec()) for name, make in PIPELINES.items()}
+ON_REAL["TokenCoverage, kept 0.15, window fill with sinks"] = sunk
+REAL = [*CASES[:2], *(Case(name, one) for name, one in ON_REAL.items())]
+REAL += [Case(f"{name}, auto", one, break_even="auto") for name, one in ON_REAL.items()]
 
 
 @dataclass
@@ -118,6 +129,15 @@ def build(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedMode
     with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+
+
+def text(loaded: Loaded, length: int) -> Tensor:
+    """The first tokens [1, L] of the text that evaluations hide facts in. Raises ValueError if it has fewer."""
+    data = read_text(None)[: 16 * length]  # more bytes than a token has
+    tokens = loaded.tokenizer.encode(data)[:length]
+    if len(tokens) < length:
+        raise ValueError(f"lengths: got {length:,} tokens; allowed are at most {len(tokens):,}: ask for fewer")
+    return torch.tensor([tokens], device=loaded.model.device)
 
 
 def prompt(model: PreTrainedModel, length: int) -> Tensor:
@@ -160,7 +180,7 @@ def watched(case: Case, model: PreTrainedModel, ids: Tensor) -> Seen:
 
     with case.on(model, length, watch) as handle:
         first_token(model, ids)
-    for layer, reason in handle.dense.items():
+    for layer, reason in handle.dense.items() if case.break_even != "auto" else ():
         raise Skipped(f"layer {layer} ran dense: {reason}")
     for reason in refused:
         raise Wrong(reason)
@@ -307,7 +327,9 @@ def behind(cases: list[Case], records: list[Record], length: int) -> list[Case]:
 
 def main(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    model: Annotated[str, typer.Option(help=f"{', '.join(MODELS)}; default llama-3.1-8b, on a CPU tiny")] = "",
+    model: Annotated[
+        str, typer.Option(help=f"{', '.join(MODELS)}, or a folder of a real one; default llama-3.1-8b, on a CPU tiny")
+    ] = "",
     tokens: Annotated[str, typer.Option("--lengths", help='Such as "32768,128K", ascending; on a CPU 1K')] = "",
     repeats: Annotated[int, typer.Option(help="Timed turns, at least 3")] = 3,
     only: Annotated[str, typer.Option(help="Pipelines whose name has this in it; dense attention always runs")] = "",
@@ -324,9 +346,12 @@ def main(
     if gpu and not torch.cuda.is_available():
         raise typer.BadParameter("device: got 'cuda', but torch sees no GPU here: take cpu")
     shape = model or ("llama-3.1-8b" if gpu else "tiny")
-    if shape not in MODELS:
-        raise typer.BadParameter(f"model: got {shape!r}; allowed are {', '.join(MODELS)}: name one of those")
-    cases = [case for case in CASES if case.dense or only in case.name]
+    real = Path(shape).is_dir()
+    if shape not in MODELS and not real:
+        raise typer.BadParameter(
+            f"model: got {shape!r}; allowed are {', '.join(MODELS)} and the folder of a model: name one of those"
+        )
+    cases = [case for case in (REAL if real else CASES) if case.dense or only in case.name]
     if repeats < 3 or all(case.dense for case in cases):
         raise typer.BadParameter(f"{len(cases)} cases and {repeats} repeats: a pipeline and 3 repeats are needed")
     try:
@@ -334,22 +359,24 @@ def main(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     path, dtype, refused = records or path_for(where), torch.bfloat16 if gpu else torch.float32, 0
-    whole = build(shape, dtype, where)
-    axes = whole.config
+    loaded = load(shape, device, dtype=str(dtype).removeprefix("torch.")) if real else None
+    whole = loaded.model if loaded else build(shape, dtype, where)
+    shape, axes = loaded.name if loaded else shape, whole.config
     common = provenance(where, commit) | {
         "shape": {
-            "name": shape, "B": 1, "H": axes.num_attention_heads, "G": axes.num_key_value_heads, "D": axes.head_dim,
+            "name": shape, "B": 1, "H": axes.num_attention_heads, "G": axes.num_key_value_heads,
+            "D": getattr(axes, "head_dim", None) or axes.hidden_size // axes.num_attention_heads,
             "layers": axes.num_hidden_layers,
         },
         "dtype": str(dtype).removeprefix("torch."),
-        "inputs": "random weights and tokens",
+        "inputs": "real weights and text" if loaded else "random weights and tokens",
         "auto": dispatch.AUTO[where.type],
         "model_bytes": sum(x.nbytes for x in whole.parameters()),
     }  # fmt: skip
     dropped: list[Record] = []
     for length in sizes:
         progress.print(f"{length:,} tokens, {shape}, {common['dtype']}", highlight=False)
-        found = measure(cases, whole, prompt(whole, length), repeats)
+        found = measure(cases, whole, text(loaded, length) if loaded else prompt(whole, length), repeats)
         lines = [common | {"length": length} | line for line in (*found, *dropped)]
         append(path, lines)
         refused += sum("refused" in line for line in lines)
