@@ -13,6 +13,7 @@ from .plan import Plan
 from .problem import Output, Problem, is_abstract, shapes, to_heads
 
 Clock = Callable[[str], AbstractContextManager]
+Step = Callable[[Problem], Output]
 
 
 def attend(
@@ -43,6 +44,17 @@ def run(
     """Like `attend`, without a look at gradients.
 
     `short` holds the compressed problem if there is one already, and nothing afterwards: it is large.
+    """
+    begun = begin(problem, plan, short, compress, backend, check, clock)
+    return begun if isinstance(begun, Output) else begun(problem)
+
+
+def begin(
+    problem: Problem, plan: Plan, short: list[Problem], compress: str, backend: str, check: bool, clock: Clock
+) -> Output | Step:
+    """Like `run`, but return the step that decompresses, where there is one, without taking it.
+
+    It may be given another problem, which differs in nothing but where q, k and v lie, and holds none of them itself.
     """
     device = problem.q.device.type
     if is_abstract(problem.q):
@@ -76,8 +88,12 @@ def run(
     with clock("attend"):
         out = call("attend", replace(kept, loose=loose), Plan(blocks=plan.blocks))
     del kept  # as large as the output at a third of the tokens: make room for that
-    with clock("decompress"):
-        return call("scatter_tokens", problem, plan, out)
+
+    def decompress(problem: Problem) -> Output:
+        with clock("decompress"):
+            return call("scatter_tokens", problem, plan, out)
+
+    return decompress
 
 
 def _by_tiles(problem: Problem, backend: str) -> bool:

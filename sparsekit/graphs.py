@@ -1,7 +1,9 @@
 """Calls of known shapes as CUDA graphs: the host launches all kernels of a call at once.
 
 On a short prompt the host takes longer to launch the kernels of a sparse call than the GPU to run them. A graph holds
-them, with memory of its own to read from: a call copies its tensors there, replays the graph and copies the answer.
+them, with memory of its own to read from: a call copies its tensors there and replays the graph. What is left to do
+then, the step that writes the answer into memory of the caller's, is no part of the graph: a copy of the answer would
+take the device longer.
 Where calls come with the same tensors' memory again, as those of a model's layers do, a graph reads them where they
 lie.
 Whoever calls from another thread or on another stream gets a graph of its own. The first call of its kind is watched:
@@ -26,7 +28,8 @@ SEEN = 4096  # calls of which is remembered that they ran
 PLACES = 2  # graphs that read the tensors of one kind of call where they lie
 LOG = logging.getLogger("sparsekit")
 
-Run = Callable[..., Tensor]
+Call = Callable[..., Tensor]
+Run = Callable[..., Tensor | Call]  # it gives the answer, or what is left to do: a function of the same tensors
 
 _held: "OrderedDict[Hashable, Graph]" = OrderedDict()
 _seen: set[Hashable] = set()  # calls that ran once: their kernels are compiled
@@ -58,7 +61,7 @@ class Graph:
             with torch.cuda.stream(side):
                 self._graph.capture_begin(pool, capture_error_mode="thread_local")
                 try:
-                    self._answer = run(*tensors)
+                    self._left = run(*tensors)
                 finally:
                     self._graph.capture_end()
             here.wait_stream(side)
@@ -67,8 +70,10 @@ class Graph:
         for mine, x in zip(self._copied, tensors, strict=False):
             mine.copy_(x)
         self._graph.replay()
+        if not isinstance(self._left, Tensor):
+            return self._left(*tensors)
         # [B, H, Q, D] with the heads of a token side by side, as kernels write it and models read it
-        return self._answer.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
+        return self._left.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 class _Watch(TorchDispatchMode):
@@ -93,10 +98,11 @@ class _Watch(TorchDispatchMode):
         return out
 
 
-def _watched(key: Hashable, run: Run) -> Run:
+def _watched(key: Hashable, run: Run) -> Call:
     def watched(*tensors: Tensor) -> Tensor:
         with _Watch() as watch:
-            o = run(*tensors)
+            left = run(*tensors)
+            o = left if isinstance(left, Tensor) else left(*tensors)
         if watch.waits:
             _waiting.add(key)
         return o
@@ -104,7 +110,7 @@ def _watched(key: Hashable, run: Run) -> Run:
     return watched
 
 
-def graph_call(what: Hashable, run: Run, *tensors: Tensor) -> Run | None:
+def graph_call(what: Hashable, run: Run, *tensors: Tensor) -> Call | None:
     """Return what to call instead of `run` with tensors like these; None where nothing can be held.
 
     `what` tells calls apart that are not the same for the same shapes.
@@ -143,7 +149,7 @@ def graph_call(what: Hashable, run: Run, *tensors: Tensor) -> Run | None:
     return graph
 
 
-def is_held(call: Run) -> bool:
+def is_held(call: Call) -> bool:
     """Return whether `held` gave this call, and no kernel is it."""
     return isinstance(call, Graph) or getattr(call, "__module__", None) == __name__
 

@@ -6,7 +6,8 @@ the plan; it is a Stage itself. What the user leaves out it completes, and print
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -210,8 +211,20 @@ class Pipeline:
             self._runs[shapes] = alone and bool(self.stages) and self.decides(problem)
         if not self._runs[shapes]:
             return None
-        run = lambda *x: self.output(*x, causal=causal, scale=scale).o  # noqa: E731
-        return graphs.graph_call((self._spec, causal, scale), run, q, k, v)
+        return graphs.graph_call((self._spec, causal, scale), partial(self._begun, causal=causal, scale=scale), q, k, v)
+
+    def _begun(
+        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None
+    ) -> Tensor | Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """The answer, or the last step of the call, which writes it, as a function of tensors like these."""
+        problem = Problem.of(q, k, v, causal, scale)
+        begun = self._begin(problem, None, nullcontext)[1]
+        if isinstance(begun, Output):
+            return begun.o
+        if problem.q is not q:  # a scale below zero: the problem has queries of its own
+            return begun(problem).o
+        rest = {field.name: getattr(problem, field.name) for field in fields(problem)[3:]}  # it holds no q, k, v
+        return lambda q, k, v: begun(Problem(q, k, v, **rest)).o
 
     def dense_kernel(
         self, q: Tensor, k: Tensor, v: Tensor, causal: bool = True, scale: float | None = None
@@ -278,9 +291,14 @@ class Pipeline:
             return plan, inference_only(out, problem.q, problem.k, problem.v)
         if plan is None and is_abstract(problem.q):
             plan = Plan()
+        plan, begun = self._begin(problem, plan, clock)
+        return plan, begun if isinstance(begun, Output) else begun(problem)
+
+    def _begin(self, problem: Problem, plan: Plan | None, clock: Clock) -> tuple[Plan, Output | execute.Step]:
+        """Like `run`, but without the last step, which decompresses."""
         plan, short = self._decide_again(problem, clock) if plan is None else (plan, [])
         how = self.attend
-        return plan, execute.run(problem, plan, short, self.compress.mode, how.backend, how.check, clock)
+        return plan, execute.begin(problem, plan, short, self.compress.mode, how.backend, how.check, clock)
 
     def explain(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None) -> "Report":
         """What each stage keeps, what that costs in accuracy, and where the time goes; prints as a table."""
