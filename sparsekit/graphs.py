@@ -1,9 +1,9 @@
 """Calls of known shapes as CUDA graphs: the host launches all kernels of a call at once.
 
 On a short prompt the host takes longer to launch the kernels of a sparse call than the GPU to run them. A graph holds
-them, with memory of its own to read from: a call copies its tensors there and replays the graph. What is left to do
-then, the step that writes the answer into memory of the caller's, is no part of the graph: a copy of the answer would
-take the device longer.
+them, with memory of its own to read from: a call copies its tensors there, replays the graph and copies the answer.
+Where the answer is large, the device would take longer to copy it than the host to launch the step that writes it: that
+step is then no part of the graph, and writes into memory of the caller's.
 Where calls come with the same tensors' memory again, as those of a model's layers do, a graph reads them where they
 lie.
 Whoever calls from another thread or on another stream gets a graph of its own. The first call of its kind is watched:
@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 MOST, ROOM = 8, 2**30  # graphs that are held, and bytes that go in all of them; the one unused for longest goes first
 BYTES = 2**29  # of tensors that go in: with larger ones the GPU takes longer than the host
+LARGE = 2**26  # bytes of queries from which on an answer is written where the caller wants it
 SEEN = 4096  # calls of which is remembered that they ran
 PLACES = 2  # graphs that read the tensors of one kind of call where they lie
 LOG = logging.getLogger("sparsekit")
@@ -61,7 +62,9 @@ class Graph:
             with torch.cuda.stream(side):
                 self._graph.capture_begin(pool, capture_error_mode="thread_local")
                 try:
-                    self._left = run(*tensors)
+                    left = run(*tensors)
+                    done = isinstance(left, Tensor) or tensors[0].nbytes >= LARGE
+                    self._left: Tensor | Call = left if done else left(*tensors)  # type: ignore[operator]
                 finally:
                     self._graph.capture_end()
             here.wait_stream(side)

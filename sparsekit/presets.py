@@ -10,5 +10,5 @@ _BLOCKS = "block_threshold(alpha={}, sinks=128, window=1024, queries='mean') | d
 PRESETS = {
     "lossless": _BLOCKS.format(0.003),
     "balanced": _BLOCKS.format(0.01),
-    "fast": _BLOCKS.format(0.03),
+    "fast": _BLOCKS.format(0.02),
 }

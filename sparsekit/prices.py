@@ -83,14 +83,14 @@ MEASURED = {
     (9, 0): Prices(
         650.0,
         {
-            "TokenCoverage": Price(0.28, 1.6),
+            "TokenCoverage": Price(0.2, 1.42),
             "FlexPrefill": Price(0.28, 1.9),
             "BlockTopK": Price(0.09, 1.1),
             "Streaming": Price(0.03, 0.95),
             "BlockThreshold, each": Price(2.5, 11.0),
             "BlockThreshold, mean": Price(0.26, 2.1),
         },
-        fill=Price(0.0, 0.27),
+        fill=Price(0.0, 0.16),
     )
 }
 

@@ -77,7 +77,8 @@ def leads(half: str) -> dict[str, str | Layers]:
         return tokens(tau, *stages, fill, pool=31, voters=votes)
 
     found: dict[str, str | Layers] = {
-        f"threshold {_short(alpha)}, last 1024": f"{threshold(alpha)} | {last}" for alpha in (0.001, 0.03, 0.1)
+        f"threshold {_short(alpha)}, last 1024": f"{threshold(alpha)} | {last}"
+        for alpha in (0.001, 0.015, 0.02, 0.03, 0.1)
     }
     found["threshold .003 of each query, last 1024"] = f"block_threshold(alpha=0.003, window=1024) | {last}"
     found["FlexPrefill .99, last 1024"] = f"{flex} | {last}"
