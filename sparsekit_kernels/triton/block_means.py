@@ -1,4 +1,7 @@
-"""Block means: a program a block, which reads its tokens once; padding is not read at all."""
+"""Block means: a program a block, which reads its tokens once, beside their positions; padding adds nothing.
+
+A step is as large as keeps enough bytes on their way to a program: the means are as fast as memory is.
+"""
 
 import torch
 import triton
@@ -9,6 +12,8 @@ from sparsekit.ops.block_means import Means, Positions, Rows
 from sparsekit.problem import PAD
 
 from . import tile, why_not_here
+
+STEP, EACH = 16384, 64  # numbers of a step, at most, and of a thread
 
 
 def why_not(x: Tensor, pos: Tensor, size: int) -> str | None:
@@ -22,10 +27,15 @@ def block_means(x: Rows, pos: Positions, size: int) -> Means:
     width = tile(D, D * 2)
     _block_means[(means.shape[2], B * heads)](
         x, pos, means, *x.stride(), *pos.stride(), heads, heads // g, heads // h, n, size, D,
-        N=tile(size, max(16, 8192 // width)), D_TILE=width, PAD=PAD,
-        WIDE=tl.float64 if wide == torch.float64 else tl.float32,
+        D_TILE=width, PAD=PAD, WIDE=tl.float64 if wide == torch.float64 else tl.float32, **step(size, width),
     )  # fmt: skip
     return means
+
+
+def step(size: int, width: int) -> dict[str, int]:
+    """Tokens of a step, and warps."""
+    N = tile(size, max(16, STEP // width))
+    return dict(N=N, num_warps=min(max(N * width // (32 * EACH), 1), 8))
 
 
 @triton.jit
@@ -44,7 +54,8 @@ def _block_means(
         inside = (slot < n) & (slot < first + size)
         real = tl.load(pos + slot * pos_l, mask=inside, other=PAD) != PAD
         near = x + slot.to(tl.int64)[:, None] * x_l + d[None, :] * x_d
-        total += tl.sum(tl.load(near, mask=real[:, None] & (d < D)[None, :], other=0.0).to(WIDE), 0)
+        values = tl.load(near, mask=inside[:, None] & (d < D)[None, :], other=0.0).to(WIDE)  # it waits for no position
+        total += tl.sum(tl.where(real[:, None], values, 0.0), 0)
         count += tl.sum(real.to(tl.int32), 0)
     block = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     tl.store(means + block * D + d, total / tl.maximum(count, 1).to(WIDE), mask=d < D)

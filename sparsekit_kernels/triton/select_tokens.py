@@ -1,4 +1,7 @@
-"""The largest scores of each row, compacted: the search of topk_mask, then each tile's choice at a running offset."""
+"""The largest scores of each row, compacted: the search of topk_mask, then each tile's choice at a running offset.
+
+Few long rows are shared by many programs: shares.py searches them and counts what each share holds.
+"""
 
 import torch
 import triton
@@ -9,6 +12,7 @@ from sparsekit.ops.select_tokens import Keep, Scores, common_width
 from sparsekit.plan import Tokens
 
 from . import why_not_here
+from .shares import are_shared, before, found
 from .topk_mask import AHEAD, bounds, choose, in_rows, keys, places, sizes
 
 
@@ -21,6 +25,11 @@ def select_tokens(scores: Scores, keep: Keep) -> Tokens:
     width, full = common_width(keep, B * h, n)
     rows, each = in_rows(scores), keep.expand(B, h)
     idx = scores.new_empty(B, h, width, dtype=torch.int32)
+    if are_shared(rows):
+        limit = each.reshape(-1).to(torch.promote_types(rows.dtype, torch.float32)) - 1
+        where, shape, constants = found(rows, limit, False, False)
+        _take_share[(len(rows), constants["SHARES"])](*where, idx, *shape, width, **constants)
+        return Tokens(idx, n, full)
     _select_tokens[(h, B)](rows, each, idx, rows.stride(0), *each.stride(), n, width, **places(rows) or sizes(rows))
     return Tokens(idx, n, full)
 
@@ -47,3 +56,26 @@ def _select_tokens(
     for start in range(filled, width, N):
         at = start + tl.arange(0, N)
         tl.store(idx + at, n, mask=at < width)
+
+
+@triton.jit
+def _take_share(
+    scores, limit, lows, masses, aboves, equals, idx, row_stride, n, share, width,
+    MASS: tl.constexpr, SMALLEST: tl.constexpr, SHARES: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    low, target = tl.load(lows + row), tl.load(limit + row).to(tl.int32) + 1
+    above, filled = before(aboves, part, SHARES)
+    within, tied = before(equals, part, SHARES)
+    spare = target - above
+    filled += tl.minimum(tied, spare)
+    for start in range(part * share, tl.minimum(n, (part + 1) * share), N):
+        slot = start + tl.arange(0, N)
+        key, x = keys(scores + row * row_stride, slot, n, MASS, SMALLEST, WIDE)
+        chosen, tied = choose(key, low, low, spare, within, tied)
+        chosen = chosen & (slot < n)
+        tl.store(idx + row * width + filled + tl.cumsum(chosen.to(tl.int32), 0) - 1, slot, mask=chosen)
+        filled += tl.sum(chosen.to(tl.int32), 0)
+    for start in range(target + part * N, width, SHARES * N):
+        at = start + tl.arange(0, N)
+        tl.store(idx + row * width + at, n, mask=at < width)

@@ -1,6 +1,7 @@
 """How many tokens may be dropped: the sum of a row, then the search of coverage_mask for a share of it.
 
-A row that stays in registers is read once, and each pass of its search settles a single bit.
+A row that stays in registers is read once, and each pass of its search settles a single bit. Of longer ones few are
+shared by many programs.
 """
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from sparsekit.ops.token_budget import Drop, Most, Votes
 
 from . import why_not_here
-from .coverage_mask import how_many_fit, within_mass
+from .coverage_count import shared
+from .coverage_mask import how_many_fit, limits, within_mass
+from .shares import are_shared
 from .topk_mask import entries, in_rows, places, sizes
 
 
@@ -20,6 +23,10 @@ def why_not(votes: Tensor, tau: float, most: Tensor) -> str | None:
 
 
 def token_budget(votes: Votes, tau: float, most: Most) -> Drop:
+    if are_shared(votes):
+        finite = votes.masked_fill(~(votes < torch.inf), 0.0)  # a vanishing sum drops nothing that counts
+        under = shared(in_rows(votes), limits(votes, (finite.sum(-1) + 1e-8) * tau), True)
+        return torch.where(under > 0, under + 1, 0).minimum(most)
     drop = torch.empty(len(votes), dtype=torch.int64, device=votes.device)
     rows, limit = in_rows(votes), most.contiguous() if most.ndim else int(most)
     _token_budget[(len(votes),)](

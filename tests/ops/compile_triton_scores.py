@@ -18,6 +18,7 @@ from sparsekit_kernels.triton import (
     query_aware,
     seen_blocks,
     select_tokens,
+    shares,
     threshold_blocks,
     token_budget,
     token_votes,
@@ -101,13 +102,26 @@ def row_kernels(name):
         kernel = compile_kernel(token_votes._token_votes, name, pointers, constants, token_votes.WARPS)
         yield f"token_votes per_head={per_head}", kernel
     for smallest in (False, True):
-        M, N = coverage_mask.TILE
-        constants = dict(SMALLEST=smallest, SHARES=coverage_mask.SHARES, M=M, N=N, WIDE=tl.float32)
+        M, N = shares.TILE
+        constants = dict(MASS=True, SMALLEST=smallest, SHARES=shares.SHARES, WIDE=tl.float32)
         pointers = tensors("fp32", "scores limit masses sums", lows="i32", counts="i32")
-        kernel = compile_kernel(coverage_mask._bin_share, name, pointers, constants)
-        yield f"coverage_mask bins smallest={smallest}", kernel
+        without = {pointer: x for pointer, x in pointers.items() if pointer != "counts"}
+        kernel = compile_kernel(shares._bin_share, name, without, constants | dict(M=M, N=N))
+        yield f"shares bins smallest={smallest}", kernel
+        constants |= dict(N=M * N)
+        yield f"shares counts smallest={smallest}", compile_kernel(shares._count_share, name, pointers, constants)
+        pointers = tensors("fp32", "scores limit masses", lows="i32", aboves="i32", equals="i32")
         kernel = compile_kernel(coverage_mask._mark_share, name, pointers | {"mask": "*i1"}, constants)
         yield f"coverage_mask marks smallest={smallest}", kernel
+        del pointers["scores"], constants["MASS"], constants["N"]
+        kernel = compile_kernel(coverage_count._fit, name, pointers | {"counts": "*i64"}, constants)
+        yield f"coverage_count of shares smallest={smallest}", kernel
+    constants = dict(MASS=False, SMALLEST=False, SHARES=shares.SHARES, WIDE=tl.float32)
+    pointers = tensors("fp32", "scores limit masses", lows="i32", aboves="i32", equals="i32", idx="i32")
+    kernel = compile_kernel(select_tokens._take_share, name, pointers, constants | dict(N=M * N))
+    yield "select_tokens of shares", kernel
+    pointers = tensors("fp32", "scores limit masses sums", lows="i32")
+    yield "shares bins of counts", compile_kernel(shares._bin_share, name, pointers, constants | dict(M=M, N=N))
 
 
 def block_kernels(name):
@@ -118,8 +132,9 @@ def block_kernels(name):
         yield f"query_aware D={D}", kernel
     for dtype, D in (("bf16", 64), ("bf16", 128), ("fp16", 128), ("fp32", 256)):
         pointers = tensors(dtype, "x", pos="i32", means="fp32")
-        constants = dict(N=8192 // D, D_TILE=D, PAD=PAD, WIDE=tl.float32, x_d=1, pos_l=1)
-        yield f"block_means {dtype} D={D}", compile_kernel(block_means._block_means, name, pointers, constants)
+        constants = dict(D_TILE=D, PAD=PAD, WIDE=tl.float32, x_d=1, pos_l=1) | block_means.step(128, D)
+        warps = constants.pop("num_warps")
+        yield f"block_means {dtype} D={D}", compile_kernel(block_means._block_means, name, pointers, constants, warps)
     pattern = tensors("i1", "verticals slashes extra", first="i32", last="i32")
     for extra in (False, True):
         constants = dict(EXTRA=extra, N=1024)

@@ -1,12 +1,13 @@
-"""Run every Triton kernel once on the GPU, small: compute-sanitizer --tool memcheck python tests/ops/every_kernel.py
+"""Run every kernel of ours once on the GPU, small: compute-sanitizer --tool memcheck python tests/ops/every_kernel.py
 
-Under racecheck too. Each tensor gets memory of its own, so that a read past an end is seen. Says which ops ran, and
+Under racecheck too. Those of Triton with rows of one program each, and with rows that programs share; those for Hopper
+where the GPU is one. Each tensor gets memory of its own, so that a read past an end is seen. Says which ops ran, and
 fails if one of ours did not.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
@@ -14,6 +15,7 @@ os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
 import torch
 
 from sparsekit import Pipeline, Problem, attend, dispatch
+from sparsekit_kernels.triton import coverage_mask, shares
 
 FILL = "decompress(fill=sliding_window(20, sinks=3))"
 SPECS = (
@@ -43,9 +45,20 @@ def main() -> None:
         ran.add(op)
         yield
 
-    ours = {op for op, row in dispatch.table().items() if row["triton"] is None}
-    dispatch.AUTO["cuda"] = ("triton", "cpu", "reference")
     torch.manual_seed(0)
+    ours = {op for op, row in dispatch.table().items() if row["triton"] is None}
+    for long in (shares.LONG, 64):
+        shares.LONG = coverage_mask.LONG = long
+        each_shape(note)
+    if missing := ours - ran:
+        raise SystemExit(f"not run: {', '.join(sorted(missing))}")
+    print(f"ran: {', '.join(sorted(ours))}")
+    if torch.cuda.get_device_capability()[0] == 9:
+        hopper()
+
+
+def each_shape(note: Callable[[str], AbstractContextManager]) -> None:
+    dispatch.AUTO["cuda"] = ("triton", "cpu", "reference")
     for Q, K, H, G, D, dtype in SHAPES:
         q, k, v = (torch.randn(2, h, n, D, device="cuda").to(dtype) for h, n in ((H, Q), (G, K), (G, K)))
         with dispatch.timed(note):
@@ -58,9 +71,24 @@ def main() -> None:
                 attend(replace(p, sliding_window=50), replace(plan, fill=None), backend="triton")
                 if plan.blocks:  # what another kernel asks about the lists
                     dispatch.run("seen_blocks", "cuda", plan.blocks, plan.compress(p).reach())
-    if missing := ours - ran:
-        raise SystemExit(f"not run: {', '.join(sorted(missing))}")
-    print(f"ran: {', '.join(sorted(ours))}")
+
+
+def hopper() -> None:
+    """Other heads a group, head dims, queries and sinks: each is another kernel, or another way through it."""
+    dispatch.AUTO["cuda"] = ("hopper", "triton", "cpu", "reference")
+    for Q, K, H, G, D, sinks in ((389, 389, 4, 1, 128, 5), (300, 517, 3, 3, 64, 0), (389, 389, 16, 2, 128, 40)):
+        q, k, v = (torch.randn(2, h, n, D, device="cuda").bfloat16() for h, n in ((H, Q), (G, K), (G, K)))
+        spec = (
+            f"token_coverage(tau=0.3, window=200, min_tokens=30) | decompress(fill=sliding_window(70, sinks={sinks}))"
+        )
+        pipeline, p = Pipeline([Pipeline.from_spec(spec)], break_even=0), Problem.of(q, k, v)
+        plan = pipeline.decide(p)
+        short = attend(plan.compress(p))
+        for op, args in {"window_scores": (p, 200), "scatter_tokens": (p, plan, short)}.items():
+            chosen = dispatch.choose(op, "cuda", *args)
+            assert chosen == "hopper", f"{op}: {chosen}"
+        assert attend(p, plan).o.isfinite().all(), spec
+    print("ran for Hopper: scatter_tokens, window_scores")
 
 
 if __name__ == "__main__":

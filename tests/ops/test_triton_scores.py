@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -144,8 +145,21 @@ def scores(draw):
     return x.to(WHERE, torch.float64 if WHERE == "cpu" and draw(st.booleans()) else torch.float32)
 
 
-held_or_not = pytest.mark.parametrize("held", [2**15, 0])  # entries of a row that stays in registers
-rows_held = lambda held: mock.patch("sparsekit_kernels.triton.topk_mask.HELD", held)  # noqa: E731
+# entries of a row that stays in registers; None: rows are shared
+held_or_not = pytest.mark.parametrize("held", [2**15, 0, None])
+
+
+@contextmanager
+def shared():
+    """Inside, rows of a few entries are shared by several programs."""
+    small = dict(LONG=4, SHARE=16, SHARES=4, TILE=(2, 16))
+    with mock.patch("sparsekit_kernels.triton.coverage_mask.LONG", 4):
+        with mock.patch.multiple("sparsekit_kernels.triton.shares", **small):
+            yield
+
+
+def rows_held(held):
+    return shared() if held is None else mock.patch("sparsekit_kernels.triton.topk_mask.HELD", held)
 
 
 @held_or_not
@@ -182,9 +196,10 @@ def test_the_entries_within_a_mass_are_the_definition(data, largest):
     mass = (total * part).round() + (0.0 if torch.equal(x, x.round()) else 0.001)
     mask = plain("coverage_mask", x, mass, largest)
     assert torch.equal(fast("coverage_mask", x, mass, largest), mask)
-    with mock.patch.multiple("sparsekit_kernels.triton.coverage_mask", LONG=4, SHARE=16, SHARES=4, TILE=(2, 16)):
-        assert torch.equal(fast("coverage_mask", x, mass, largest), mask)
     assert torch.equal(fast("coverage_count", x, mass, largest), mask.sum(-1))
+    with shared():
+        assert torch.equal(fast("coverage_mask", x, mass, largest), mask)
+        assert torch.equal(fast("coverage_count", x, mass, largest), mask.sum(-1))
 
 
 @held_or_not
