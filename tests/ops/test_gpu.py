@@ -195,7 +195,7 @@ def test_a_pipeline_of_known_sizes_is_captured_in_a_graph(backend, spec):
 def test_how_often_the_host_waits(spec, room_for_all, monkeypatch):
     """Once for each choice whose size the data decide, if there is no room for all; never for the rest."""
     if not room_for_all:
-        monkeypatch.setattr(room, "BYTES", 0)
+        monkeypatch.setattr(room, "most", lambda device: 0)
     pipeline = Pipeline([Pipeline.from_spec(spec)], break_even=0)
     x = [torch.randn(1, h, 4096, 128, device="cuda", dtype=torch.bfloat16) for h in (8, 2, 2)]
     pipeline(*x)
@@ -331,7 +331,7 @@ def test_few_graphs_read_where_tensors_lie(no_graphs):
 
 
 def test_what_waits_for_the_device_is_no_graph(no_graphs, monkeypatch):
-    monkeypatch.setattr(room, "BYTES", 0)
+    monkeypatch.setattr(room, "most", lambda device: 0)
     pipeline = Pipeline([sk.TokenCoverage(tau=0.3, min_tokens=100)], break_even=0)
     for seed in range(0, 9, 3):
         x = given(seed)
@@ -389,3 +389,21 @@ def test_a_call_inside_somebody_elses_graph_is_recorded_there(no_graphs):
         captured = pipeline(*x)
     graph.replay()
     assert torch.equal(captured, expected)
+
+
+@pytest.mark.parametrize("n", [2**15 + 1, 100_003, 2**17])
+@pytest.mark.parametrize("rows", [1, 3, 32])
+def test_long_rows_are_searched_by_many_programs(rows, n):
+    """Whole numbers, of which many are equal: their sums are exact, and ties lie in every share."""
+    x = randn(n, rows, n, dtype=torch.float32).cuda().mul(4).round().abs()
+    x[:, ::1001] = torch.inf
+    run = lambda op, *args: [dispatch.run(op, "cuda", *args, backend=by) for by in ("triton", "reference")]  # noqa: E731
+    for keep in (0, 1, n // 7, n - 1, n):
+        mine, theirs = run("select_tokens", x[:, None], torch.full((rows, 1), keep, device="cuda"))
+        assert torch.equal(mine.idx, theirs.idx)
+    for tau in (0.0, 0.3, 0.9, 1.0):
+        assert torch.equal(*run("token_budget", x, tau, torch.tensor(n)))
+    finite = torch.nan_to_num(x, posinf=0.0)
+    for largest in (True, False):
+        for part in (0.0, 0.3, 0.9, 1.0):
+            assert torch.equal(*run("coverage_count", finite, (finite.sum(-1) * part).round(), largest))
