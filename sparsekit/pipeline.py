@@ -211,9 +211,11 @@ class Pipeline:
             self._runs[shapes] = alone and bool(self.stages) and self.decides(problem)
         if not self._runs[shapes]:
             return None
-        return graphs.graph_call((self._spec, causal, scale), partial(self._begun, causal=causal, scale=scale), q, k, v)
+        return graphs.graph_call(
+            (self._spec, causal, scale), partial(self._all_but_last, causal=causal, scale=scale), q, k, v
+        )
 
-    def _begun(
+    def _all_but_last(
         self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None
     ) -> Tensor | Callable[[Tensor, Tensor, Tensor], Tensor]:
         """The answer, or the last step of the call, which writes it, as a function of tensors like these."""
