@@ -3,9 +3,12 @@
 Such a module has two functions: one named as the op, and `why_not`, with the same arguments, which says in words
 why it cannot run them (None: it can). A missing module is a backend that lacks the op. It may have a third, `kernel`,
 with the same arguments: what to call, with tensors alone, for all further problems of the same shapes (None: nothing).
+The package may have a function `missing`: of a device, what this machine lacks to run any of its ops. It is asked
+first, so that who has no GPU is not told of a dtype.
 """
 
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -38,14 +41,42 @@ class NoBackendError(RuntimeError):
 
 
 def why_not(backend: str, op: str, *args: Any) -> str | None:
-    """In words, why `backend` cannot run `op` on these arguments; None if it can."""
+    """In words, why `backend` cannot run `op` on these arguments, what must change first; None if it can."""
+    if not has(backend, op):
+        return f"there is no {BACKENDS[backend]}.{op}"
+    if missing := getattr(_module(BACKENDS[backend]), "missing", None):
+        if reason := missing(_device(args[0])):
+            return reason
     found = _module(f"{BACKENDS[backend]}.{op}")
     return found if isinstance(found, str) else found.why_not(*args)
 
 
+def no_gpu(device: torch.device, needed: str = "a GPU") -> str | None:
+    """Return in words why what needs a GPU cannot run on a device; None if that is one."""
+    if device.type == "cuda":
+        return None
+    where = f"the tensors are on {device.type}" if torch.cuda.is_available() else "there is none here"
+    return f"it needs {needed}, and {where}"
+
+
+def _device(first: Any) -> torch.device:
+    """Where an op's first argument lies: a tensor, a Problem or Blocks."""
+    if not isinstance(first, torch.Tensor):
+        first = first.q if hasattr(first, "q") else first.counts
+    return first.device
+
+
 def has(backend: str, op: str) -> bool:
-    """Whether the backend has the op."""
-    return not isinstance(_module(f"{BACKENDS[backend]}.{op}"), str)
+    """Whether the backend has the op, if not what it takes to run it here."""
+    return _there_is(f"{BACKENDS[backend]}.{op}")
+
+
+@cache
+def _there_is(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # nor the package
+        return False
 
 
 @cache  # looking for a module that is not there costs more than a kernel launch

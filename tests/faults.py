@@ -43,6 +43,7 @@ FAULTS = [
  ("fill overwrites kept queries", "sparsekit/plan.py", "torch.where(dropped[..., None], rows.o, out.o)", "rows.o"),
  ("stages see the whole problem", "sparsekit/pipeline.py", "inner = stage(short[0])", "inner = stage(problem)"),
  ("named backend falls through to auto", "sparsekit/dispatch.py", 'if backend == "auto" else (backend,)', "if True else (backend,)"),
+ ("what tensors are is said before what the machine lacks", "sparsekit/dispatch.py", "if reason := missing(_device(args[0])):", "if (reason := missing(_device(args[0]))) and not _module(f\"{BACKENDS[backend]}.{op}\").why_not(*args):", "tests/test_grid.py"),
  ("stage changes k", "sparsekit/stages/token_coverage.py", "        scores = dispatch.run(", "        p.k.mul_(2)\n        scores = dispatch.run("),
  ("window not kept", "sparsekit/ops/token_votes.py", "torch.where(slot < real, torch.inf, -torch.inf)", "torch.where(slot < real, 0.0, -torch.inf)"),
  ("one budget for the whole batch", "sparsekit/stages/token_coverage.py", "self.tau, most)[:, None, None]", "self.tau, most).max().expand(len(mean))[:, None, None]"),

@@ -388,10 +388,16 @@ def test_the_version_is_printed(here):
     assert here().returncode == 2 and "--version" in here().stdout + here().stderr
 
 
-def test_backends_prints_each_op_and_why_not(here):
+def test_backends_prints_each_op_and_why_not(here, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     ran = here("backends")
     assert ran.returncode == 0, ran.stderr
     for word in (*dispatch.ops(), *dispatch.BACKENDS, "yes", "auto", "window_scores, window, padding"):
         assert word in ran.stdout, word
     if not torch.cuda.is_available():
-        assert "flash: it needs a GPU, and the tensors are on cpu" in ran.stdout
+        reasons = [line for line in ran.stdout.splitlines() if line.startswith("(")]
+        assert [line[4:] for line in reasons if not line[4:].startswith("cpu: ")] == [
+            "flash: it needs an NVIDIA GPU, and there is none here",
+            "triton: it needs a GPU, and there is none here",
+            "hopper: it needs a Hopper GPU, and there is none here",
+        ]

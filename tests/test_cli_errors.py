@@ -242,7 +242,7 @@ def cells(ran, row):
         ("dense", "its pipeline is dense"),
         ("token_coverage(tau=0.2, min_tokens=1024)", "its pipeline keeps everything at 480 tokens"),
         (f"{EVERY_TOKEN} | attend(break_even=481)", "480 tokens are below the break-even of 481"),
-        (f"{EVERY_TOKEN} | attend(backend='flash')", "flash: it needs a GPU"),
+        (f"{EVERY_TOKEN} | attend(backend='flash')", "flash: it needs an NVIDIA GPU"),
     ],
 )
 def test_run_says_that_nothing_ran_sparse_and_claims_no_speed_up(pipeline, why, models, text):

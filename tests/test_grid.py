@@ -66,6 +66,33 @@ def test_a_named_backend_runs_or_says_why_not(monkeypatch):
     assert dispatch.choose("attend", "cpu", p, Plan(), backend="reference") == "reference"
 
 
+@pytest.mark.parametrize("op,backend", [(op, b) for op, b in CELLS if b not in dispatch.AUTO["cpu"]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_the_machine_lacks_is_said_before_what_the_tensors_are(monkeypatch, op, backend, dtype):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for D in (8, 300):
+        for args in dispatch.definition(op).samples(Samples(D=D, Dv=D, dtype=dtype)).values():
+            said = dispatch.why_not(backend, op, *args)
+            assert said in [
+                f"it needs {needed} GPU, and there is none here" for needed in ("a", "an NVIDIA", "a Hopper")
+            ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert dispatch.why_not(backend, op, *args).endswith("GPU, and the tensors are on cpu")
+
+
+@pytest.mark.parametrize("backend,op", [("triton", "attend"), ("hopper", "scatter_tokens")])
+def test_a_library_that_is_not_installed_is_named_and_its_ops_are_no_empty_cells(backend, op):
+    """In a process of its own, where Triton cannot be imported; the GPU is pretended."""
+    code = "import sys; sys.modules['triton'] = None\nimport torch\nfrom sparsekit import Plan, Problem, dispatch\n"
+    code += "x = torch.ones(1, 1, 4, 4); p = Problem.of(x, x, x)\n"
+    code += "import sparsekit_kernels.hopper as h, sparsekit_kernels.triton as t\n"
+    code += "h.no_gpu = t.no_gpu = lambda *device: None; h.capability = lambda device: (9, 0)\n"
+    code += f"print(dispatch.has({backend!r}, {op!r}), dispatch.why_not({backend!r}, {op!r}, p, Plan()))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.stdout.strip() == "True triton is not installed: pip install sparsekit[triton]", ran.stderr
+
+
 def test_nothing_heavy_is_imported_until_asked_for():
     heavy = ("transformers", "matplotlib", "triton", "flash_attn", "sparsekit_kernels.cpu.attend")
     code = f"import sys, sparsekit; print([m for m in {heavy!r} if m in sys.modules])"

@@ -15,7 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsekit import dispatch
+
 FOURTH = (9, 10, 11)  # compute capabilities, major, where FlashAttention-4 knows block lists
+
+
+def missing(device: torch.device) -> str | None:
+    """In words, why FlashAttention cannot run on this device, whichever of its versions; torch ships one."""
+    if reason := dispatch.no_gpu(device, "an NVIDIA GPU"):
+        return reason
+    if torch.version.hip:
+        return "it needs an NVIDIA GPU, and this one is not: take triton"
+    if (major := dispatch.capability(device)[0]) < 8:
+        return f"it needs a GPU of compute capability 8.0 or newer, and this one has {major}.x"
+    return None
 
 
 def fourth_missing(major: int) -> str | None:

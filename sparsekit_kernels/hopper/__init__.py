@@ -11,27 +11,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsekit.dispatch import capability, no_gpu
+
 VERSIONS = ("3.6",)  # of Triton, on which these kernels were run: Gluon changes from one to the next
 HEAD_DIMS = (64, 128)
 REGISTERS = 168  # of a thread when a program starts: 65,536 of an SM over 384 threads
 COMPUTING, COPYING = 240, 24  # of a thread once the warps have parted
 
 
-def why_not_here(*tensors: Tensor) -> str | None:
-    """In words, why these kernels cannot run on where these tensors lie."""
-    from triton import __version__
+def missing(device: torch.device) -> str | None:
+    """In words, what these kernels lack to run on this device: a Hopper GPU, or the Triton they were written for."""
+    if reason := no_gpu(device, "a Hopper GPU"):
+        return reason
+    if torch.version.hip:
+        return "it needs a Hopper GPU, and this one is not NVIDIA's: take triton"
+    if (major := capability(device)[0]) != 9:
+        return f"it needs a Hopper GPU (compute capability 9.0), and this one has {major}.x: take triton"
+    try:
+        from triton import __version__  # an optional extra
+    except ImportError:
+        return "triton is not installed: pip install sparsekit[triton]"
+    if ".".join(__version__.split(".")[:2]) not in VERSIONS:
+        return f"it was written for Triton {VERSIONS[-1]}, and this is Triton {__version__}: take triton"
+    return None
 
+
+def why_not_here(*tensors: Tensor) -> str | None:
+    """In words, why these kernels, on a GPU that has them, cannot run on these tensors."""
     for x in tensors:
-        if not x.is_cuda or torch.version.hip:
-            return f"it needs a Hopper GPU, and the tensors are on {x.device.type}"
-        if (major := torch.cuda.get_device_capability(x.device)[0]) != 9:
-            return f"it needs a Hopper GPU (compute capability 9.0), and this one has {major}.x"
         if x.dtype not in (torch.float16, torch.bfloat16):
             return f"{x.dtype} is not supported: cast to bfloat16 or float16"
         if x.shape[3] not in HEAD_DIMS:
             return f"head dim {x.shape[3]} is not supported; allowed are 64 and 128: take triton"
-    if ".".join(__version__.split(".")[:2]) not in VERSIONS:
-        return f"it was written for Triton {VERSIONS[-1]}, and this is Triton {__version__}: take triton"
     return None
 
 

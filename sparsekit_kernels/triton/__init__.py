@@ -6,22 +6,33 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from sparsekit.dispatch import no_gpu
 
-def why_not_here(*tensors: Tensor) -> str | None:
-    """In words, why Triton cannot run on where these tensors lie."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+
+def missing(device: torch.device) -> str | None:
+    """In words, what Triton lacks to run on this device: a GPU, unless it is interpreted, and itself."""
+    if not _interpreted() and (reason := no_gpu(device)):
+        return reason
     try:
         import triton  # noqa: F401  # an optional extra
     except ImportError:
         return "triton is not installed: pip install sparsekit[triton]"
+    return None
+
+
+def why_not_here(*tensors: Tensor) -> str | None:
+    """In words, why Triton, which is here, cannot run on these tensors."""
+    interpreted = _interpreted()
     for x in tensors:
-        if not x.is_cuda and not interpreted:
-            return f"it needs a GPU, and the tensors are on {x.device.type}"
         if x.dtype.itemsize == 8 and not interpreted:
             return f"{x.dtype} is not supported: cast to float32"
         if str(x.dtype) == "torch.bfloat16" and interpreted:
             return "Triton's interpreter gets bfloat16 wrong"
     return None
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @cache

@@ -179,9 +179,12 @@ def test_what_runs_dense_is_said_once_with_layer_and_reason():
 @torch.no_grad()
 def test_a_named_backend_that_cannot_runs_dense_with_its_reason(llama):
     expected = whole(llama)
-    with sparsify(llama, f"{LOCAL} | attend(backend='flash')") as handle, pytest.warns(match="flash: it needs a GPU"):
+    with (
+        sparsify(llama, f"{LOCAL} | attend(backend='flash')") as handle,
+        pytest.warns(match="flash: it needs an NVIDIA GPU"),
+    ):
         assert error(whole(llama), expected) < 1e-5
-    assert "flash: it needs a GPU" in handle.dense[2]
+    assert "flash: it needs an NVIDIA GPU" in handle.dense[2]
 
 
 def test_what_no_gpu_kernel_attends_is_refused_with_all_reasons():

@@ -142,12 +142,10 @@ def test_a_sliding_window_by_its_documentation_is_the_oracle(data):
     [
         ("nothing to attend to", Plan(fill=SlidingWindow(4, sinks=0))),
         ("nothing to attend to", Plan(some(0, 8, 0.5, 1))),
-        ("the tensors are on cpu", Plan(some(0, 8, 0.5, 1), fill=SlidingWindow(4, sinks=0))),
-        ("the tensors are on cpu", Plan(some(0, 8, 0.5, 1), fill=SlidingWindow(4, sinks=1))),
     ],
 )
 def test_it_says_which_fills_are_not_its_own(reason, plan):
-    assert reason in sk.why_not("flash", "scatter_tokens", half(), plan, None)
+    assert reason in scatter_by_flash.why_not(half(), plan, None)
 
 
 def flash_attention_4(monkeypatch, how="one kernel"):
@@ -332,14 +330,16 @@ def test_what_is_known_is_not_looked_at():
     assert irregular(replace(unseen, full=False), told=True) is None
 
 
-def test_a_cpu_gets_no_further():
-    assert sk.why_not("flash", "attend", half(), Plan()) == "it needs a GPU, and the tensors are on cpu"
+@pytest.mark.parametrize("major,reason", [(7, "8.0 or newer, and this one has 7.x"), (8, None), (12, None)])
+def test_older_gpus_are_refused_for_all_ops(monkeypatch, major, reason):
+    monkeypatch.setattr(dispatch, "capability", lambda device: (major, 0))
+    said = flash.missing(torch.device("cuda"))
+    assert said is reason is None or reason in said
 
 
 @pytest.mark.parametrize(
     "reason,major,problem,plan",
     [
-        ("8.0 or newer, and this one has 7.x", 7, half(), Plan()),
         ("float32 is not supported", HOPPER, half(dtype=torch.float32), Plan()),
         ("float64 is not supported", 8, half(dtype=torch.float64), Plan()),
         ("head dim 264 is larger than 256", HOPPER, half(D=264), Plan()),

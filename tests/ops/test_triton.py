@@ -227,10 +227,6 @@ def test_it_says_why_not():
     if WHERE == "cpu":
         half = x.bfloat16()
         assert "bfloat16" in sk.why_not("triton", "attend", Problem.of(half, half, half), Plan())
-        code = "import torch, sparsekit as sk; x = torch.ones(1, 1, 4, 4); p = sk.Problem.of(x, x, x)\n"
-        code += "print(sk.why_not('triton', 'attend', p, sk.Plan()))"
-        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=not_interpreted())
-        assert ran.stdout.strip() == "it needs a GPU, and the tensors are on cpu", ran.stderr
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
