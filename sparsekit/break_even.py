@@ -42,10 +42,31 @@ class Estimate:
     overhead: float
     attend: float
     fixed: float = 0.0
+    kept: float = 1.0  # part of the pairs that are attended to
+
+    @property
+    def sparse(self) -> float:
+        return self.overhead + self.fixed + self.attend
 
     @property
     def worth(self) -> bool:
-        return self.overhead + self.fixed + self.attend < self.dense
+        return self.sparse < self.dense
+
+    def cause(self) -> str:
+        """Return in words what makes sparse attention the slower one, with all times."""
+        if self.overhead >= self.dense or self.overhead > max(self.attend, self.fixed):
+            cause = "the prompt is too short"
+        elif self.sparse - self.fixed < self.dense or self.fixed > self.attend:
+            cause = "the fill and the last queries take too long"
+        else:
+            cause = "the stages keep too much"
+        each = {
+            f"{self.overhead:.2f} to decide": self.overhead,
+            f"{self.attend:.2f} to attend to about {self.kept:.0%} of the pairs": True,
+            f"{self.fixed:.2f} for the fill and the last queries": self.fixed,
+        }
+        parts = ", ".join(words for words, ms in each.items() if ms)
+        return f"{cause}: sparse attention is estimated at {self.sparse:.2f} ms ({parts}), dense at {self.dense:.2f} ms"
 
 
 def estimate(stages: Sequence[Any], problem: Problem, decompress: Any = None) -> Estimate | None:
@@ -65,16 +86,20 @@ def estimate(stages: Sequence[Any], problem: Problem, decompress: Any = None) ->
         for stage in stages
         for pattern in _each([stage])
     )
-    return Estimate(dense, overhead, _attend(problem, known, kept, listed), fixed)
+    return Estimate(dense, overhead, _attend(problem, known, kept, listed), fixed, _share(kept, listed))
 
 
 def gain(plan: Plan, problem: Problem) -> float | None:
     """Return the ms by which attending to a plan is faster than dense attention, on a CPU; None where nobody knows."""
+    found = decided(plan, problem)
+    return found.dense - found.sparse if found else None
+
+
+def decided(plan: Plan, problem: Problem) -> Estimate | None:
+    """Return the times of attending to a plan that has been decided, on a CPU; None where nobody knows."""
     known = _prices(problem) if problem.q.is_cpu else None
     if known is None or not known.apart:
         return None
-    if plan == Plan():
-        return 0.0
     Q, K = problem.q.shape[2], problem.k.shape[2]
     n_q, n_k = (t.idx.shape[-1] if t else n for t, n in ((plan.queries, Q), (plan.keys, K)))
     listed = None
@@ -85,7 +110,12 @@ def gain(plan: Plan, problem: Problem) -> float | None:
     kept = (n_q / Q) * (n_k / K) if plan.queries or plan.keys else None
     dense = _dense(problem, known)
     fixed = _fixed(problem, known, plan.fill if plan.queries else None, plan.dense_last)
-    return dense - _attend(problem, known, kept, listed) - fixed
+    return Estimate(dense, 0.0, _attend(problem, known, kept, listed), fixed, _share(kept, listed))
+
+
+def _share(kept: float | None, listed: float | None) -> float:
+    """The part of all pairs, of what tokens and then lists leave; None: all."""
+    return (1.0 if kept is None else kept) * (1.0 if listed is None else listed)
 
 
 def search_times(stages: Sequence[Any], limit: str | int, problem: Problem, decompress: Any) -> Estimate | None:
@@ -115,41 +145,37 @@ def worth_it(stages: Sequence[Any], limit: str | int, problem: Problem, decompre
     return found is None or found.worth
 
 
-def reason(
-    stages: Sequence[Any], limit: str | int, problem: Problem, decompress: Any = None, lost: bool = False
-) -> str | None:
-    """In words, what decides; None if nothing does. `lost`: the stages ran, and what they keep is not worth it."""
-    if not stages or limit == 0:
+def reason(stages: Sequence[Any], limit: str | int, problem: Problem, decompress: Any = None) -> str | None:
+    """Return in words why the stages run, where something decides that; `why_whole` says why they do not."""
+    if not stages or limit == 0 or not worth_it(stages, limit, problem, decompress):
         return None
-    worth = worth_it(stages, limit, problem, decompress)
-    runs = "runs the stages" if worth else "runs dense"
     if limit != "auto":
-        return f"Break-even is set to {limit} keys: it {runs}."
-    always = "break_even=0 always runs the stages."
+        return f"Break-even is set to {limit} keys: it runs the stages."
     found = estimate(stages, problem, decompress)
     if found is None:
-        few = f"Break-even: nobody has measured this device yet, and below {LEAST:,} keys it runs dense; {always}"
-        return None if worth else few
-    if lost:
-        return (
-            "Break-even: by the times measured on such a device attending to what the stages keep takes longer than "
-            f"dense attention, {found.dense:.2f} ms: it runs dense; {always}"
-        )
-    last = f", and {found.fixed:.2f} ms for what is never left out" if found.fixed else ""
+        return None
     return (
-        f"Break-even: by the times measured on such a device dense attention takes {found.dense:.2f} ms and the "
-        f"stages, before anything attends, {found.overhead:.2f} ms{last}: it {runs}; {always}"
+        f"Break-even: by the times measured on such a device dense attention takes {found.dense:.2f} ms, sparse about "
+        f"{found.sparse:.2f} ms: it runs the stages."
     )
 
 
 def why_whole(pipeline: Any, problem: Problem) -> str:
-    """Return in words why a pipeline, None for dense, computes every pair of a problem."""
+    """Return in one line why a pipeline, None for dense, computes every pair of a problem, and what changes that."""
     if pipeline is None or not pipeline.stages:
         return "its pipeline is dense"
-    limit, tokens = pipeline.attend.break_even, problem.k.shape[2]
+    limit, (Q, tokens) = pipeline.attend.break_even, (problem.q.shape[2], problem.k.shape[2])
+    if Q <= (last := pipeline.decompress.dense_last):
+        return f"all {Q:,} queries are among the last {last:,}, which see everything: set dense_last below {Q:,}"
+    always = "attend(break_even=0) in the spec always runs it"
     if not worth_it(pipeline.stages, limit, problem, pipeline.decompress):
-        where = "on this device" if limit == "auto" else f"of {limit:,}"
-        return f"{tokens:,} tokens are below the break-even {where}; attend(break_even=0) in the spec always runs it"
+        if limit != "auto":
+            return f"{tokens:,} tokens are below the break-even of {limit:,}; {always}"
+        found = estimate(pipeline.stages, problem, pipeline.decompress)
+        few = f"nobody has measured this device yet, which takes {LEAST:,} tokens"
+        return f"{tokens:,} tokens are below the break-even on this device, {found.cause() if found else few}; {always}"
+    if lost := pipeline.lost(problem):
+        return f"the plan of {tokens:,} tokens does not pay, {lost.cause()}; {always}"
     return f"its pipeline keeps everything at {tokens:,} tokens"
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import dispatch, execute, graphs
-from .break_even import STREAK, VAIN, gain, search_times, worth_it
+from .break_even import STREAK, VAIN, Estimate, decided, gain, search_times, worth_it
 from .execute import Clock
 from .fills import Zeros
 from .inference import inference_only, needs_gradients
@@ -53,6 +53,7 @@ class Pipeline:
         self._dense: dict[tuple, Callable[..., Tensor] | None] = {}  # what `dense_kernel` found
         self._runs: dict[tuple, bool] = {}  # by shapes, whether the stages run
         self._credit: dict[tuple, float] = {}  # by shapes, ms: what plans saved, less what searches took
+        self._lost: dict[tuple, Estimate] = {}  # by shapes, the times of the last plan that did not pay
         _check_order(self.stages)
         try:
             self._spec: str | None = self.to_spec()
@@ -128,7 +129,17 @@ class Pipeline:
         fill, last = self.decompress.fill, self.decompress.dense_last if plan != Plan() else 0
         plan = replace(plan, fill=None if isinstance(fill, Zeros) else fill, dense_last=last)
         saved = gain(plan, problem) if self.attend.break_even == "auto" else None
-        return (plan, short) if saved is None or saved > 0 else (Plan(), [])
+        if saved is None or saved > 0:
+            return plan, short
+        if plan != Plan() and (times := decided(plan, problem)):
+            if len(self._lost) >= SHAPES:
+                self._lost.clear()
+            self._lost[problem.q.shape, problem.k.shape] = times
+        return Plan(), []
+
+    def lost(self, problem: Problem) -> Estimate | None:
+        """Return the times of the last plan for a problem of these shapes that did not pay, so was not run; or None."""
+        return self._lost.get((problem.q.shape, problem.k.shape))
 
     def _decide_again(self, problem: Problem, clock: Clock) -> tuple[Plan, list[Problem]]:
         """Like `_decide`, but dense while searches that were in vain, in calls of these shapes, are not made up for."""

@@ -1,7 +1,7 @@
 """What may stand in a pipeline: stages, which decide what to compute, and policies, which say how it is done."""
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from . import dispatch
 from .checks import check_amount, check_choice
@@ -87,6 +87,8 @@ class Steps(Protocol):
     def __call__(self, problem: Problem, /) -> Plan: ...
 
     def decides(self, problem: Problem) -> bool: ...
+
+    def lost(self, problem: Problem) -> Any: ...
 
 
 Policy: TypeAlias = Compress | Attend | Decompress

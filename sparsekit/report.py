@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from . import dispatch
-from .break_even import reason
+from .break_even import reason, why_whole
 from .execute import attend
 from .oracle import oracle
 from .plan import Plan
@@ -41,12 +41,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Report:
-    """What each step kept, cost and lost; `print(report)` shows it as a table, with its warning below."""
+    """What each step kept, cost and lost; `print(report)` shows it as a table, with `dense` and its warning below."""
 
     steps: tuple[Step, ...]
     dense_ms: float  # plain dense attention, the same call
     notes: tuple[str, ...]  # what a reader must know: NaN in the input, sampling, host synchronisations
     sinks: Sinks | None = None  # attention on the first keys; None if no query sees more than these
+    dense: str | None = None  # in one line: why attention ran dense all the same, and what to do; None if it did not
 
     @property
     def ms(self) -> float:
@@ -75,6 +76,8 @@ class Report:
         console = Console(width=100)
         with console.capture() as capture:
             console.print(self.table())
+            if self.dense:
+                console.print(f"Attention ran dense: {self.dense}", markup=False, highlight=False, soft_wrap=True)
             if line := self.warning():
                 console.print(f"WARNING: {line}", markup=False, highlight=False, soft_wrap=True)
         return capture.get()
@@ -100,7 +103,7 @@ def explain(pipeline: Steps, problem: Problem) -> Report:
         with clock(name):
             plan = plan.then(stage(dispatch.run("gather_tokens", problem.q.device.type, problem, plan)))
         steps.append(Step(name, ms[name], *accuracy(problem, plan, rows, dense)))
-    chosen, plan = plan, pipeline(problem)
+    plan = pipeline(problem)
     before = set(ms)
     attend(problem, plan, clock=clock, **policy)
     steps += [Step(name, time_) for name, time_ in ms.items() if name not in before]
@@ -109,11 +112,11 @@ def explain(pipeline: Steps, problem: Problem) -> Report:
     attend(problem, backend=policy["backend"])
     with clock("dense"):
         attend(problem, backend=policy["backend"])
-    lost = plan == Plan() != chosen
-    told = reason(pipeline.stages, pipeline.attend.break_even, problem, pipeline.decompress, lost)
+    why = why_whole(pipeline, problem) if pipeline.stages and plan == Plan() else None
+    told = None if why else reason(pipeline.stages, pipeline.attend.break_even, problem, pipeline.decompress)
     sinks = measure(problem, rows, plan)
     notes = *_notes(problem, plan, len(rows), sinks), *([told] if told else [])
-    return Report(tuple(steps), ms["dense"], notes, sinks)
+    return Report(tuple(steps), ms["dense"], notes, sinks, why)
 
 
 def sampled_rows(problem: Problem) -> Tensor:

@@ -209,9 +209,40 @@ def test_explain_says_what_decides(measured):
     pipeline = Pipeline([STAGE])
     assert pipeline(short) == Plan() and pipeline(long).queries is not None
     below, above = (pipeline.explain(*x(p)) for p in (short, long))
-    assert "runs dense" in str(below.notes) and [s.name for s in below.steps] == ["attend"]
+    assert [s.name for s in below.steps] == ["attend"] and not any("reak-even" in note for note in below.notes)
+    lines = [line for line in str(below).splitlines() if line.startswith("Attention ran dense: ")]
+    assert lines == [
+        "Attention ran dense: 16 tokens are below the break-even on this device, the prompt is too short: sparse "
+        "attention is estimated at 1.62 ms (1.50 to decide, 0.12 to attend to about 14% of the pairs), dense at "
+        "0.87 ms; attend(break_even=0) in the spec always runs it"
+    ]
     assert "runs the stages" in str(above.notes) and above.steps[0].name == "1. TokenCoverage"
-    assert not any("reak-even" in note for note in Pipeline([STAGE], break_even=0).explain(*x(short)).notes)
+    assert above.dense is None and "ran dense" not in str(above)
+    forced = Pipeline([STAGE], break_even=0).explain(*x(short))
+    assert forced.dense is None and not any("reak-even" in note for note in forced.notes)
+
+
+@pytest.mark.parametrize(
+    "found,cause",
+    [
+        (break_even.Estimate(1.0, 2.0, 0.5, 3.0), "the prompt is too short"),
+        (break_even.Estimate(10.0, 6.0, 5.0), "the prompt is too short"),
+        (break_even.Estimate(10.0, 1.0, 9.5), "the stages keep too much"),
+        (break_even.Estimate(10.0, 1.0, 7.0, 3.0), "the fill and the last queries take too long"),
+        (break_even.Estimate(10.0, 1.0, 10.0, 11.0), "the fill and the last queries take too long"),
+    ],
+)
+def test_the_cause_is_what_decides(found, cause):
+    assert not found.worth and found.cause().startswith(cause) and f"{found.sparse:.2f} ms" in found.cause()
+
+
+def test_who_set_a_limit_or_has_last_queries_alone_is_told_so():
+    p = problem(64)
+    said = lambda *stages, **more: Pipeline(stages, **more).explain(p.q, p.k, p.v).dense  # noqa: E731
+    assert said(STAGE, break_even=65).startswith("64 tokens are below the break-even of 65; attend(break_even=0)")
+    assert "all 64 queries are among the last 64, which see everything" in said(STAGE, sk.Decompress(dense_last=64))
+    assert said(TokenCoverage(min_tokens=64)) == "its pipeline keeps everything at 64 tokens"
+    assert said() is None
 
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, "always", None, True])
@@ -306,13 +337,17 @@ def test_plans_that_pay_make_up_for_searches_in_vain(monkeypatch):
 
 def test_explain_says_that_what_is_kept_does_not_pay(monkeypatch):
     p = problem(4096, 1)
-    known_apart(monkeypatch, 1.0, step=70.0)
-    assert not Pipeline([COVERAGE]).explain(p.q, p.k, p.v).notes == ()
-    known_apart(monkeypatch, 1.0)
-    monkeypatch.setattr(sk.pipeline, "gain", lambda plan, p: -1.0)
-    report = Pipeline([COVERAGE]).explain(p.q, p.k, p.v)
-    assert report.steps[0].name == "1. TokenCoverage" and report.steps[0].kept < 1
-    assert "takes longer than dense attention" in str(report.notes) and "runs dense" in str(report.notes)
+    known_apart(monkeypatch, 80.0)
+    assert "tokens are below the break-even on this device" in Pipeline([COVERAGE]).explain(p.q, p.k, p.v).dense
+    known_apart(monkeypatch, 1.0, slow=2.2)
+    pipeline = Pipeline([sk.FlexPrefill()])
+    report = pipeline.explain(p.q, p.k, p.v)
+    assert report.steps[0].name == "1. FlexPrefill" and report.steps[0].density < 1 and report.steps[-1].density == 1
+    assert report.dense.startswith("the plan of 4,096 tokens does not pay, the stages keep too much: sparse attention")
+    assert ", dense at 100.00 ms; attend(break_even=0) in the spec" in report.dense
+    assert f"{report.steps[0].density:.1f}"[:3] == f"{pipeline.lost(p).kept:.1f}"
+    assert break_even.why_whole(pipeline, p) == report.dense  # what a model's handle says
+    assert Pipeline([sk.FlexPrefill()], break_even=0).explain(p.q, p.k, p.v).dense is None
 
 
 @given(sinks=st.sampled_from([0, 128, 256]), window=st.integers(1, 5000), Q=st.sampled_from([512, 2048, 4096]))
