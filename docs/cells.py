@@ -4,7 +4,6 @@ Every block of ```python is run, in the order of the page, each with the names o
 begins with <!-- python is run too, and nobody sees it: what differs where the site is built.
 """
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -43,24 +42,11 @@ def _cell(found: re.Match) -> str:
 
 def small_model(folder: Path) -> Path:
     """Write the embedded model with a tokenizer of transformers, a token a byte: it stands in for a hub's model."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
     from sparsekit.testbed import MODEL_PATH
+    from sparsekit.testing.small_model import byte_tokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(MODEL_PATH / name, folder / name)
-    letters = Tokenizer(models.BPE(vocab=_letters(), merges=[]))
-    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    letters.decoder = decoders.ByteLevel()
-    letters.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    byte_tokenizer(end=None).save_pretrained(folder)
     return folder
-
-
-def _letters() -> dict[str, int]:
-    """Return the byte of each letter that byte-level tokenizers write for one."""
-    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printed]
-    return {chr(byte): byte for byte in printed} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -10,47 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import SEEDS
 from tiny_llama import byte_tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from sparsekit.evaluation import vocabulary
 from sparsekit.evaluation.tasks import TASKS
 from sparsekit.evaluation.words import PIECE, Words
 from sparsekit.testbed import read_text
+from sparsekit.testing.small_model import word_tokenizer
 
 TEXT = read_text()[:3_000_000]
-TEMPLATE = """{% for message in messages %}<|{{ message['role'] }}|>
-{{ message['content'] }}<|end|>
-{% endfor %}{% if add_generation_prompt %}<|assistant|>
-{% endif %}"""
 KINDS = ("bytes", "plain", "chat")
 LENGTHS = (4096, 8192)
-
-
-def trained(chat):
-    """A BPE of 2,000 tokens: with a chat template, or with a token that it puts first."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    special = ["<s>", "<|end|>", "<|user|>", "<|assistant|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    made.train_from_iterator([TEXT[:200_000].decode()], trainer)
-    if not chat:
-        made.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
-    found = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="<|end|>")
-    found.chat_template = TEMPLATE if chat else None
-    return found
 
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
     """As a user has them on disk."""
-    made = {"bytes": byte_tokenizer(), "plain": trained(False), "chat": trained(True)}
+    made = {"bytes": byte_tokenizer(), "plain": word_tokenizer(chat=False), "chat": word_tokenizer()}
     for kind, tokenizer in made.items():
         path = tmp_path_factory.mktemp(kind)
         tokenizer.save_pretrained(path)
