@@ -1,6 +1,9 @@
 """Pictures show the plan: colours are looked up where the pairs are."""
 
+import io
+
 import matplotlib.image
+import PIL.Image
 import pytest
 import torch
 from matplotlib.colors import to_rgb
@@ -8,7 +11,7 @@ from strategies import randn
 
 import sparsekit as sk
 from sparsekit import Plan, Problem, SlidingWindow, Tokens
-from sparsekit.plots import FILLED, KINDS, SHOWN, _far_from_kept, draw_fills, draw_plan
+from sparsekit.plots import FILLED, KINDS, SHOWN, _far_from_kept, draw_fills, draw_plan, new_figure, save_whole
 
 
 def picture_of(plan, tmp_path, K=64, head=0):
@@ -16,6 +19,24 @@ def picture_of(plan, tmp_path, K=64, head=0):
     path = draw_plan(p, plan, tmp_path / "plan.png", head=head, title="a title")
     assert path == tmp_path / "plan.png" and [x.name for x in tmp_path.iterdir()] == ["plan.png"]
     return torch.tensor(matplotlib.image.imread(path)[..., :3])
+
+
+def test_a_png_has_a_palette_and_text_of_black_and_white(tmp_path):
+    """A third of the bytes, and letters as sharp: their pixels are near what they were."""
+    path, figure = tmp_path / "a.png", new_figure(6, 3)
+    axes = figure.subplots()
+    axes.text(0.5, 0.5, "What a reader reads")
+    axes.plot([0, 1], [0, 1])
+    save_whole(figure, path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110, format="png")
+    with PIL.Image.open(path) as picture:
+        assert picture.mode == "P" and path.stat().st_size < 0.6 * len(drawn.getvalue())
+    few, all_ = (torch.tensor(matplotlib.image.imread(x)[..., :3]) for x in (path, io.BytesIO(drawn.getvalue())))
+    assert few.shape == all_.shape and (few - all_).abs().mean() < 0.005
+    for grey in (0.0, 1.0):
+        assert torch.equal(few[(all_ == grey).all(-1)].unique(), torch.tensor([grey]))
+    assert save_whole(figure, tmp_path / "a.svg").read_text().startswith("<?xml")
 
 
 def part(picture, kind):

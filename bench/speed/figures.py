@@ -5,7 +5,7 @@ from typing import Any
 
 from bench.records import Record, foremost
 from bench.speed.timing import STEPS
-from sparsekit.files import write_whole
+from sparsekit.plots import save_whole
 
 COLOURS = dict(
     zip(
@@ -20,7 +20,7 @@ def draw(records: list[Record], folder: Path, name: str) -> list[Path]:
     """The figures that the timed records of one chip give, as PNG files `<name>-<what>.png`."""
     timed = foremost([row for row in records if "ms" in row and row["kind"] == "ours" and row["speed_up"]])
     made = {"length": _over_length(timed), "kept": _over_kept(timed), "steps": _steps(timed)}
-    return [_save(figure, folder / f"{name}-{what}.png") for what, figure in made.items() if figure]
+    return [save_whole(figure, folder / f"{name}-{what}.png") for what, figure in made.items() if figure]
 
 
 def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
@@ -30,10 +30,6 @@ def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, panels, squeeze=False)[0]
-
-
-def _save(figure: Any, path: Path) -> Path:
-    return write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=110, format="png"))
 
 
 def _over_length(timed: list[Record]) -> Any:

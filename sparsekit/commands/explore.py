@@ -19,12 +19,16 @@ def explore(
     prompt_file: Annotated[Path, Option(help="A text file")],
     pipeline: Annotated[list[str], Option(help="Spec of a pipeline, or a schedule; may be given several times")],
     most: Most = None,
+    cells: Annotated[
+        int | None, Option(help="Cells of a picture along an axis, at most; default: what a page of a few MB holds")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     out: Annotated[Path, Option(help=f"Folder for {PAGE}")] = Path("explore"),
 ) -> None:
     """Write a page to look into a model: what pipelines keep, compute and lose in every layer and head."""
     from .. import explore as exploration
+    from ..checks import check_count
     from ..chip import chip
     from ..evaluation.records import versions
     from ..layers import read_pipeline
@@ -32,6 +36,8 @@ def explore(
     from .positions import check_lengths
     from .progress import progress
 
+    if cells is not None:
+        check_count("cells", cells, 1)
     chosen, console = {text: read_pipeline(text) for text in pipeline}, Console()
     with progress():
         loaded = load(model, device, dtype=dtype)
@@ -39,7 +45,7 @@ def explore(
     check_lengths(loaded.model, [(prompt_file, tokens)])
     out.mkdir(parents=True, exist_ok=True)
     with progress() as on_step:
-        found = exploration.explore(loaded.model, tokens, chosen, on_step=on_step)
+        found = exploration.explore(loaded.model, tokens, chosen, cells=cells, on_step=on_step)
     say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
     for number, name in enumerate(chosen):
         total = found.totals(number)
