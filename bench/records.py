@@ -1,4 +1,7 @@
-"""Records: one result a line, appended and never changed. A run's lines share its id; compare within one run only."""
+"""Records: one result a line, appended and never changed. A run's lines share its id; compare within one run only.
+
+`python -m bench.accuracy.pack` writes what lines share once; more lines may follow, and it may be run again.
+"""
 
 import json
 import re
@@ -10,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from sparsekit.evaluation.records import Record, origin, with_new_names
+from sparsekit.evaluation.records import Record, origin, unpacked, with_new_names
 from sparsekit.files import write_whole
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +32,7 @@ def read(path: Path) -> list[Record]:
 
     So do parameters in their specs.
     """
-    return [with_new_names(_today(json.loads(line))) for line in path.read_text().splitlines()]
+    return [with_new_names(_today(x)) for x in unpacked(map(json.loads, path.read_text().splitlines()))]
 
 
 def foremost(records: list[Record]) -> list[Record]:

@@ -69,4 +69,4 @@ def test_the_tree_stays_small():
     if asked.returncode:
         pytest.skip("this is no checkout")
     sizes = {name: (ROOT / name).stat().st_size for name in asked.stdout.split("\0") if (ROOT / name).is_file()}
-    assert sum(sizes.values()) < 24e6, sorted(sizes.items(), key=lambda one: -one[1])[:10]
+    assert sum(sizes.values()) < 20e6, sorted(sizes.items(), key=lambda one: -one[1])[:10]

@@ -216,12 +216,14 @@ def here(monkeypatch, capfd):
 
 def test_the_command_writes_one_page(folder, tmp_path, here):
     schedule = Schedule({"1-2": SPECS[1], "default": "dense"}).save(tmp_path)
-    words = ["explore", folder, "--prompt-file", folder / "text", "--most", 300, "--out", tmp_path / "out"]
+    words = ["explore", folder, "--prompt-file", folder / "text", "--most", 300, "--cells", 20]
+    words += ["--out", tmp_path / "out"]
     ran = here(*words, "--pipeline", SPECS[0], "--pipeline", schedule)
     assert ran.returncode == 0, ran.stderr
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["explore.html"]
     found = embedded(tmp_path / "out" / "explore.html")
     assert [one["name"] for one in found["pipelines"]] == [SPECS[0], str(schedule)] and found["tokens"] == 300
+    assert found["cells"] == 20
     assert [layer["runs"][1]["spec"] == "dense" for layer in found["layers"]] == [True, False, False, True]
     dense = found["layers"][0]["runs"][1]
     assert dense["whole"] == {
@@ -239,6 +241,7 @@ def test_the_command_writes_one_page(folder, tmp_path, here):
     [
         (["--pipeline", "flex_prefil"], "there is no 'flex_prefil'"),
         (["--pipeline", "dense", "--most", 0], "most: got 0"),
+        (["--pipeline", "dense", "--cells", 0], "cells: got 0"),
         (["--pipeline", "dense", "--most", 1], "prompt: got 1 token"),
         (["--pipeline", "dense", "--prompt-file", "gone"], "prompt-file: 'gone'"),
         (["--pipeline", "dense", "--device", "abacus"], "device: got 'abacus'"),

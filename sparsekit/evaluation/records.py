@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +19,8 @@ from ..registry import by_new_names
 PACKAGES = ("sparsekit", "triton", "flash-attn-4", "nvidia-cutlass-dsl", "transformers")
 EACH = "each"  # of a packed line: by name, a list of what the records of it do not share
 SPECS = "pipeline", "what"  # fields that may hold one
+PART = "part"  # of a line that is no record: the name of what else stands in it, which later lines share
+OF = "of"  # of a packed line: the names of the parts that belong to it
 SOME = 64  # numbers of each parameter that tell weights apart
 Record = dict[str, Any]
 
@@ -26,8 +28,9 @@ Record = dict[str, Any]
 class Records:
     """The lines of a file, and how more get there. Without a path they are held in memory alone.
 
-    A line is a record, or several packed (bench/accuracy/pack.py). Raises ValueError for a line that is neither. The
-    start of a line, which a run that was killed left at the end, is taken off: `torn` is its number of bytes.
+    A line is a record, or packed (bench/accuracy/pack.py): several, or what records share. Raises ValueError for a line
+    that is neither. The start of a line, which a run that was killed left at the end, is taken off: `torn` is its
+    number of bytes.
     """
 
     def __init__(self, path: Path | str | None = None) -> None:
@@ -37,8 +40,7 @@ class Records:
         if self.path is not None and self.path.exists():
             whole = self.path.read_bytes()
             end = whole.rfind(b"\n") + 1
-            read = (_record(self.path, number, line) for number, line in enumerate(whole[:end].splitlines(), 1))
-            self.lines = [record for line in read for record in unpacked(line)]
+            self.lines = list(_read(self.path, whole[:end].splitlines()))
             self.torn = len(whole) - end
             if self.torn:
                 os.truncate(self.path, end)
@@ -100,15 +102,26 @@ def versions() -> dict[str, str]:
     return found
 
 
-def unpacked(line: Record) -> Iterator[Record]:
-    """Yield the records of a line: one, or as many as its lists have entries."""
-    if EACH not in line:
-        yield line
-        return
-    same = {name: value for name, value in line.items() if name != EACH}
-    lists: dict[str, list[Any]] = line[EACH]
-    for values in zip(*lists.values(), strict=True):
-        yield same | dict(zip(lists, values, strict=True))
+def unpacked(lines: Iterable[Record]) -> Iterator[Record]:
+    """Yield the records of the lines of a file: of a line none if it is a part, or as many as its lists have entries.
+
+    A part may be told anew: lines below it mean the later one, as where one file was put behind another.
+    """
+    parts: dict[str, Record] = {}
+    for line in lines:
+        if PART in line:
+            parts[line[PART]] = {name: value for name, value in line.items() if name != PART}
+            continue
+        same: Record = {}
+        lists: dict[str, list[Any]] = {}
+        for one in (*(parts[name] for name in line.get(OF, ())), line):
+            same |= one
+            lists |= one.get(EACH, {})
+        same = {name: value for name, value in same.items() if name not in (EACH, OF)}
+        if not lists:
+            yield same
+        for values in zip(*lists.values(), strict=True):
+            yield same | dict(zip(lists, values, strict=True))
 
 
 def with_new_names(line: Record) -> Record:
@@ -116,14 +129,21 @@ def with_new_names(line: Record) -> Record:
     return line | {name: by_new_names(line[name]) for name in SPECS if isinstance(line.get(name), str)}
 
 
-def _record(path: Path, number: int, line: bytes) -> Record:
+def _read(path: Path, lines: Sequence[bytes]) -> Iterator[Record]:
+    number = 0
+
+    def loaded() -> Iterator[Record]:
+        nonlocal number
+        for number, line in enumerate(lines, 1):  # noqa: B007  # of the line that is being read
+            yield json.loads(line)
+
     try:
-        found = json.loads(line)
-        if "kind" in found and "run" in (found | found.get(EACH, {})):
-            return with_new_names(found)
-    except (ValueError, TypeError):
-        pass
-    raise ValueError(
-        f"out: line {number} of {str(path)!r} is no record; allowed is a file that sparsekit eval wrote, or a new one: "
-        "pass another path"
-    )
+        for record in unpacked(loaded()):
+            if "kind" not in record or "run" not in record:
+                raise KeyError("kind, run")
+            yield with_new_names(record)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(
+            f"out: line {number} of {str(path)!r} is no record; allowed is a file that sparsekit eval wrote, or a new "
+            "one: pass another path"
+        ) from None

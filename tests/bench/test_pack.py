@@ -6,22 +6,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.accuracy.pack import EACH, GONE, PACKED, SAME, packed
+from bench.accuracy.pack import EACH, GONE, OF, PACKED, PART, SAME, packed
 from bench.records import FOLDER
-from sparsekit.evaluation.records import Records, unpacked, with_new_names
+from sparsekit.evaluation.records import Records, unpacked
 
-FILES = sorted((FOLDER / "front").rglob("*.jsonl"))
+FILES = sorted((FOLDER / "front").rglob("*.jsonl"))  # `make bench` appends to the others
 few = lambda *some: st.sampled_from(some)  # noqa: E731
 answers = st.fixed_dictionaries(
     {"kind": few(*PACKED), "run": few("a", "b"), "pipeline": few("p", "q"), "length": few(1, 2), "seed": st.integers()},
     optional={"task": few("x", "y"), "values": st.lists(few(0, 1)), GONE: st.text()},
 )
-others = st.fixed_dictionaries({"kind": few("run", "price"), "run": few("a", "b")})
+LONG = "x" * 60
+others = st.fixed_dictionaries(
+    {"kind": few("run", "price", "ours"), "run": few("a", "b")},
+    optional={
+        "versions": few({"torch": LONG}, {"torch": "2", "python": LONG}),
+        "case": few("p", LONG),
+        "ms": few(1, 2),
+    },
+)
 
 
 def of(line):
     """Return what a packed line is of: its task, and which names its records have."""
-    flat = {name: value for name, value in line.items() if name != EACH} | line.get(EACH, {})
+    flat = next(unpacked([line]))
     return *(flat.get(name) for name in SAME), *sorted(flat)
 
 
@@ -29,27 +37,54 @@ def mine(lines, name):
     return [line for line in lines if line["kind"] in PACKED and of(line) == name]
 
 
-@given(st.lists(answers | others))
-def test_packed_lines_are_the_same_records_and_one_for_each_task(lines):
+@given(lines=st.lists(answers | others), more=st.lists(answers | others, max_size=3))
+def test_packed_lines_are_the_same_records_and_one_for_each_task(lines, more):
     made = packed(lines)
-    back = [record for line in made for record in unpacked(line)]
+    back = list(unpacked(made))
     bare = [{name: value for name, value in line.items() if name != GONE} for line in lines]
     order = lambda some: sorted(json.dumps(line, sort_keys=True) for line in some)  # noqa: E731
     assert order(back) == order(bare)
-    once = [of(line) for line in made if line["kind"] in PACKED]
-    assert len(once) == len(set(once)) and packed(back) == made
-    for name in {of(line) for line in bare if line["kind"] in PACKED}:
+    assert packed(back) == made
+    asked = [of(line) for line in bare if line["kind"] in PACKED]
+    assert sum(PART not in line for line in made) == len(set(asked)) + len(bare) - len(asked)
+    for name in set(asked):
         assert mine(back, name) == mine(bare, name), "in the order they were asked"
+    assert list(unpacked([*made, *more])) == [*back, *more], "more lines may follow"
+    assert list(unpacked([*made, *packed(more)])) == [*back, *unpacked(packed(more))], "and a packed file"
+
+
+def test_what_lines_have_in_common_stands_once():
+    rows = [{"kind": "ours", "run": "a", "versions": {"torch": LONG}, "ms": ms} for ms in range(9)]
+    part, *rest = packed(rows)
+    assert part == {PART: part[PART], "versions": {"torch": LONG}} and len(rest) == 9
+    assert all(line == {"kind": "ours", "run": "a", "ms": ms, OF: [part[PART]]} for ms, line in enumerate(rest))
+    assert packed([*rows, rows[0] | {"ms": 10}])[:10] == [part, *rest], "packing again leaves lines as they are"
+    assert len({line[PART] for line in packed(different()) if PART in line}) == 3000
+
+
+def different():
+    """More parts than there are names of four letters without one that stands twice, by chance."""
+    return [{"kind": "ours", "run": "a", "case": f"{LONG}{n // 2}"} for n in range(6000)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_the_committed_records_are_packed(path):
-    lines = [with_new_names(json.loads(line)) for line in path.read_text().splitlines()]
-    assert lines == packed(Records(path).lines), "run python -m bench.accuracy.pack on it"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == packed(unpacked(lines)), "run python -m bench.accuracy.pack on it"
 
 
 def test_a_packed_line_without_a_run_is_no_record(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_text(json.dumps({"kind": "answers", EACH: {"seed": [1, 2]}}) + "\n")
     with pytest.raises(ValueError, match="line 1 .* is no record"):
+        Records(path)
+
+
+@pytest.mark.parametrize(
+    "second", ['{"kind": "run", "run": "a", "of": ["gone"]}', '{"part": "b"}\n{"run": "a", "of": ["b"]}', "[1]"]
+)
+def test_a_line_without_its_part_is_no_record(tmp_path, second):
+    path = tmp_path / "r.jsonl"
+    path.write_text(f'{{"kind": "run", "run": "a"}}\n{second}\n')
+    with pytest.raises(ValueError, match=f"line {1 + len(second.splitlines())} of .* is no record"):
         Records(path)
