@@ -14,7 +14,7 @@ demo: $(VENV)/ready  ## a long-context model on real text, dense beside sparse
 
 test: $(VENV)/ready  ## the whole CPU suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/test_laws.py tests/ops/test_cpu.py $(TYPED)
+	SPARSEKIT_HYPOTHESIS=typed OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/test_laws.py tests/ops/test_cpu.py $(TYPED)
 
 check: $(VENV)/ready  ## format, lint, types
 	$(BIN)/ruff format --check .

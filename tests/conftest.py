@@ -13,7 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a model that is not here is not looked for
 
 settings.register_profile("sparsekit", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.register_profile("faults", settings.get_profile("sparsekit"), phases=[Phase.explicit, Phase.generate])
-settings.load_profile(os.environ.get("SPARSEKIT_HYPOTHESIS", "sparsekit"))  # tests/faults.py names the other
+settings.register_profile("typed", settings.get_profile("sparsekit"), max_examples=6)  # any shows a wrong shape
+settings.load_profile(os.environ.get("SPARSEKIT_HYPOTHESIS", "sparsekit"))  # the others: tests/faults.py, make test
 
 
 def pytest_collection_modifyitems(items):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import combinations, product
 
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 
 import sparsekit as sk
@@ -24,6 +25,11 @@ EXAMPLES = [stage for module in MODULES for stage in module.EXAMPLES]
 
 def named(xs):
     return dict(argvalues=xs, ids=[getattr(x, "__name__", repr(x)).removeprefix("sparsekit.stages.") for x in xs])
+
+
+def tries(n):
+    """So many examples beside the 60 of an ordinary run, and as many in proportion where its profile has fewer."""
+    return settings(max_examples=max(n * settings.default.max_examples // 60, 2))
 
 
 def covering(meeting, *factors):

@@ -47,8 +47,8 @@ def here(monkeypatch, capfd):
     return run
 
 
-def test_the_demo_answers_draws_and_saves(tmp_path):
-    ran = sparsekit(
+def test_the_demo_answers_draws_and_saves(tmp_path, here):
+    ran = here(
         "demo", "--length", 1024, "--questions", 2, *sum((["--pipeline", s] for s in SPECS), []), "--out", tmp_path
     )
     assert ran.returncode == 0, ran.stderr

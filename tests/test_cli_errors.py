@@ -308,33 +308,56 @@ def test_a_model_that_cannot_be_sparse_is_refused_from_python_too(models):
 # Packages that are not there
 
 
-@pytest.mark.parametrize(
-    "lacking,code,extra",
-    [
-        ("transformers", "main('run', 'embedded', '--prompt-file', 'x', '--pipeline', 'dense')", "hf"),
-        ("transformers", "main('demo')", "hf"),
-        ("transformers", "main('profile', 'embedded', '--prompt-file', 'x')", "hf"),
-        ("transformers", "main('calibrate', 'embedded', '--prompt-file', 'x', '--pipeline', 'dense')", "hf"),
-        ("transformers", "main('eval', 'embedded')", "hf"),
-        ("transformers", "import sparsekit.integrations.transformers", "hf"),
-        ("transformers", "from sparsekit.testbed import load_model; load_model()", "hf"),
-        ("transformers", "from sparsekit.calibrate import calibrate; calibrate(0, [], [])", "hf"),
-        ("matplotlib", "from sparsekit.plots import draw_profile; draw_profile(0, 'x.png')", "plots"),
-        ("matplotlib", "main('eval', 'embedded', '--page', 'x.md')", "plots"),
-        ("accelerate", "from sparsekit.commands.loading import load; load('x', 'cpu', device_map='auto')", None),
-        ("lm_eval", "import sparsekit.integrations.lm_eval", "lm-eval"),
+LACKING = {
+    "transformers": [
+        ("main('run', 'embedded', '--prompt-file', 'x', '--pipeline', 'dense')", "hf"),
+        ("main('demo')", "hf"),
+        ("main('profile', 'embedded', '--prompt-file', 'x')", "hf"),
+        ("main('calibrate', 'embedded', '--prompt-file', 'x', '--pipeline', 'dense')", "hf"),
+        ("main('eval', 'embedded')", "hf"),
+        ("import sparsekit.integrations.transformers", "hf"),
+        ("from sparsekit.testbed import load_model; load_model()", "hf"),
+        ("from sparsekit.calibrate import calibrate; calibrate(0, [], [])", "hf"),
     ],
-)
-def test_what_a_base_install_lacks_names_the_extra(lacking, code, extra, tmp_path):
-    hidden = [lacking, "huggingface_hub"] if lacking == "transformers" else [lacking]  # the hub comes with it
-    before = f"import sys; sys.modules.update(dict.fromkeys({hidden}))\n"
-    before += "def main(*words):\n    from sparsekit.cli import main\n    sys.argv[1:] = words\n    main()\n"
-    ran = subprocess.run([sys.executable, "-c", before + code], capture_output=True, text=True, cwd=tmp_path)
-    last = ran.stderr.splitlines()[-1]
-    typed = code.startswith("main")
-    what = f'"sparsekit[{extra}]"' if extra else lacking
-    assert last.split(": ", 1)[1] == f"this needs {lacking}: pip install {what}", ran.stderr
-    assert ran.returncode == (2 if typed else 1) and (ran.stderr.count("\n") == 1 if typed else True)
+    "matplotlib": [
+        ("from sparsekit.plots import draw_profile; draw_profile(0, 'x.png')", "plots"),
+        ("main('eval', 'embedded', '--page', 'x.md')", "plots"),
+    ],
+    "accelerate": [("from sparsekit.commands.loading import load; load('x', 'cpu', device_map='auto')", None)],
+    "lm_eval": [("import sparsekit.integrations.lm_eval", "lm-eval")],
+}
+TRYING = """
+import contextlib, io, json, sys, traceback
+lacking, codes = json.loads(sys.argv[1])
+hidden = [lacking, "huggingface_hub"] if lacking == "transformers" else [lacking]  # the hub comes with it
+sys.modules.update(dict.fromkeys(hidden))
+def main(*words):
+    from sparsekit.cli import main
+    sys.argv[1:] = words
+    main()
+for code in codes:
+    ended = None
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            exec(code)
+        except SystemExit as error:
+            ended = error.code
+        except BaseException:
+            traceback.print_exc()
+    print(json.dumps([ended, said.getvalue()]))
+"""
+
+
+@pytest.mark.parametrize("lacking", LACKING)
+def test_what_a_base_install_lacks_names_the_extra(lacking, tmp_path):
+    """One process for what lacks the same package: it takes seconds to begin."""
+    asked = json.dumps([lacking, [code for code, _ in LACKING[lacking]]])
+    ran = subprocess.run([sys.executable, "-c", TRYING, asked], capture_output=True, text=True, cwd=tmp_path)
+    for (code, extra), line in zip(LACKING[lacking], ran.stdout.splitlines(), strict=True):
+        ended, said = json.loads(line)
+        what, typed = f'"sparsekit[{extra}]"' if extra else lacking, code.startswith("main")
+        assert said.splitlines()[-1].split(": ", 1)[1] == f"this needs {lacking}: pip install {what}", (code, said)
+        assert ended == (2 if typed else None) and (said.count("\n") == 1 if typed else True), code
 
 
 # Whatever else goes wrong

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from closeness import same
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import (
     EXAMPLES,
@@ -19,6 +19,7 @@ from strategies import (
     problems,
     randn,
     tokens,
+    tries,
     whole_plans,
     windowed,
 )
@@ -173,7 +174,7 @@ def test_block_choices_intersect_and_unite(data):
     assert a.then(b).density(p) <= a.density(p) <= Plan().density(p) == 1.0
 
 
-@settings(max_examples=250)
+@tries(250)
 @given(st.data())
 def test_work_and_density_count_the_pairs(data):
     p = data.draw(problems())
@@ -246,7 +247,7 @@ def test_dropped_queries_get_the_fill_and_kept_ones_do_not(data):
     assert torch.equal(out.o[kept], without.o[kept]), "the fill leaves kept queries alone"
 
 
-@settings(max_examples=250)
+@tries(250)
 @given(st.data())
 def test_the_last_queries_see_everything_and_the_others_what_they_saw(data):
     """The last that are no padding."""
@@ -265,7 +266,7 @@ def test_the_last_queries_see_everything_and_the_others_what_they_saw(data):
 
 
 @pytest.mark.parametrize("stage", **named(EXAMPLES))
-@settings(max_examples=20)
+@tries(20)
 @given(p=problems(causal=True) | padded(), fill=FILLS, n=st.integers(1, 8))
 def test_the_last_queries_vote_though_they_are_dense(stage, p, fill, n):
     """The stages decide as without `dense_last`."""
@@ -315,7 +316,7 @@ def test_tokens_after_blocks_are_refused():
 
 
 @pytest.mark.parametrize("stage", **named(EXAMPLES))
-@settings(max_examples=30)
+@tries(30)
 @given(p=problems())
 def test_a_stage_gives_a_lawful_plan(stage, p):
     laws.leaves_its_input_alone(stage, p)
@@ -323,14 +324,14 @@ def test_a_stage_gives_a_lawful_plan(stage, p):
 
 
 @pytest.mark.parametrize("module", **named(MODULES))
-@settings(max_examples=15)
+@tries(15)
 @given(p=problems(), size=st.integers(1, 6))
 def test_the_dense_setting_is_dense_attention(module, p, size):
     laws.is_dense_attention_in_its_dense_setting(module.DENSE, p, size)
 
 
 @pytest.mark.parametrize("stage", **named(EXAMPLES))
-@settings(max_examples=80)
+@tries(80)
 @given(p=problems())
 def test_a_stage_judges_each_sequence_alone(stage, p):
     laws.gives_the_same_plan_twice(stage, p)
@@ -338,14 +339,14 @@ def test_a_stage_judges_each_sequence_alone(stage, p):
 
 
 @pytest.mark.parametrize("stage", **named(EXAMPLES))
-@settings(max_examples=15)
+@tries(15)
 @given(p=problems(square=True), extra=st.integers(1, 5))
 def test_padding_slots_change_nothing(stage, p, extra):
     laws.is_not_changed_by_padding(stage, p, extra)
 
 
 @pytest.mark.parametrize("stage", **named(EXAMPLES))
-@settings(max_examples=20)
+@tries(20)
 @given(p=problems(), fill=FILLS)
 def test_stages_chain_with_the_nested_meaning(stage, p, fill):
     laws.chains_with_the_nested_meaning(stage, p, fill)
@@ -353,21 +354,21 @@ def test_stages_chain_with_the_nested_meaning(stage, p, fill):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("stage", **named(EXAMPLES))
-@settings(max_examples=8)
+@tries(8)
 @given(data=st.data())
 def test_nan_and_inf_neither_crash_nor_break_the_plan(stage, bad, data):
     laws.bears_nan_and_inf(stage, data.draw(problems()), bad, data)
 
 
 @pytest.mark.parametrize("stage", **named(EXAMPLES))
-@settings(max_examples=20)
+@tries(20)
 @given(p=problems(causal=True))
 def test_a_stage_lists_nothing_of_the_future(stage, p):
     laws.lists_nothing_of_the_future(stage, p)
 
 
 @pytest.mark.parametrize("stage", **named([stage for stage in EXAMPLES if getattr(stage, "sinks", 0)]))
-@settings(max_examples=20)
+@tries(20)
 @given(p=problems())
 def test_a_stage_with_sinks_shows_them(stage, p):
     laws.shows_the_sinks(stage, p, stage.sinks)

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from closeness import error, no_worse, plain_torch, same
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import covering, plans, problems, randn
+from strategies import covering, plans, problems, randn, tries
 from torch.nn.functional import scaled_dot_product_attention
 
 import sparsekit as sk
@@ -70,7 +70,7 @@ def test_the_error_is_that_of_plain_torch(backend, dtype, lengths, dims, causal,
 
 
 @pytest.mark.parametrize("backend", FAST)
-@settings(max_examples=60)
+@tries(60)
 @given(data=st.data())
 def test_work_cut_into_pieces_gives_the_same(backend, data):
     """Long inputs are cut at sizes that small ones never reach: here the sizes are small too."""
@@ -118,7 +118,7 @@ def test_auto_takes_the_fast_backend_on_a_cpu():
     assert sk.why_not("cpu", "sliding_window", Problem.of(q, q, q), Plan()) is not None
 
 
-@settings(max_examples=40)
+@tries(40)
 @given(
     data=st.data(), window=st.integers(1, 9), step=st.integers(1, 5), rows=st.integers(1, 4), diagonals=st.booleans()
 )
