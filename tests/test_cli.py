@@ -67,7 +67,7 @@ def test_the_demo_answers_draws_and_saves(tmp_path, here):
 
 
 def test_the_demo_explains_zeros_windows_and_sinks_in_one_picture(tmp_path, here):
-    ran = here("demo", "--length", 2048, "--questions", 1, "--out", tmp_path)
+    ran = here("demo", "--length", 1536, "--questions", 1, "--out", tmp_path)
     assert ran.returncode == 0, ran.stderr
     rows = {row["name"]: row for row in json.loads((tmp_path / "demo.json").read_text())["rows"]}
     assert list(rows)[:4] == ["dense", *BESIDE]

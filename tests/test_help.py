@@ -25,8 +25,10 @@ def test_help_imports_nothing_heavy(words):
     assert "Usage: " in ran.stdout and "--help" in ran.stdout
 
 
-@pytest.mark.parametrize("words", [[], ["run", "-h"], ["run", "--prompt-file", "-h"]])
-@pytest.mark.parametrize("name", ["/bin/sparsekit", "sparsekit.exe"])
+@pytest.mark.parametrize(
+    "name,words",
+    [("/bin/sparsekit", []), ("sparsekit.exe", ["run", "-h"]), ("/bin/sparsekit", ["run", "--prompt-file", "-h"])],
+)
 def test_the_public_names_are_there_even_where_help_was_asked(name, words):
     ask = f"import sys; sys.argv = {[name, *words]}; import sparsekit.cli; print('torch' in sys.modules); "
     ask += "import sparsekit.calibrate, sparsekit as sk; from sparsekit import *; "

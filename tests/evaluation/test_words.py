@@ -18,7 +18,7 @@ from sparsekit.evaluation.words import PIECE, Words
 from sparsekit.testbed import read_text
 from sparsekit.testing.small_model import word_tokenizer
 
-TEXT = read_text()[:3_000_000]
+TEXT = read_text()[:1_000_000]
 KINDS = ("bytes", "plain", "chat")
 LENGTHS = (4096, 8192)
 

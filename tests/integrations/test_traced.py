@@ -27,6 +27,8 @@ def llama():
 @torch.no_grad()
 def test_a_compiled_model_takes_prompts_of_several_lengths(llama, backend, dynamic):
     lengths = (90, 61, 45)
+    del llama.model.layers[1:]  # it takes as long for each layer, and they are alike
+    llama.config.num_hidden_layers = 1
     with sparsify(llama, FILLED):
         expected = [llama(ids(1, n)).logits for n in lengths]
         torch._dynamo.reset()
