@@ -51,16 +51,6 @@ def test_the_results_are_those_of_the_records():
     subprocess.run([sys.executable, "-m", "bench.speed.report", "--check"], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("page", ["docs/schedules.md", "docs/explore.md", "docs/add_a_stage.md"])
-def test_the_examples_run(page, monkeypatch):
-    """Every python block of the page runs as it stands; test_readme.py runs those of the README."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    assert blocks
-    monkeypatch.setattr(registry, "_own", {})  # what an example registers is gone after it
-    for block in blocks:
-        exec(compile(block, page, "exec"), {"__name__": "__main__"})
-
-
 @pytest.mark.parametrize("page, cls", [("stages.md", cls) for cls in STAGES] + [
     ("fills.md", cls) for cls in (fills.Zeros, fills.SlidingWindow, *POLICIES)
 ])  # fmt: skip
@@ -127,6 +117,7 @@ def test_every_link_and_picture_of_a_page_is_there(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_example_of_a_page_is_left_out_of_what_is_run(page):
+    """By `make docs`, where one that fails is an error; test_readme.py runs those of the README."""
     text = page.read_text()
     assert len(cells.blocks(text)) == len(re.findall(r"```\s*(?:python|py|\{code-cell)|<!-- python", text))
     assert cells.as_notebook(text).count("{code-cell}") == len(cells.blocks(text))

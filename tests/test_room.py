@@ -50,7 +50,7 @@ def test_no_choice_waits_where_there_is_room_for_all(stages, monkeypatch):
     monkeypatch.setitem(dispatch.AUTO, "cpu", ("triton", "reference"))
     monkeypatch.setattr(room, "KNOWN", ())
     monkeypatch.setattr(torch.Tensor, "tolist", _refuse, raising=False)  # it passes no operator on a CPU
-    q, k, v = (randn(i, 1, h, 40, 8, dtype=torch.float32) for i, h in enumerate((4, 2, 2)))
+    q, k, v = (randn(i, 1, h, 24, 8, dtype=torch.float32) for i, h in enumerate((2, 1, 1)))
     p = Problem.of(q, k, v)
     with _Sized(host="none") as watch:
         plan = Pipeline(stages, break_even=0)(p)

@@ -66,9 +66,9 @@ HALF, SINGLE = torch.float16, torch.float32
 @pytest.mark.parametrize(
     "dtype,Q,K,D,window,causal",
     [
-        (HALF, 389, 389, 64, 48, True),
-        (HALF, 389, 389, 64, 20, False),
-        (HALF, 130, 389, 40, 128, True),
+        (HALF, 261, 261, 64, 48, True),
+        (HALF, 261, 261, 64, 20, False),
+        (HALF, 130, 261, 40, 128, True),
         (HALF, 127, 127, 24, 200, True),
         (HALF, 129, 129, 256, 1, True),
         (SINGLE, 129, 129, 64, 48, True),
@@ -79,7 +79,7 @@ HALF, SINGLE = torch.float16, torch.float32
 def test_the_error_of_window_scores_is_that_of_plain_torch(dtype, Q, K, D, window, causal):
     """What lies beside the inputs is NaN: a kernel that reads over an end says so."""
     q, k = (
-        poisoned(randn(i, 1, *s, dtype=torch.float32).to(WHERE, dtype)) for i, s in enumerate([(6, Q, D), (2, K, D)])
+        poisoned(randn(i, 1, *s, dtype=torch.float32).to(WHERE, dtype)) for i, s in enumerate([(4, Q, D), (2, K, D)])
     )
     p = Problem.of(q, k, k, causal)
     wide = Problem.of(q.double(), k.double(), k.double(), causal)
@@ -94,14 +94,14 @@ def test_the_error_of_window_scores_is_that_of_plain_torch(dtype, Q, K, D, windo
 @pytest.mark.parametrize("dtype,D,probe,window", [(HALF, 64, 48, 100), (SINGLE, 24, 20, 33), (HALF, 40, 20, 1)])
 def test_keys_before_a_window_get_nothing_and_cost_no_score(dtype, D, probe, window, padded):
     """Scores far below zero: where a tile of keys is left out, nothing must stand for its largest score."""
-    q, k = (randn(i, 1, *s, dtype=torch.float32).to(WHERE, dtype) for i, s in enumerate([(6, 389, D), (2, 389, D)]))
+    q, k = (randn(i, 1, *s, dtype=torch.float32).to(WHERE, dtype) for i, s in enumerate([(4, 261, D), (2, 261, D)]))
     q[..., 0], k[..., 0] = 40.0, -40.0
     p = Problem.of(q, k, k, sliding_window=window)
     if padded:
-        pos = torch.where(p.q_pos < 389 - padded, p.q_pos, PAD)
+        pos = torch.where(p.q_pos < 261 - padded, p.q_pos, PAD)
         p = replace(p, q_pos=pos, k_pos=pos, full=False)
     wide = replace(p, q=q.double(), k=k.double(), v=k.double())
-    k[:, :, : 389 - padded - probe - window + 1] = math.nan
+    k[:, :, : 261 - padded - probe - window + 1] = math.nan
     mine, theirs, truth = (
         fast("window_scores", p, probe, True),
         plain("window_scores", p, probe, True),
