@@ -28,6 +28,7 @@ class Case:
     plan: Make | None = None
     spec: Spec | None = None  # for a length in tokens
     compress: str = "auto"
+    fills: bool = False  # of a plan: its last step alone is timed, which fills the rows of dropped queries
     break_even: Literal["auto"] | int = 0  # of a pipeline: it runs its stages even where they cost more than they save
 
 
@@ -128,7 +129,12 @@ SPECS = ("token_coverage", f"token_coverage | {WINDOW}", "flex_prefill", f"token
          "block_topk", 'block_threshold(queries="each")', "streaming", *PIPELINES)  # fmt: skip
 AUTO = [Case("dense, as a pipeline", spec=spec("dense"), break_even="auto")]
 AUTO += [Case(f"auto: {text}", spec=spec(text), break_even="auto") for text in SPECS]  # never slower than dense
-SUITES = {"attend": ATTEND, "stages": STAGES, "short": SHORT, "peers": PEERS, "memory": MEMORY, "auto": AUTO}
+FILLS = [
+    Case("fill, window 512", random_tokens(0.15, SlidingWindow(512, sinks=0)), fills=True),
+    Case("fill, window 512, 16 sinks", random_tokens(0.15, SlidingWindow(512, sinks=16)), fills=True),
+]
+SUITES = {"attend": ATTEND, "stages": STAGES, "short": SHORT, "peers": PEERS, "memory": MEMORY, "auto": AUTO,
+          "fill": FILLS}  # fmt: skip
 
 
 def _call(pipeline: Pipeline, p: Problem, clock: Clock) -> Tensor:
@@ -161,9 +167,12 @@ def contenders(case: Case, p: Problem, backends: list[str]) -> Iterator[Contende
         )
     if case.plan:
         made = case.plan(p)
+        short = attend(made.compress(p)) if case.fills else None
         for name in backends:
 
             def run(clock: Clock, name: str = name) -> Tensor:
+                if short is not None:
+                    return dispatch.run("scatter_tokens", p.q.device.type, p, made, short, backend=name).o
                 return attend(p, made, compress=case.compress, backend=name, clock=clock).o
 
             yield Contender(case.name, name, "ours", run, made)

@@ -164,11 +164,22 @@ def _beyond(case: str, most: float, inputs: str = "structured") -> Callable[[lis
     return measure
 
 
+def _fill(rows: list[Record]) -> Measured | None:
+    """The least ms of a window with sinks, by any kernel, over FlashAttention-4's of the window alone."""
+    ms = lambda row: (row.get("row_ms") or row["ms"])["p50"]  # noqa: E731
+    sunk = [ms(row) for row in _of(rows, "fill, window 512, 16 sinks")]
+    alone = [ms(row) for row in rows if row["case"] == "fill, window 512" and row["backend"] == "flash"]
+    if not sunk or not alone:
+        return None
+    return Measured(f"{min(sunk) / alone[0]:.2f} x, {min(sunk):.2f} ms", 1.15 * alone[0] / min(sunk))
+
+
 LLAMA, QWEN = "llama-3.1-8b", "qwen2.5-1.5b"
 IN_ROWS = [  # shape, tokens, aim: TokenCoverage with many votes and a filled window over dense attention
     *((LLAMA, length, aim) for length, aim in ((4096, 0.7), (8192, 1.5), (16384, 3.5), (32768, 7.0), (K128, 20.0))),
     *((QWEN, length, aim) for length, aim in ((8192, 1.0), (16384, 2.5), (32768, 6.0))),
 ]
+FILLED = (LLAMA, 16384), (LLAMA, 32768), (QWEN, 16384)
 SEARCHES = ((4096, 0.25), (8192, 0.3), (16384, 0.4), (32768, 0.7), (K128, 1.3))  # tokens, ms
 TARGETS = [
     Target(
@@ -219,6 +230,15 @@ TARGETS = [
             LLAMA, length, _beyond("TokenCoverage, kept 0.3", most),
         )
         for n, (length, most) in enumerate(((32768, 0.5), (K128, 1.3)), 1)
+    ),
+    *(
+        Target(
+            f"W{n}",
+            f"a fill's window of 512 with 16 sinks, {length // 1024}K, {shape}, in a row: at most 1.15 x "
+            "FlashAttention-4's window alone",
+            shape, length, _fill,
+        )
+        for n, (shape, length) in enumerate(FILLED, 1)
     ),
 ]  # fmt: skip
 

@@ -176,6 +176,21 @@ def test_calls_in_a_row_are_beside_dense_attention_of_their_own_run():
     assert targets.newest(named["S4"], without) is None
 
 
+def test_a_fill_with_sinks_is_held_to_the_window_alone():
+    """The best kernel with sinks, and FlashAttention-4's without, not the fastest without."""
+
+    def row(case, backend, ms):
+        one = gpu_rows("one")[4] | {"length": 16384, "inputs": "structured", "case": case, "backend": backend}
+        return one | {"ms": {"p50": 9.0}, "row_ms": {"p50": ms}}
+
+    alone, sunk = "fill, window 512", "fill, window 512, 16 sinks"
+    rows = [row(alone, "flash", 2.0), row(alone, "hopper", 1.0), row(sunk, "flash", 4.0), row(sunk, "hopper", 2.3)]
+    W1 = next(target for target in targets.TARGETS if target.name == "W1")
+    found = targets.newest(W1, rows)
+    assert found and found[0].share == pytest.approx(1.0) and found[0].text == "1.15 x, 2.30 ms"
+    assert targets.newest(W1, rows[1:]) is None, "without the yardstick nothing can be said"
+
+
 def test_memory_is_measured_against_what_must_be_held():
     target = next(target for target in targets.TARGETS if target.name == "T7")
     held = 2 * (32 + 8) * 2**20 * 128 * 2
