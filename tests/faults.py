@@ -147,7 +147,7 @@ FAULTS = [
  ("break-even guesses what streaming says", "sparsekit/break_even.py", 'if type(stage).__name__ == "Streaming":', "if False:", "tests/test_break_even.py"),
  ("a plan that does not pay runs", "sparsekit/pipeline.py", "if saved is None or saved > 0:", "if True:", "tests/test_break_even.py"),
  ("explain does not know of a plan that did not pay", "sparsekit/pipeline.py", "self._lost[problem.q.shape, problem.k.shape] = times", "pass", "tests/test_break_even.py"),
- ("explain blames what is kept for the fill", "sparsekit/break_even.py", "elif self.sparse - self.beside < self.dense or self.beside > self.attend:", "elif False:", "tests/test_break_even.py"),
+ ("explain blames what is kept for the fill", "sparsekit/break_even.py", "elif self.sparse - self.fixed < self.dense or self.fixed > self.attend:", "elif False:", "tests/test_break_even.py"),
  ("searches in vain are not made up for", "sparsekit/pipeline.py", "        if credit < 0:", "        if False:", "tests/test_break_even.py"),
  ("gains do not pay for searches", "sparsekit/pipeline.py", "credit + (gain(plan, problem) or 0.0) - times", "credit - times", "tests/test_break_even.py"),
  ("a stage of one's own is measured for", "sparsekit/prices.py", "all(type(stage) in built_in for stage in stages)", "True", "tests/test_prices.py"),
@@ -189,6 +189,10 @@ FAULTS = [
  ("triton: block lists see the future", "sparsekit_kernels/triton/vertical_slash_blocks.py", "open_ = j <= last", "open_ = j < J"),
  ("triton: rows that see nothing hide whole blocks", "sparsekit_kernels/triton/seen_blocks.py", "tl.where(seen > 0, seen, NOBODY)", "seen"),
  ("triton: equal entries are not counted", "sparsekit_kernels/triton/coverage_count.py", "above + tl.minimum(spare, within)", "above"),
+ ("triton: equal entries of shares are not counted", "sparsekit_kernels/triton/coverage_count.py", "above + tl.minimum(spare, equal)", "above"),
+ ("triton: a share overwrites equal entries of those before", "sparsekit_kernels/triton/select_tokens.py", "filled += tl.minimum(tied, spare)", "filled += 0"),
+ ("triton: shares that nothing fills are not padded", "sparsekit_kernels/triton/select_tokens.py", "range(target + part * N, width", "range(target + (part + 1) * N, width"),
+ ("triton: shares forget the mass above", "sparsekit_kernels/triton/coverage_mask.py", "total = mass + tl.sum(tl.where(bins[None, :] >= bins", "total = tl.sum(tl.where(bins[None, :] >= bins"),
  ("own: a compiled call keeps the class of before", "sparsekit/registry.py", "    return len(_replaced)", "    return 0", "tests/test_own.py::test_a_compiled_call_runs_the_newest_class"),
  ("own: a stage with a name counts as built in", "sparsekit/pipeline.py", "self._spec is not None and is_built_in(self.stages)", "self._spec is not None", "tests/test_own.py::test_a_stage_of_ones_own_with_a_name_is_not_built_in"),
  ("own: of two packages with a name the first wins", "sparsekit/registry.py", "    if others:\n", "    if False:\n", "tests/test_own.py::test_a_name_that_an_installed_package_has_is_taken"),
@@ -272,7 +276,7 @@ FAULTS = [
  ("an old name is dropped", "sparsekit/former_names.py", "new_names.get(name, name): value for", "name: value for", "tests/test_former_names.py"),
  ("an old pickle has the default", "sparsekit/former_names.py", "_by_new_names(cls.__name__, new_names, state)", "state", "tests/test_former_names.py"),
  ("the command line keeps old names to itself", "sparsekit/cli.py", 'warnings.filterwarnings("default", "sparsekit:", DeprecationWarning)', "pass", "tests/test_former_names.py"),
- ("old records keep old names", "sparsekit/evaluation/records.py", "return with_new_names(found)", "return found", "tests/test_former_names.py"),
+ ("old records keep old names", "sparsekit/evaluation/records.py", "yield with_new_names(record)", "yield record", "tests/test_former_names.py"),
 ]
 # fmt: on
 INTEGRATION = "tests/integrations"

@@ -1,6 +1,6 @@
 """How many entries lie within a mass: the search of coverage_mask, without the pass that marks them.
 
-Few long rows are shared by many programs: shares.py searches them.
+Few long rows are shared by many programs: coverage_mask searches them.
 """
 
 import torch
@@ -11,8 +11,7 @@ from torch import Tensor
 from sparsekit.ops.coverage_count import Counts, Mass, Scores
 
 from . import why_not_here
-from .coverage_mask import how_many_fit, limits, within_mass
-from .shares import are_shared, before, found
+from .coverage_mask import are_shared, before, found, how_many_fit, limits, within_mass
 from .topk_mask import in_rows, sizes
 
 
@@ -45,8 +44,8 @@ def _fit(
     row = tl.program_id(0)
     spare = how_many_fit(tl.load(lows + row), tl.load(masses + row), tl.load(limit + row), SMALLEST, WIDE)
     above, none = before(aboves, 0, SHARES)
-    within, none = before(equals, 0, SHARES)
-    tl.store(counts + row, above + tl.minimum(spare, within))
+    equal, none = before(equals, 0, SHARES)
+    tl.store(counts + row, above + tl.minimum(spare, equal))
 
 
 @triton.jit

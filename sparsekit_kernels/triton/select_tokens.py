@@ -1,6 +1,6 @@
 """The largest scores of each row, compacted: the search of topk_mask, then each tile's choice at a running offset.
 
-Few long rows are shared by many programs: shares.py searches them and counts what each share holds.
+Few long rows are shared by many programs: coverage_mask searches them and counts what each share holds.
 """
 
 import torch
@@ -12,7 +12,7 @@ from sparsekit.ops.select_tokens import Keep, Scores, common_width
 from sparsekit.plan import Tokens
 
 from . import why_not_here
-from .shares import are_shared, before, found
+from .coverage_mask import are_shared, before, found
 from .topk_mask import AHEAD, bounds, choose, in_rows, keys, places, sizes
 
 

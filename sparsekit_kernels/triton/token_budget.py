@@ -13,8 +13,7 @@ from sparsekit.ops.token_budget import Drop, Most, Votes
 
 from . import why_not_here
 from .coverage_count import shared
-from .coverage_mask import how_many_fit, limits, within_mass
-from .shares import are_shared
+from .coverage_mask import are_shared, how_many_fit, limits, within_mass
 from .topk_mask import entries, in_rows, places, sizes
 
 

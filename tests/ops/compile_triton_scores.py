@@ -18,7 +18,6 @@ from sparsekit_kernels.triton import (
     query_aware,
     seen_blocks,
     select_tokens,
-    shares,
     threshold_blocks,
     token_budget,
     token_votes,
@@ -102,26 +101,32 @@ def row_kernels(name):
         kernel = compile_kernel(token_votes._token_votes, name, pointers, constants, token_votes.WARPS)
         yield f"token_votes per_head={per_head}", kernel
     for smallest in (False, True):
-        M, N = shares.TILE
-        constants = dict(MASS=True, SMALLEST=smallest, SHARES=shares.SHARES, WIDE=tl.float32)
+        M, N = coverage_mask.TILE
+        constants = dict(MASS=True, SMALLEST=smallest, SHARES=coverage_mask.SHARES, WIDE=tl.float32)
         pointers = tensors("fp32", "scores limit masses sums", lows="i32", counts="i32")
         without = {pointer: x for pointer, x in pointers.items() if pointer != "counts"}
-        kernel = compile_kernel(shares._bin_share, name, without, constants | dict(M=M, N=N))
-        yield f"shares bins smallest={smallest}", kernel
+        kernel = compile_kernel(coverage_mask._bin_share, name, without, constants | dict(M=M, N=N))
+        yield f"coverage_mask bins smallest={smallest}", kernel
         constants |= dict(N=M * N)
-        yield f"shares counts smallest={smallest}", compile_kernel(shares._count_share, name, pointers, constants)
+        yield (
+            f"coverage_mask counts smallest={smallest}",
+            compile_kernel(coverage_mask._count_share, name, pointers, constants),
+        )
         pointers = tensors("fp32", "scores limit masses", lows="i32", aboves="i32", equals="i32")
         kernel = compile_kernel(coverage_mask._mark_share, name, pointers | {"mask": "*i1"}, constants)
         yield f"coverage_mask marks smallest={smallest}", kernel
         del pointers["scores"], constants["MASS"], constants["N"]
         kernel = compile_kernel(coverage_count._fit, name, pointers | {"counts": "*i64"}, constants)
         yield f"coverage_count of shares smallest={smallest}", kernel
-    constants = dict(MASS=False, SMALLEST=False, SHARES=shares.SHARES, WIDE=tl.float32)
+    constants = dict(MASS=False, SMALLEST=False, SHARES=coverage_mask.SHARES, WIDE=tl.float32)
     pointers = tensors("fp32", "scores limit masses", lows="i32", aboves="i32", equals="i32", idx="i32")
     kernel = compile_kernel(select_tokens._take_share, name, pointers, constants | dict(N=M * N))
     yield "select_tokens of shares", kernel
     pointers = tensors("fp32", "scores limit masses sums", lows="i32")
-    yield "shares bins of counts", compile_kernel(shares._bin_share, name, pointers, constants | dict(M=M, N=N))
+    yield (
+        "coverage_mask bins of counts",
+        compile_kernel(coverage_mask._bin_share, name, pointers, constants | dict(M=M, N=N)),
+    )
 
 
 def block_kernels(name):

@@ -152,10 +152,9 @@ held_or_not = pytest.mark.parametrize("held", [2**15, 0, None])
 @contextmanager
 def shared():
     """Inside, rows of a few entries are shared by several programs."""
-    small = dict(LONG=4, SHARE=16, SHARES=4, TILE=(2, 16))
-    with mock.patch("sparsekit_kernels.triton.coverage_mask.LONG", 4):
-        with mock.patch.multiple("sparsekit_kernels.triton.shares", **small):
-            yield
+    small = dict(LONG=4, SPLIT=4, SHARE=16, SHARES=4, TILE=(2, 16))
+    with mock.patch.multiple("sparsekit_kernels.triton.coverage_mask", **small):
+        yield
 
 
 def rows_held(held):
