@@ -30,7 +30,8 @@ TARGETS: Mapping[str, Claim] = {  # what the names of recipes promise
     "balanced": Claim(answers=0.97, average=0.99, text=0.01),
     "fast": Claim(answers=0.95),
 }
-CLAIMS: Mapping[str, Claim] = TARGETS  # borne out on every model at every length
+KEPT = ("lossless", "balanced")  # not yet `fast`: it was chosen anew, and no other seeds were asked since
+CLAIMS: Mapping[str, Claim] = {name: TARGETS[name] for name in KEPT}  # borne out on every model at every length
 ENOUGH = 200  # answers that a claim rests on, at each model and length
 
 

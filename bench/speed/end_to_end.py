@@ -218,6 +218,7 @@ def look(case: Case, model: PreTrainedModel, ids: Tensor) -> Record:
     """
     gpu, marks, held = ids.is_cuda, timing.Marks(ids.device), [0]
     with case.on(model, ids.shape[1]):
+        first_token(model, ids)  # what a first call compiles or records is no part of what is looked at
         before = model.config._attn_implementation
         within = ALL_ATTENTION_FUNCTIONS[before]
 

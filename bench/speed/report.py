@@ -205,6 +205,10 @@ WHOLE = (
 )  # fmt: skip
 
 
+FIXED = "Parameters fix how much each pipeline computes: random weights cannot say how much a trained model needs."
+REAL = "Recipes run by force, and, with `auto`, as break-even decides. The prompt is real text."
+
+
 def prefills(records: list[Record]) -> list[str]:
     """A table for each model that was run whole: time to first token, and what one layer's attention holds."""
     parts = []
@@ -214,8 +218,8 @@ def prefills(records: list[Record]) -> list[str]:
     for (name, inputs, dtype), rows in sorted(models.items()):
         lines = [
             f"### Prefill of a whole model: {name}, {rows[0]['shape']['layers']} layers, {dtype}, {inputs}\n",
-            "The parameters of each pipeline fix how much it computes: random weights cannot say how much a trained "
-            "model\nneeds. `attention` is its part of the time. `peak GB` has the model's "
+            f"{FIXED if inputs.startswith('random') else REAL}\n"
+            "`attention` is its part of the time. `peak GB` has the model's "
             f"{rows[0]['model_bytes'] / 1e9:.2f} in it, `a layer's GB` is the most that\none layer's attention holds "
             "besides its queries, keys and values. Errors are those of the middle layer.\n",
             f"| {' | '.join(WHOLE)} |",
@@ -227,7 +231,13 @@ def prefills(records: list[Record]) -> list[str]:
                 case, by, kept, density, ms, _, over, _, *rest = _cells(row)
                 spread = f"{ms} ({row['ms']['p20']:,.2f} to {row['ms']['p80']:,.2f})"
                 cells = [case.removeprefix(f"{PREFILL}, "), by, thousands(row["length"]), kept, density, spread, over]
-                cells += [f"{row['attention_share']:.0%}", *rest, gb(row["peak_bytes"]), gb(row["attention_bytes"])]
+                share = row["attention_share"]
+                cells += [
+                    "" if share is None else f"{share:.0%}",
+                    *rest,
+                    gb(row["peak_bytes"]),
+                    gb(row["attention_bytes"]),
+                ]
                 lines.append(f"| {' | '.join(cells)} |")
         for title, listed in (
             ("Pipelines", [f"- {_of_length(row)}: `{row['what']}`" for row in rows if "ms" in row]),
