@@ -9,9 +9,9 @@ __version__: str
 
 
 def _is_help() -> bool:
-    """Return whether this process is `sparsekit` or `python -m sparsekit` asked for help: without torch.
+    """Return whether this process only prints the command line's help, for which torch is not imported.
 
-    Python names the module in `sys.argv[0]` only once its package is imported: until then "-m" stands there.
+    While Python imports the package of `python -m sparsekit`, `sys.argv[0]` is "-m"; later it is the module's file.
     """
     started, *words = sys.argv or [""]
     if words and not {"-h", "--help"}.intersection(words):
@@ -35,7 +35,7 @@ if not TYPE_CHECKING:  # or every misspelt name would have a type
 
             return version(__name__)
         is_room = any(Path(__file__).with_name(file).exists() for file in (name, f"{name}.py"))
-        if not is_room:  # "from . import room" asks here first
+        if not is_room:  # "from . import room" calls this first
             public = import_module(f"{__name__}.public")
             if name == "__all__" or name in public.__all__:
                 return getattr(public, name)

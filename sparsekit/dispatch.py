@@ -1,10 +1,11 @@
-"""Who runs an op. The address of a piece of code is (backend, op): a package, and a module in it named as the op.
+"""The choice of the backend that runs an op. A backend is a package, and an op is a module of the same name in it.
 
 Such a module has two functions: one named as the op, and `why_not`, with the same arguments, which says in words
-why it cannot run them (None: it can). A missing module is a backend that lacks the op. It may have a third, `kernel`,
-with the same arguments: what to call, with tensors alone, for all further problems of the same shapes (None: nothing).
-The package may have a function `missing`: of a device, what this machine lacks to run any of its ops. It is asked
-first, so that who has no GPU is not told of a dtype.
+why it cannot run them (None: it can). A backend without the module lacks the op. The module may have a third
+function, `kernel`, with the same arguments. It returns a function of tensors alone for later problems of the same
+shapes, or None.
+The package may have a function `missing`. It takes a device and says what this machine lacks to run any of its ops. It
+is called first, so that a user without a GPU does not read about dtypes.
 """
 
 import importlib
@@ -29,8 +30,8 @@ BACKENDS = {
 AUTO: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu", "reference"),
     "cuda": ("hopper", "flash", "triton", "cpu", "reference"),
-}  # what "auto" may try, in order, by device type: a backend joins once it has been measured there
-ALLOWED = ("auto", *(name for name in BACKENDS if name != "hopper"))  # who may be named to attend: that one does not
+}  # the backends that "auto" tries, in order, by device type: a backend is listed once it has been measured there
+ALLOWED = ("auto", *(name for name in BACKENDS if name != "hopper"))  # values of `Attend.backend`: hopper has no attend
 
 
 _clock: ContextVar[Callable[[str], AbstractContextManager]] = ContextVar("clock", default=nullcontext)
@@ -41,7 +42,7 @@ class NoBackendError(RuntimeError):
 
 
 def why_not(backend: str, op: str, *args: Any) -> str | None:
-    """In words, why `backend` cannot run `op` on these arguments, what must change first; None if it can."""
+    """Return in words why `backend` cannot run `op` on these arguments, or None if it can."""
     if not has(backend, op):
         return f"there is no {BACKENDS[backend]}.{op}"
     if missing := getattr(_module(BACKENDS[backend]), "missing", None):
@@ -52,7 +53,7 @@ def why_not(backend: str, op: str, *args: Any) -> str | None:
 
 
 def no_gpu(device: torch.device, needed: str = "a GPU") -> str | None:
-    """Return in words why what needs a GPU cannot run on a device; None if that is one."""
+    """Return in words why a device is no GPU, or None if it is one. `needed` is the kind of GPU to name."""
     if device.type == "cuda":
         return None
     where = f"the tensors are on {device.type}" if torch.cuda.is_available() else "there is none here"
@@ -60,14 +61,14 @@ def no_gpu(device: torch.device, needed: str = "a GPU") -> str | None:
 
 
 def _device(first: Any) -> torch.device:
-    """Where an op's first argument lies: a tensor, a Problem or Blocks."""
+    """Return the device of an op's first argument: a tensor, a Problem or Blocks."""
     if not isinstance(first, torch.Tensor):
         first = first.q if hasattr(first, "q") else first.counts
     return first.device
 
 
 def has(backend: str, op: str) -> bool:
-    """Whether the backend has the op, if not what it takes to run it here."""
+    """Return whether the backend has the op, even if this machine cannot run it."""
     return _there_is(f"{BACKENDS[backend]}.{op}")
 
 
@@ -75,27 +76,30 @@ def has(backend: str, op: str) -> bool:
 def _there_is(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # nor the package
+    except ModuleNotFoundError:  # the package is missing too
         return False
 
 
-@cache  # looking for a module that is not there costs more than a kernel launch
+@cache  # the search for a missing module takes longer than a kernel launch
 def _module(name: str) -> ModuleType | str:
-    """A module, or in words why there is none."""
+    """Import a module, or return in words why there is none."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as missing:
         return f"there is no {missing.name}"
 
 
-@cache  # torch looks it up anew each time, and a call asks several times
+@cache  # torch does not cache it, and a call needs it several times
 def capability(device: torch.device) -> tuple[int, int]:
-    """The compute capability of a GPU: (9, 0) is Hopper."""
+    """Return the compute capability of a GPU: (9, 0) is Hopper."""
     return torch.cuda.get_device_capability(device)
 
 
 def choose(op: str, device: str, *args: Any, backend: str = "auto") -> str:
-    """The backend that will run the op. One the user names runs or raises; only "auto" chooses, from AUTO."""
+    """Return the backend that runs the op: the named one, or for "auto" the first of AUTO that can.
+
+    Raises NoBackendError if it cannot run.
+    """
     reasons = {}
     for name in AUTO.get(device, AUTO["cpu"]) if backend == "auto" else (backend,):
         reasons[name] = why_not(name, op, *args)
@@ -105,21 +109,21 @@ def choose(op: str, device: str, *args: Any, backend: str = "auto") -> str:
 
 
 def run(op: str, device: str, *args: Any, backend: str = "auto") -> Any:
-    """Run the op on the chosen backend."""
+    """Run the op on the backend that `choose` returns."""
     name = choose(op, device, *args, backend=backend)
     with _clock.get()(op):
         return getattr(_module(f"{BACKENDS[name]}.{op}"), op)(*args)
 
 
 def kernel(op: str, device: str, *args: Any, backend: str = "auto") -> Callable[..., Any] | None:
-    """What the chosen backend would have called for further problems of the same shapes, if it can tell."""
+    """Return the backend's function of tensors alone for later problems of the same shapes, or None."""
     name = choose(op, device, *args, backend=backend)
     find = getattr(_module(f"{BACKENDS[name]}.{op}"), "kernel", None)
     return find(*args) if find else None
 
 
 def no_gpu_kernel(*args: Any) -> str | None:
-    """In words, why nothing but plain torch could attend on a GPU; None if a kernel can."""
+    """Return in words why no GPU kernel can run attend on these arguments, or None if one can."""
     reasons = {}
     for name in reversed([name for name in AUTO["cuda"] if name not in AUTO["cpu"] and has(name, "attend")]):
         reasons[name] = why_not(name, "attend", *args)
@@ -129,13 +133,13 @@ def no_gpu_kernel(*args: Any) -> str | None:
 
 
 def is_timed() -> bool:
-    """Whether a clock looks at the ops that run in this thread."""
+    """Return whether a clock times the ops of this thread."""
     return _clock.get() is not nullcontext
 
 
 @contextmanager
 def timed(clock: Callable[[str], AbstractContextManager]) -> Iterator[None]:
-    """Inside, `clock(op)` is entered around every op that runs in this thread."""
+    """Enter `clock(op)` around every op that runs in this thread while the context is open."""
     token = _clock.set(clock)
     try:
         yield
@@ -144,18 +148,18 @@ def timed(clock: Callable[[str], AbstractContextManager]) -> Iterator[None]:
 
 
 def ops() -> list[str]:
-    """The ops there are: the modules of sparsekit.ops."""
+    """Return the names of all ops, which are the modules of sparsekit.ops."""
     package = importlib.import_module(BACKENDS["reference"])
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__))
 
 
 def definition(op: str) -> ModuleType:
-    """The module of sparsekit.ops that says what the op means."""
+    """Return the module of sparsekit.ops that defines the op."""
     return importlib.import_module(f"{BACKENDS['reference']}.{op}")
 
 
 def table() -> dict[str, dict[str, str | None]]:
-    """For each op, each backend: None if it has the op, else the reason. `sparsekit backends` prints it."""
+    """Return, by op and backend, None if the backend has the op, else the reason. `sparsekit backends` prints it."""
     found: dict[str, dict[str, str | None]] = {}
     for op in ops():
         found[op] = {}

@@ -28,8 +28,8 @@ def attend(
     """Compute exactly the pairs of a plan (dense if None): compress, attend, decompress.
 
     `compress`, `backend` and `check` are those of `Compress` and `Attend`; `clock(name)` is entered around each step.
-    Raises ValueError for a plan that is not one of the problem, and NoBackendError, with the reasons, if no backend
-    can. The backward pass of what it returns raises ValueError.
+    Raises ValueError for a plan that does not fit the problem, and NoBackendError, with the reasons, if no backend can
+    run it. The backward pass of the result raises ValueError.
     """
     if needs_gradients(problem.q, problem.k, problem.v):
         with torch.no_grad():
@@ -41,9 +41,9 @@ def attend(
 def run(
     problem: Problem, plan: Plan, short: list[Problem], compress: str, backend: str, check: bool, clock: Clock
 ) -> Output:
-    """Like `attend`, without a look at gradients.
+    """Do as `attend`, but for tensors that need no gradients.
 
-    `short` holds the compressed problem if there is one already, and nothing afterwards: it is large.
+    `short` is empty or holds the compressed problem, which is popped, so that its memory is free before decompression.
     """
     begun = begin(problem, plan, short, compress, backend, check, clock)
     return begun if isinstance(begun, Output) else begun(problem)
@@ -52,9 +52,9 @@ def run(
 def begin(
     problem: Problem, plan: Plan, short: list[Problem], compress: str, backend: str, check: bool, clock: Clock
 ) -> Output | Step:
-    """Like `run`, but return the step that decompresses, where there is one, without taking it.
+    """Do as `run`, but return the step that decompresses, where there is one, instead of running it.
 
-    It may be given another problem, which differs in nothing but where q, k and v lie, and holds none of them itself.
+    The step may be called with a problem that has other q, k and v of the same shapes: it holds no tensor of this one.
     """
     device = problem.q.device.type
     if is_abstract(problem.q):
@@ -63,7 +63,7 @@ def begin(
     plan.check(problem, contents=check)
 
     def call(op: str, *args: Any) -> Any:
-        # the named backend attends; what stands beside that it does too, where it can
+        # the named backend must run attention; it runs the other ops where it can
         can = op == "attend" or backend == "auto" or dispatch.why_not(backend, op, *args) is None
         return dispatch.run(op, device, *args, backend=backend if can else "auto")
 
@@ -81,13 +81,13 @@ def begin(
             with clock("fill"):
                 out = plan.fill_in(problem, out, call("sliding_window", problem, plan))
         return out
-    loose = plan.queries is not None and problem.full  # all padding is the compressed problem's, and stays behind
+    loose = plan.queries is not None and problem.full  # only compression pads, and scatter_tokens skips padding
     with clock("compress"):
         unread = loose and plan.blocks is None and _by_tiles(problem, backend)  # a block may reach further than a tile
         kept = short.pop() if short else call("gather_tokens", replace(problem, loose=unread), plan)
     with clock("attend"):
         out = call("attend", replace(kept, loose=loose), Plan(blocks=plan.blocks))
-    del kept  # as large as the output at a third of the tokens: make room for that
+    del kept  # free its memory for the output: at a third of the tokens it is as large
 
     def decompress(problem: Problem) -> Output:
         with clock("decompress"):
@@ -97,16 +97,16 @@ def begin(
 
 
 def _by_tiles(problem: Problem, backend: str) -> bool:
-    """Whether what attends reads tiles of rows, up to the last one that holds no padding: all our kernels do."""
+    """Return whether the attend kernel reads tiles of rows up to the last that holds a token, as all ours do."""
     if backend == "auto":
         return problem.q.is_cuda and dispatch.no_gpu_kernel(problem, Plan()) is None
     return backend not in dispatch.AUTO["cpu"]
 
 
 def _with_last(problem: Problem, plan: Plan, out: Output, call: Callable[..., Output]) -> Output:
-    """`out`, in place, with the last queries' rows by dense attention."""
+    """Overwrite the rows of the last queries in `out` with dense attention; return `out`."""
     p, first = problem, max(problem.q.shape[2] - plan.dense_last, 0)
-    if not p.full:  # sequences of several lengths: from the first slot that is a last one in any
+    if not p.full:  # sequences of several lengths: from the first slot that is a last query of any
         last = to_heads(plan.last(p), p.q.shape[1])
         first = int(last.flatten(0, 1).any(0).int().argmax())
     part = replace(p, q=p.q[:, :, first:], q_pos=p.q_pos[..., first:])

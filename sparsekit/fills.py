@@ -1,4 +1,4 @@
-"""What a query gets that the plan dropped. A fill speaks of the original problem, never of the compressed one."""
+"""Fills: the output of queries that the plan drops. A fill is about the original problem, not the compressed one."""
 
 from dataclasses import dataclass
 
@@ -9,30 +9,32 @@ from torch import Tensor
 from .checks import check_amount
 from .problem import PAD, Problem, to_heads
 
-SINKS = 16  # first tokens that are always seen: models rest on them the attention that goes nowhere else
+SINKS = 16  # number of first tokens that are always seen: models give them the attention needed nowhere else
 
 
 @dataclass(frozen=True)
 class Zeros:
-    """Dropped queries get a zero output (and lse -inf): the papers' choice."""
+    """A fill of zeros (and lse -inf) for dropped queries, as in the papers."""
 
     def pairs(self, problem: Problem, rows: Tensor | None = None) -> Bool[Tensor, "B H R K"]:
+        """Return the mask of the keys each query would see if dropped; for queries `rows` [R] if given: no key."""
         return torch.zeros_like(problem.visible(rows))
 
     def counts(self, problem: Problem) -> Int[Tensor, "B _h Q"]:
+        """Count the keys each query would see if dropped: 0."""
         return torch.zeros_like(problem.q_pos)
 
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """Dropped queries attend to their own neighbourhood, and to the first tokens of the sequence.
+    """A fill by attention: dropped queries attend to the keys near them, and to the first tokens of the sequence.
 
     The first tokens are sinks: pretrained models give them the attention that a query needs nowhere else. A query that
     does not see them gets an output that its model never had in training.
 
     Args:
-        window: nearest keys a dropped query sees, itself among them, in tokens, >= 1; both sides if not causal
-        sinks: first keys of the sequence it sees too, in tokens, >= 0
+        window: nearest keys that a dropped query sees, its own among them, in tokens, >= 1; both sides if not causal
+        sinks: number of first tokens that a dropped query sees too, >= 0
     """
 
     window: int = 128
@@ -43,6 +45,7 @@ class SlidingWindow:
         check_amount(self, "sinks", 0)
 
     def pairs(self, problem: Problem, rows: Tensor | None = None) -> Bool[Tensor, "B H R K"]:
+        """Return the mask of the keys each query would see if dropped; of queries `rows` [R] if given."""
         H = problem.q.shape[1]
         q_pos = problem.q_pos if rows is None else problem.q_pos[..., rows]
         q, k = to_heads(q_pos, H)[..., :, None], to_heads(problem.k_pos, H)[..., None, :]
@@ -50,7 +53,7 @@ class SlidingWindow:
         return problem.visible(rows) & (near | (k < self.sinks))
 
     def spans(self, problem: Problem) -> tuple[Int[Tensor, "B _h Q"], Int[Tensor, "B _h Q"], Int[Tensor, "B _h Q"]]:
-        """The key slots each query would see: [low, high), and of the others [0, sinks), if its own window has them."""
+        """Return low, high, sinks: a query would see the key slots [low, high), and the visible ones of [0, sinks)."""
         heads = max(problem.q_pos.shape[1], problem.k_pos.shape[1])
         q, k = to_heads(problem.q_pos, heads), to_heads(problem.k_pos, heads).contiguous()
         reach = high = to_heads(problem.reach(), heads)
@@ -61,7 +64,7 @@ class SlidingWindow:
         return low, high, reach.minimum((k < self.sinks).sum(-1, keepdim=True))
 
     def counts(self, problem: Problem) -> Int[Tensor, "B _h Q"]:
-        """How many keys each query would see: the row sums of `pairs`, without writing them down."""
+        """Count the keys each query would see if dropped: the row sums of `pairs`, without the mask."""
         heads = max(problem.q_pos.shape[1], problem.k_pos.shape[1])
         q, k = to_heads(problem.q_pos, heads), to_heads(problem.k_pos, heads).contiguous()
         first = q - min(self.window, problem.sliding_window or self.window) + 1

@@ -1,4 +1,4 @@
-"""Which layer has which pipeline: as an argument, as a schedule, and as the file sparsekit.json beside a model.
+"""The pipeline of each layer: as an argument, as a schedule, and as the file sparsekit.json beside a model.
 
 {"pipeline": {"15-30": "token_coverage(tau=0.02) | flex_prefill", "default": "dense"}}
 """
@@ -18,14 +18,14 @@ from .pipeline import Pipeline
 from .registry import by_new_names
 
 FILE = "sparsekit.json"  # the name of a schedule beside its model
-NAME = 12  # letters of a spec that have room in a table beside its figures, at 80 columns
+NAME = 12  # letters of a spec that fit into a table of 80 columns
 DENSE = "dense"
 Layers: TypeAlias = dict[int | str, Pipeline | str]  # a layer, a range "4-7" or "default", to a pipeline or its spec
 Given = Pipeline | str | Mapping[int | str, Pipeline | str]
 
 
 def to_pipeline(given: Any) -> Pipeline:
-    """A pipeline from one, a recipe's name or a spec. Raises ValueError for another thing."""
+    """Return a pipeline, given one, a recipe's name or a spec. Raises ValueError for anything else."""
     pipeline = Pipeline.from_spec(given) if isinstance(given, str) else given
     if not isinstance(pipeline, Pipeline):
         raise ValueError(
@@ -35,21 +35,22 @@ def to_pipeline(given: Any) -> Pipeline:
 
 
 def pipeline_unless_dense(given: Any) -> Pipeline | None:
-    """Like `to_pipeline`, and None for a dense one."""
+    """Do as `to_pipeline`, but return None for a dense pipeline."""
     pipeline = to_pipeline(given)
     return pipeline if pipeline.stages else None
 
 
 def by_layer(pipeline: Any, layers: list[int], only: Any = None) -> dict[int, Pipeline | None]:
-    """The pipeline of each of a model's layers, None for dense.
+    """Return the pipeline of each of a model's layers, None for dense.
 
-    `pipeline` is one for all of them or a mapping from layers to those; `only` restricts one to some layers. Raises
-    ValueError for a pipeline that is none, a layer the model lacks or one named twice.
+    `pipeline` is one for all layers or a mapping from layers to pipelines; `only` names the layers that get a single
+    one. Raises ValueError for something that is no pipeline, a layer that the model lacks or that is named twice.
     """
     if only is not None:
         if isinstance(pipeline, Mapping):
             raise ValueError(
-                f"layers: got {only!r} beside a mapping; a mapping names its layers itself: leave layers out"
+                f"layers: got {only!r} beside a mapping; allowed is None there, because a mapping names its layers: "
+                "leave layers out"
             )
         names = [only] if isinstance(only, int | str) else list(only)
         pipeline = {name: pipeline for name in names} | {"default": "dense"}
@@ -70,14 +71,14 @@ def by_layer(pipeline: Any, layers: list[int], only: Any = None) -> dict[int, Pi
 
 
 def without_break_even(pipeline: Pipeline | Layers) -> Pipeline | Layers:
-    """The same, but never dense because the prompt is short: `break_even=0` in every layer."""
+    """Return the pipelines with `break_even=0` in every layer: their stages also run on short prompts."""
     if isinstance(pipeline, dict):
         return {name: Pipeline([to_pipeline(one)], break_even=0) for name, one in pipeline.items()}
     return Pipeline([pipeline], break_even=0)
 
 
 def by_range(specs: Mapping[int, str]) -> Layers:
-    """{0: a, 1: a, 2: b} -> {"0-1": a, "2": b}: neighbours with the same spec under one name."""
+    """Name neighbours with the same spec once: {0: a, 1: a, 2: b} -> {"0-1": a, "2": b}."""
     runs: list[list[int]] = []
     for layer in sorted(specs):
         if runs and runs[-1][-1] == layer - 1 and specs[runs[-1][-1]] == specs[layer]:
@@ -88,66 +89,66 @@ def by_range(specs: Mapping[int, str]) -> Layers:
 
 
 def numbered(layers: Iterable[int]) -> str:
-    """[0, 1, 2, 5] -> "layers 0-2, 5"."""
+    """Return layers as text: [0, 1, 2, 5] -> "layers 0-2, 5"."""
     names = list(by_range(dict.fromkeys(layers, "")))
     return f"layer{'s' if len(names) > 1 or '-' in str(names[0]) else ''} {', '.join(map(str, names))}"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One pipeline in one layer, over all prompts."""
+    """The figures of one pipeline in one layer, over all prompts."""
 
     layer: int
     pipeline: str  # spec
-    ms: float  # deciding and attending, mean over prompts
+    ms: float  # time to decide and attend, mean over prompts
     kept: float  # part of the queries, in [0, 1], mean over prompts
     density: float  # part of the dense pairs, in [0, 1], mean over prompts
-    mass: float  # attention probability on the computed pairs, in [0, 1], of the worst prompt and rows
-    error: float  # |output - dense| / |dense|, of the worst prompt and rows
-    chosen: bool = False  # the layer got it
+    mass: float  # attention probability on the computed pairs, in [0, 1], for the worst prompt and rows
+    error: float  # |output - dense| / |dense|, for the worst prompt and rows
+    chosen: bool = False  # whether the layer gets this pipeline
 
     @property
     def score(self) -> float:
-        """What a target is about: 1 - `error`."""
+        """The figure that a target is compared with: 1 - `error`."""
         return 1 - self.error
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A pipeline for each layer; `sparsify(model, schedule.pipeline)` puts it in."""
+    """A pipeline for each layer; `sparsify(model, schedule.pipeline)` applies it."""
 
     pipeline: Layers  # specs
     measured: tuple[Measured, ...] = ()  # every candidate in every layer
-    target: float | None = None  # the least score every layer had to keep
-    sinks: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # by layer: `Sinks.figures` of a profile
+    target: float | None = None  # the least score that every layer must have
+    sinks: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # by layer, the `Sinks.figures` of a profile
 
     @property
     def chosen(self) -> dict[int, Measured]:
-        """By layer: what it got."""
+        """By layer, the figures of the pipeline that it gets."""
         return {one.layer: one for one in self.measured if one.chosen}
 
     @property
     def dense(self) -> dict[int, Measured]:
-        """By layer: dense attention."""
+        """By layer, the figures of dense attention."""
         return {one.layer: one for one in self.measured if one.pipeline == DENSE}
 
     @property
     def speed_up(self) -> float:
-        """Of the attention measured, over dense; 1 if nothing was measured."""
+        """Dense attention's time over the schedule's, for all layers; 1 if nothing was measured."""
         before, after = (sum(one.ms for one in of.values()) for of in (self.dense, self.chosen))
         return before / after if after else 1.0
 
     def _called(self) -> dict[str, str]:
-        """By spec that is too long for a table: the number that stands for it."""
+        """Return, for each spec too long for a table, the number that stands for it."""
         long = [spec for spec in dict.fromkeys(one.pipeline for one in self.chosen.values()) if len(spec) > NAME]
         return {spec: f"({number})" for number, spec in enumerate(long, 1)}
 
     def legend(self) -> list[str]:
-        """Return what the numbers in the table stand for, a line each."""
+        """Return the specs that the numbers in the table stand for, a line each."""
         return [f"{number} {spec}" for spec, number in self._called().items()]
 
     def table(self) -> Table:
-        """For rich: every layer with what it got, long pipelines as numbers: see `legend`."""
+        """Return the table for rich: every layer with its pipeline; numbers stand for long ones, see `legend`."""
         table = Table(
             "layer",
             "pipeline",
@@ -163,7 +164,7 @@ class Schedule:
         return table
 
     def save(self, path: Path | str) -> Path:
-        """As JSON, written whole; a folder gets it as sparsekit.json, beside its model. Returns the file's path."""
+        """Write the schedule as JSON, whole; in a folder the file is sparsekit.json. Return the file's path."""
         path = Path(path)
         path = path / FILE if path.is_dir() else path
         layers = [asdict(one) for one in self.measured]
@@ -173,7 +174,7 @@ class Schedule:
 
     @classmethod
     def load(cls, path: Path | str) -> "Schedule":
-        """The schedule of a file, or of the sparsekit.json in a folder. Raises ValueError for anything else."""
+        """Read the schedule in a file, or in the sparsekit.json of a folder. Raises ValueError for anything else."""
         path = Path(path)
         path = path / FILE if path.is_dir() else path
         try:
@@ -200,10 +201,10 @@ class Schedule:
 
 
 def save_pipeline(folder: Path | str, pipeline: Given) -> Path:
-    """Write a pipeline, or a mapping from layers to pipelines, beside a model; `sparsify(model)` finds it there.
+    """Write a pipeline, or a mapping from layers to pipelines, beside a model; `sparsify(model)` reads it there.
 
-    Returns the file's path. Raises ValueError for a folder that is none, a pipeline that is none, or one with a stage
-    that has no name in a spec.
+    Returns the file's path. Raises ValueError for something that is no folder or no pipeline, and for a stage that has
+    no name in a spec.
     """
     if not Path(folder).is_dir():
         raise ValueError(f"folder: got {str(folder)!r}; allowed is the folder of a saved model: save the model first")
@@ -217,7 +218,7 @@ def save_pipeline(folder: Path | str, pipeline: Given) -> Path:
 
 
 def load_pipeline(folder: Path | str) -> Given:
-    """What `save_pipeline` wrote: a spec, or a mapping from layers to specs. Raises ValueError if there is none."""
+    """Read what `save_pipeline` wrote: a spec, or a mapping from layers to specs. Raises ValueError without a file."""
     path = Path(folder) / FILE
     if not str(folder) or not path.is_file():
         raise ValueError(
@@ -235,7 +236,7 @@ def load_pipeline(folder: Path | str) -> Given:
 
 
 def read_pipeline(text: str) -> Pipeline | Layers:
-    """What `sparsify` takes, from a spec, or from the path of a schedule: a .json file, or a folder with one.
+    """Return the argument for `sparsify`, given a spec or the path of a schedule: a .json file, or a folder with one.
 
     Raises ValueError for a spec that does not parse or a file that is no schedule.
     """
@@ -253,11 +254,12 @@ def read_pipeline(text: str) -> Pipeline | Layers:
 
 
 def _measured(pipeline: str, **figures: Any) -> Measured:
-    """What a file says of a pipeline in a layer, with the names of parameters that its spec has now."""
+    """Return the figures in a file, with the present names of parameters in the spec."""
     return Measured(pipeline=by_new_names(pipeline), **figures)
 
 
 def _numbers(name: int | str) -> Iterable[int]:
+    """Return the layers of a name: a number, or a range such as "15-30"."""
     if isinstance(name, int) and not isinstance(name, bool):
         return [name]
     match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", name) if isinstance(name, str) else None
@@ -269,7 +271,7 @@ def _numbers(name: int | str) -> Iterable[int]:
 
 
 def _text(one: Any) -> str:
-    """As it is written to the file."""
+    """Return the text of a pipeline in the file."""
     pipeline = pipeline_unless_dense(one)
     return one if isinstance(one, str) else pipeline.to_spec() if pipeline else "dense"
 
@@ -280,4 +282,4 @@ def _write(path: Path, found: Mapping[str, Any]) -> Path:
 
 
 def _read(path: Path) -> Any:
-    return json.loads(path.read_bytes())  # of any encoding of JSON, with its mark or without
+    return json.loads(path.read_bytes())  # in any encoding of JSON, with or without a byte order mark

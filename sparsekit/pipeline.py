@@ -1,7 +1,7 @@
 """Stages stacked: decide, compress, attend, decompress.
 
-A Stage looks at a Problem and returns a Plan. A Pipeline chains stages, each on what the one before left, and runs
-the plan; it is a Stage itself. What the user leaves out it completes, and prints the whole.
+A Stage takes a Problem and returns a Plan. A Pipeline chains stages and runs the plan they make; each stage sees what
+the stages before it kept. A Pipeline is a Stage itself. It adds the policies that the user did not name.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,17 +26,17 @@ from .registry import is_built_in
 from .report import Report, explain
 from .spec import brief, parse, step_text, write
 
-SHAPES = 256  # of which a pipeline remembers that they run dense
+SHAPES = 256  # the most shapes for which a pipeline remembers something
 
 
 class Pipeline:
-    """Stages in the order they decide; calling it attends.
+    """A list of stages in the order in which they decide; calling it computes attention.
 
-    `stages` may name, anywhere, `Compress`, `Attend` and `Decompress`, each at most once, to set their policy. A
-    Pipeline among the stages counts as its own stages and policies, so recipes stack: [balanced(), FlexPrefill()].
-    `Pipeline([])` is dense attention. `break_even` is that of `Attend`: the number of keys from which on the stages
-    are worth their overhead.
-    Raises ValueError for a second policy of a kind, tokens after blocks, or something that is not a stage.
+    `stages` may also hold the policies `Compress`, `Attend` and `Decompress`, each at most once, at any place. A
+    Pipeline among the stages stands for its own stages and policies, so recipes stack: [balanced(), FlexPrefill()].
+    `Pipeline([])` is dense attention. `break_even` sets that of `Attend`: the number of keys from which on the stages
+    run; with fewer keys attention is dense.
+    Raises ValueError for a second policy of a kind, a token stage after a block stage, or something that is no stage.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class Pipeline:
         self.decompress: Decompress = _only(given, Decompress)
         self.stages: tuple[Stage, ...] = tuple(s for s in given if not isinstance(s, POLICIES))
         self._named = tuple(type(s) for s in given if isinstance(s, POLICIES))
-        self._dense: dict[tuple, Callable[..., Tensor] | None] = {}  # what `dense_kernel` found
+        self._dense: dict[tuple, Callable[..., Tensor] | None] = {}  # by shapes, the answers of `dense_kernel`
         self._runs: dict[tuple, bool] = {}  # by shapes, whether the stages run
-        self._credit: dict[tuple, float] = {}  # by shapes, ms: what plans saved, less what searches took
+        self._credit: dict[tuple, float] = {}  # by shapes, ms that plans saved minus ms that searches took
         self._lost: dict[tuple, Estimate] = {}  # by shapes, the times of the last plan that did not pay
         _check_order(self.stages)
         try:
             self._spec: str | None = self.to_spec()
-        except ValueError:  # a stage of the user's own, without a name
+        except ValueError:  # a custom stage, which has no name in a spec
             self._spec = None
         self._lawful = self._spec is not None and is_built_in(self.stages)
 
@@ -74,7 +74,7 @@ class Pipeline:
         return " -> ".join(map(brief, self.normal_form()))
 
     def normal_form(self) -> tuple[Any, ...]:
-        """All steps in the order they run, the ones the user left out among them."""
+        """Return all steps in the order they run, with the policies that the user did not name."""
         tokens = [i for i, s in enumerate(self.stages) if getattr(s, "chooses", None) != "blocks"]
         after = tokens[-1] + 1 if tokens else 0
         compress = (self.compress,) if tokens or Compress in self._named else ()
@@ -82,25 +82,26 @@ class Pipeline:
         return (*self.stages[:after], *compress, *self.stages[after:], self.attend, *decompress)
 
     def named_form(self) -> list[Any]:
-        """The steps the user named, nested pipelines spliced, in the order they run."""
+        """Return the steps that the user named, in the order they run; a nested pipeline is replaced by its steps."""
         return [s for s in self.normal_form() if not isinstance(s, POLICIES) or type(s) in self._named]
 
     @classmethod
     def from_spec(cls, spec: str) -> "Pipeline":
-        """A pipeline from text: "token_coverage(tau=0.02) | flex_prefill | decompress(fill=sliding_window(128))".
+        """Read a pipeline: "token_coverage(tau=0.02) | flex_prefill | decompress(fill=sliding_window(128))".
 
-        Names are the stages' in snake case; "dense" is `Pipeline([])`. Raises ValueError with the position.
+        A step's name is its class name in snake case; "dense" is `Pipeline([])`. Raises ValueError with the position
+        of the mistake.
         """
         return cls(parse(spec))
 
     def to_spec(self) -> str:
-        """The text that `from_spec` turns into this pipeline."""
+        """Return the text that `from_spec` turns into this pipeline."""
         return write(self.named_form())
 
     def decide(self, problem: Problem, clock: Clock = nullcontext) -> Plan:
-        """The plan for a problem: every stage on what the ones before it left; dense where that is faster.
+        """Compute the plan for a problem; each stage sees what the stages before it kept.
 
-        Raises ValueError if its tensors have no data.
+        The plan is dense where dense attention is faster. Raises ValueError if the problem's tensors have no data.
         """
         if needs_gradients(problem.q, problem.k, problem.v):
             with torch.no_grad():
@@ -108,11 +109,11 @@ class Pipeline:
         return self._decide(problem, clock)[0]
 
     def _decide(self, problem: Problem, clock: Clock) -> tuple[Plan, list[Problem]]:
-        """The plan, and the compressed problem if a stage wanted to see it."""
+        """Compute the plan; return it with a list that holds the compressed problem if a stage needed it."""
         if self.stages and is_abstract(problem.q):
             raise ValueError(
                 f"q: got a tensor without data ({type(problem.q).__name__} on {problem.q.device}); a plan depends on "
-                "what the tensors hold: pass real ones, or call the pipeline, which answers with shapes"
+                "the values of q, k and v: pass real tensors, or call the pipeline, which returns a tensor without data"
             )
         if not self.decides(problem):
             return Plan(), []
@@ -138,11 +139,11 @@ class Pipeline:
         return Plan(), []
 
     def lost(self, problem: Problem) -> Estimate | None:
-        """Return the times of the last plan for a problem of these shapes that did not pay, so was not run; or None."""
+        """Return the times of the last plan of these shapes that was not run because dense is faster, or None."""
         return self._lost.get((problem.q.shape, problem.k.shape))
 
     def _decide_again(self, problem: Problem, clock: Clock) -> tuple[Plan, list[Problem]]:
-        """Like `_decide`, but dense while searches that were in vain, in calls of these shapes, are not made up for."""
+        """Do as `_decide`, but return a dense plan until calls made up for searches that found no gain."""
         times = search_times(self.stages, self.attend.break_even, problem, self.decompress)
         if times is None or not times.worth:
             return self._decide(problem, clock)
@@ -160,12 +161,12 @@ class Pipeline:
         return plan, short
 
     def decides(self, problem: Problem) -> bool:
-        """Return whether the stages run. They do not below break-even, nor where all queries are dense last ones."""
+        """Return whether the stages run: not below break-even, and not where `dense_last` covers all queries."""
         enough = problem.q.shape[2] > self.decompress.dense_last
         return enough and worth_it(self.stages, self.attend.break_even, problem, self.decompress)
 
     def plan(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None) -> Plan:
-        """The decision, as data: print, count, draw, store, or pass it to a later call."""
+        """Compute the plan, as data: print it, count its pairs, draw it, store it, or pass it to a later call."""
         return self.decide(Problem.of(q, k, v, causal, scale))
 
     @overload
@@ -184,12 +185,12 @@ class Pipeline:
     ) -> Float[Tensor, "B H Q Dv"]: ...
 
     def __call__(self, q, k=None, v=None, *, causal=True, scale=None, plan=None):
-        """Attention of q [B, H, Q, D] over k [B, G, K, D], v [B, G, K, Dv]; `plan` reuses an earlier decision.
+        """Compute attention of q [B, H, Q, D] over k [B, G, K, D], v [B, G, K, Dv]; `plan` is one from an earlier call.
 
-        With fewer queries than keys the queries sit at the end. `scale` is 1/sqrt(D) if None. Called with a Problem
-        alone it is a Stage and returns the Plan. Raises ValueError for bad input, NoBackendError if nobody can. The
-        backward pass of what it returns raises ValueError. Of tensors without data, on the meta device or fake, it
-        returns one of the answer's shape and dtype.
+        With fewer queries than keys the queries are the last tokens. `scale` is 1/sqrt(D) if None. Called with a
+        Problem alone, the pipeline is a Stage and returns the Plan. Raises ValueError for bad input, NoBackendError if
+        no backend can run it. The backward pass of the result raises ValueError. For tensors without data, on the meta
+        device or fake, the result is a tensor without data, of the output's shape and dtype.
         """
         if isinstance(q, Problem):
             return self.decide(q)
@@ -204,13 +205,13 @@ class Pipeline:
     def known_call(
         self, q: Tensor, k: Tensor, v: Tensor, causal: bool = True, scale: float | None = None
     ) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-        """What to call instead with q, k, v of these shapes, if a call of them has shown it; None: call as ever.
+        """Return a faster function of q, k, v for shapes that were seen before, or None.
 
-        That is one dense kernel, or all kernels of a sparse call as a CUDA graph. Raises as a call does.
+        It runs one dense kernel, or all kernels of a sparse call as a CUDA graph. Raises what a call raises.
         """
         if (dense := self.dense_kernel(q, k, v, causal, scale)) or not all(isinstance(x, Tensor) for x in (q, k, v)):
             return dense
-        lawful = self._lawful and not self.attend.check  # of a stage of the user's own nothing is known
+        lawful = self._lawful and not self.attend.check  # nothing is known of a custom stage
         if not lawful or not q.is_cuda or torch.compiler.is_compiling() or dispatch.is_timed() or is_abstract(q):
             return None
         shapes = q.shape, k.shape, v.shape, q.dtype, q.device, causal, scale
@@ -218,7 +219,7 @@ class Pipeline:
             if len(self._runs) >= SHAPES:
                 self._runs.clear()
             problem = Problem.of(q, k, v, causal, scale)
-            alone = dispatch.no_gpu_kernel(problem, Plan()) is None  # plain torch waits for the device
+            alone = dispatch.no_gpu_kernel(problem, Plan()) is None  # plain torch waits for the device: no graph
             self._runs[shapes] = alone and bool(self.stages) and self.decides(problem)
         if not self._runs[shapes]:
             return None
@@ -229,12 +230,12 @@ class Pipeline:
     def _all_but_last(
         self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None
     ) -> Tensor | Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """The answer, or the last step of the call, which writes it, as a function of tensors like these."""
+        """Run all but the last step; return that step as a function of q, k, v, or the output if no step is left."""
         problem = Problem.of(q, k, v, causal, scale)
         begun = self._begin(problem, None, nullcontext)[1]
         if isinstance(begun, Output):
             return begun.o
-        if problem.q is not q:  # a scale below zero: the problem has queries of its own
+        if problem.q is not q:  # a scale below zero: the problem holds changed queries
             return begun(problem).o
         rest = {field.name: getattr(problem, field.name) for field in fields(problem)[3:]}  # it holds no q, k, v
         return lambda q, k, v: begun(Problem(q, k, v, **rest)).o
@@ -242,30 +243,30 @@ class Pipeline:
     def dense_kernel(
         self, q: Tensor, k: Tensor, v: Tensor, causal: bool = True, scale: float | None = None
     ) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-        """What to call instead with q, k, v of these shapes, if they alone say dense and one kernel is all there is.
+        """Return a function that runs one dense kernel on q, k, v of these shapes, or None.
 
-        A kernel of a short sequence is done before the host has checked, counted positions and asked each backend
-        again; from the second call of a shape on that is known. Raises as a call does.
+        It skips validation and backend selection, which take the host longer than a short kernel takes: from the
+        second call of a shape on their results are known. Raises what a call raises.
         """
         if torch.compiler.is_compiling() or dispatch.is_timed() or is_abstract(q):
             return None
         try:
-            kinds = q.dtype, k.dtype, v.dtype, q.device, k.device, v.device, type(scale)  # True is 1.0, and no scale
+            kinds = q.dtype, k.dtype, v.dtype, q.device, k.device, v.device, type(scale)  # True == 1.0, but is no scale
             shapes = q.shape, k.shape, v.shape, kinds, causal, scale
             return self._dense[shapes]
-        except (AttributeError, TypeError):  # no tensors, or no numbers: the checks say so
+        except (AttributeError, TypeError):  # no tensors, or no numbers: `Problem.of` raises the right error
             return None
         except KeyError:
             problem, how = Problem.of(q, k, v, causal, scale), self.attend
-        found = None
+        kernel = None
         if scale is not None and not scale > 0:
-            pass  # a kernel is given q as it is, not the problem's, which takes the sign
+            pass  # the kernel gets q itself, and not the problem's, which has the sign of the scale
         elif not self.stages or not self.decides(problem):
-            found = dispatch.kernel("attend", q.device.type, problem, Plan(), backend=how.backend)
+            kernel = dispatch.kernel("attend", q.device.type, problem, Plan(), backend=how.backend)
         if len(self._dense) >= SHAPES:
             self._dense.clear()
-        self._dense[shapes] = found
-        return found
+        self._dense[shapes] = kernel
+        return kernel
 
     def output(
         self,
@@ -278,15 +279,16 @@ class Pipeline:
         plan: Plan | None = None,
         clock: Clock = nullcontext,
     ) -> Output:
-        """Like a call, with the log-sum-exp beside the output, to merge with attention over other keys.
+        """Compute attention and its log-sum-exp, which merges the output with attention over other keys.
 
-        Under torch.compile the call is one operator; its steps must have names in a spec.
+        The parameters are those of a call; `clock(name)` is entered around each step. Under torch.compile the call is
+        one operator, and every step must have a name in a spec.
         """
         if torch.compiler.is_compiling():
             if self._spec is None:
                 raise ValueError(
-                    "stages: got one that torch.compile cannot hold; allowed are pipelines that to_spec can write: "
-                    "wrap the call in torch.compiler.disable"
+                    "stages: got one without a name in a spec; allowed under torch.compile are pipelines that "
+                    "to_spec can write: wrap the call in torch.compiler.disable"
                 )
             if plan is None:
                 return Output(*torch.ops.sparsekit.attention(q, k, v, self._spec, causal, scale))
@@ -294,9 +296,9 @@ class Pipeline:
         return self.run(Problem.of(q, k, v, causal, scale), plan, clock)[1]
 
     def run(self, problem: Problem, plan: Plan | None = None, clock: Clock = nullcontext) -> tuple[Plan, Output]:
-        """Decide, unless a plan is given, and attend: the plan and its output, for any problem.
+        """Decide, unless a plan is given, and attend; return the plan and the output.
 
-        Of tensors without data nothing is decided: the plan is dense, and the output has its shapes and dtypes.
+        For tensors without data the plan is dense, and the output has its shapes and dtypes, but no data.
         """
         if needs_gradients(problem.q, problem.k, problem.v):
             with torch.no_grad():
@@ -308,13 +310,13 @@ class Pipeline:
         return plan, begun if isinstance(begun, Output) else begun(problem)
 
     def _begin(self, problem: Problem, plan: Plan | None, clock: Clock) -> tuple[Plan, Output | execute.Step]:
-        """Like `run`, but without the last step, which decompresses."""
+        """Do as `run`, but return the last step, which decompresses, instead of running it."""
         plan, short = self._decide_again(problem, clock) if plan is None else (plan, [])
         how = self.attend
         return plan, execute.begin(problem, plan, short, self.compress.mode, how.backend, how.check, clock)
 
     def explain(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None) -> "Report":
-        """What each stage keeps, what that costs in accuracy, and where the time goes; prints as a table."""
+        """Measure what each stage keeps, the output error and the time of each step. The Report prints as a table."""
         with torch.no_grad():
             return explain(self, Problem.of(q, k, v, causal, scale))
 
@@ -335,27 +337,27 @@ def _flatten(stages: Iterable[Any]) -> Iterator[Any]:
 
 
 def _with_break_even(given: tuple, keys: Literal["auto"] | int) -> tuple:
-    """The steps with that policy in their Attend."""
+    """Return the steps with `break_even` set in their Attend."""
     return (*(step for step in given if not isinstance(step, Attend)), replace(_only(given, Attend), break_even=keys))
 
 
 def _only(given: tuple, kind: type) -> Any:
-    found = [s for s in given if isinstance(s, kind)]
-    if len(found) > 1:
+    steps = [s for s in given if isinstance(s, kind)]
+    if len(steps) > 1:
         raise ValueError(
-            f"stages: got {len(found)} {kind.__name__} steps; a pipeline allows at most one: keep one of {found}"
+            f"stages: got {len(steps)} {kind.__name__} steps; a pipeline allows at most one: keep one of {steps}"
         )
-    return found[0] if found else kind()
+    return steps[0] if steps else kind()
 
 
 def _check_order(stages: tuple[Any, ...]) -> None:
-    """Raise ValueError for a token stage after a block stage: lists of blocks are of the tokens that are left."""
+    """Raise ValueError for a token stage after a block stage: a block list counts in kept tokens."""
     blocks = None
     for stage in stages:
         if getattr(stage, "chooses", None) == "blocks":
             blocks = blocks or stage
         elif getattr(stage, "chooses", None) == "tokens" and blocks is not None:
             raise ValueError(
-                f"stages: got {brief(stage)} after {brief(blocks)}; token stages come before block stages, whose "
-                f"blocks are of the tokens that are left: move {type(stage).__name__} forward"
+                f"stages: got {brief(stage)} after {brief(blocks)}; token stages come before block stages, "
+                f"because blocks are made of kept tokens: move {type(stage).__name__} forward"
             )

@@ -1,7 +1,7 @@
-"""The decision: which tokens take part, and which blocks of what is left are computed.
+"""The plan: which tokens are kept, and which blocks of the kept tokens are computed.
 
 A Plan is data. Its meaning is `pairs`: the set of (query, key) pairs it computes, in the original coordinates.
-Every backend must compute exactly that set, however it gets there.
+Every backend must compute exactly that set.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,10 @@ from .problem import PAD, Output, Problem, one_head, to_heads
 def ascending(
     mask: Bool[Tensor, "*r n"], width: int | None = None
 ) -> tuple[Int[Tensor, "*r w"], Int[Tensor, "*r"], bool]:
-    """The indices of the true entries of each row, ascending, padded with n; how many; and whether no row is padded.
+    """Return the indices of the true entries of each row, their counts, and whether no row is known to be padded.
 
-    `width` is that of the fullest row, or a given one that no row may exceed: then the host need not wait for it.
+    The indices ascend and are padded with n to `width`: that of the fullest row, or a given one that no row may exceed,
+    for which the host need not wait.
     """
     n = mask.shape[-1]
     counts = mask.sum(-1, dtype=torch.int32)
@@ -45,7 +46,7 @@ class Tokens(ByValue):
 
     idx: Int[Tensor, "B _h S"]
     n: int
-    full: bool = hint()  # known: no row is padded; False: the indices tell
+    full: bool = hint()  # True: no row is padded, False: not known
 
     def __repr__(self) -> str:
         most = "" if self.full else "at most "
@@ -53,32 +54,33 @@ class Tokens(ByValue):
 
     @classmethod
     def of(cls, kept: Bool[Tensor, "B _h n"]) -> "Tokens":
-        """The tokens that are true in a mask."""
+        """Return the tokens that are true in a mask."""
         idx, _, full = ascending(kept)
         return cls(idx, kept.shape[-1], full)
 
     def kept(self) -> Bool[Tensor, "B _h n"]:
+        """Return the mask of the chosen tokens."""
         flag = torch.zeros(*self.idx.shape[:2], self.n + 1, dtype=torch.bool, device=self.idx.device)
         return flag.scatter(-1, self.idx.long(), True)[..., : self.n]
 
     def rank(self) -> Int[Tensor, "B _h n"]:
-        """Where each token stands among the kept ones, int32; -1 for a dropped one."""
+        """Return the index of each token among the kept tokens, int32; -1 for a dropped token."""
         B, h, S = self.idx.shape
         slot = torch.arange(S, dtype=torch.int32, device=self.idx.device).expand(B, h, S)
         place = torch.full((B, h, self.n + 1), -1, dtype=torch.int32, device=self.idx.device)
         return place.scatter(-1, self.idx.long(), slot)[..., : self.n].contiguous()
 
     def gather(self, x: Tensor, pad: int | float) -> Tensor:
-        """[B, g, n, ...] -> [B, max(g, h), S, ...], `pad` in the padding slots."""
+        """Copy the chosen rows: [B, g, n, ...] -> [B, max(g, h), S, ...]; padding slots hold `pad`."""
         heads = max(x.shape[1], self.idx.shape[1])
         idx, groups = to_heads(self.idx, heads), x.shape[1]
         row = torch.arange(x.shape[0] * heads, device=x.device).view(x.shape[0], heads, 1)
-        flat = row // (heads // groups) * self.n + idx.clamp(max=self.n - 1)  # heads share a group's rows: no repeat
+        flat = row // (heads // groups) * self.n + idx.clamp(max=self.n - 1)  # heads read their group's rows, no copies
         y = x.flatten(0, 2).index_select(0, flat.flatten()).view(*idx.shape, *x.shape[3:])
         return y.masked_fill_(idx.view(*idx.shape, *[1] * (x.ndim - 3)) == self.n, pad)
 
     def scatter(self, y: Tensor, fill: int | float) -> Tensor:
-        """[B, H, S, ...] -> [B, H, n, ...]; the dropped rows are `fill`."""
+        """Copy rows back to their tokens: [B, H, S, ...] -> [B, H, n, ...]; the dropped rows are `fill`."""
         B, H = y.shape[:2]
         idx = to_heads(self.idx, H)
         base = torch.arange(B * H, device=y.device).view(B, H, 1) * self.n
@@ -88,7 +90,7 @@ class Tokens(ByValue):
         return out[:-1].view(B, H, self.n, *y.shape[3:])
 
     def then(self, inner: "Tokens") -> "Tokens":
-        """Choose among the chosen."""
+        """Return the tokens that `inner` chooses among these."""
         heads = max(self.idx.shape[1], inner.idx.shape[1])
         outer = torch.nn.functional.pad(to_heads(self.idx, heads), (0, 1), value=self.n)
         return Tokens(outer.gather(-1, to_heads(inner.idx, heads).long()), self.n, self.full and inner.full)
@@ -98,8 +100,8 @@ class Tokens(ByValue):
 class Blocks(ByValue):
     """A choice of blocks in the grid of kept queries by kept keys: for each query block a list of key blocks.
 
-    A tile of `size` (query, key) tokens; the last ones may be ragged. The lists ascend, without repeats, and are
-    padded with n, the number of key blocks.
+    `size` is that of a block in (query, key) tokens; the last ones may be smaller. The lists ascend, without repeats,
+    and are padded with n, the number of key blocks.
     """
 
     counts: Int[Tensor, "B _h I"]  # int32
@@ -113,20 +115,20 @@ class Blocks(ByValue):
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "B _h I J"], size: tuple[int, int], width: int | None = None) -> "Blocks":
-        """The blocks that are true in a mask; `width`, if known, is a number of blocks that no list exceeds."""
+        """Return the blocks that are true in a mask; `width`, if known, is a number of blocks that no list exceeds."""
         indices, counts, _ = ascending(mask, width and min(width, mask.shape[-1]))
         return cls(counts, indices, size, mask.shape[-1])
 
     def mask(self) -> Bool[Tensor, "B _h I J"]:
-        """For tests and pictures: the lists are the storage, because a mask is 64 MiB a head at 1M tokens."""
+        """Return the blocks as a mask, for tests and pictures: at 1M tokens it takes 64 MiB a head, the lists less."""
         flag = torch.zeros(*self.indices.shape[:3], self.n + 1, dtype=torch.bool, device=self.indices.device)
         return flag.scatter(-1, self.indices.long(), True)[..., : self.n]
 
     def seen(self, reach: Int[Tensor, "B _h Q"]) -> tuple[Int[Tensor, "B _g I"], Int[Tensor, "B _g I"]]:
-        """How many blocks of each list all rows of the query block see whole, and how many more some see a part of.
+        """Count the blocks of each list that all rows of the query block see whole, and those that rows see in part.
 
-        `reach` is that of the problem the blocks are of. Lists ascend, so the ones come first, then the others, and
-        those nobody sees are last. Rows that see no key do not count.
+        `reach` is that of the compressed problem. Lists ascend, so whole blocks come first, then partly seen ones, and
+        blocks that no row sees are last. Rows that see no key do not count.
         """
         (m, n), heads = self.size, max(reach.shape[1], self.indices.shape[1])
         lists, reach = to_heads(self.indices, heads), to_heads(reach, heads)
@@ -137,14 +139,14 @@ class Blocks(ByValue):
         return whole, (lists < (most + n - 1).div(n, rounding_mode="floor")).sum(-1) - whole
 
     def __and__(self, other: "Blocks") -> "Blocks":
-        """The blocks in both lists."""
+        """Return the blocks that are in both lists."""
         a, b, heads = self._paired(other)
         at = torch.searchsorted(b.contiguous(), a.contiguous()).clamp(max=b.shape[-1] - 1)
         both = (b.gather(-1, at) == a) & (a < self.n)
         return self._listed(torch.where(both, a, self.n), heads)
 
     def __or__(self, other: "Blocks") -> "Blocks":
-        """The blocks in either list."""
+        """Return the blocks that are in either list."""
         a, b, heads = self._paired(other)
         merged = torch.cat([a, b], -1).sort(-1).values
         repeat = torch.nn.functional.pad(merged[..., 1:] == merged[..., :-1], (1, 0))
@@ -166,7 +168,7 @@ class Blocks(ByValue):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan(ByValue):
-    """Which pairs are computed. None means all; `Plan()` is dense. The order is fixed: tokens first, then blocks.
+    """The pairs that are computed: None keeps all, `Plan()` is dense. Tokens are chosen first, then blocks of them.
 
     Two plans are equal if they hold the same lists; `plan == Plan()` never waits for a device.
     """
@@ -174,8 +176,8 @@ class Plan(ByValue):
     queries: Tokens | None = None
     keys: Tokens | None = None
     blocks: Blocks | None = None
-    fill: Fill | None = None  # what dropped queries get; None is Zeros()
-    dense_last: int = 0  # last queries that see all they may, whatever else the plan says
+    fill: Fill | None = None  # the output of dropped queries; None is Zeros()
+    dense_last: int = 0  # number of last queries that attend densely, whatever else the plan says
 
     def __repr__(self) -> str:
         whole = super().__repr__()
@@ -184,13 +186,13 @@ class Plan(ByValue):
 
     @property
     def local(self) -> SlidingWindow | None:
-        """The window that dropped queries see; None if there is none, or no query is dropped."""
+        """The fill, if it is a window and the plan drops queries; else None."""
         return self.fill if self.queries is not None and isinstance(self.fill, SlidingWindow) else None
 
     window = former("window", "local")
 
     def head(self, h: int, heads: int) -> "Plan":
-        """The plan of query head `h` of `heads` alone."""
+        """Return the plan of query head `h` of `heads` alone."""
         tokens = lambda t: t and Tokens(one_head(t.idx, h, heads), t.n, t.full)  # noqa: E731
         b = self.blocks
         blocks = b and Blocks(one_head(b.counts, h, heads), one_head(b.indices, h, heads), b.size, b.n)
@@ -200,7 +202,7 @@ class Plan(ByValue):
         )
 
     def compress(self, problem: Problem) -> Problem:
-        """The shorter problem of the kept tokens."""
+        """Return the shorter problem of the kept tokens."""
         p = replace(problem, **self.hints(problem))
         if t := self.queries:
             p = replace(p, q=t.gather(p.q, 0), q_pos=t.gather(p.q_pos, PAD))
@@ -210,7 +212,10 @@ class Plan(ByValue):
         return p
 
     def parts(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, list[int]]:
-        """As an operator takes it: indices of queries and keys (None too if those of the queries), lists, sizes."""
+        """Return the arguments for an operator: indices of queries and keys, block counts and lists, sizes.
+
+        The indices of keys are None if the keys are the queries, and if all keys are kept.
+        """
         sizes = []
         for tokens in (self.queries, self.keys):
             sizes += [tokens.n, int(tokens.full)] if tokens else [0, 0]
@@ -232,20 +237,20 @@ class Plan(ByValue):
         indices: Tensor | None,
         sizes: Sequence[int],
     ) -> "Plan":
-        """The plan that `parts` took apart."""
+        """Build the plan whose `parts` these are."""
         n_q, full_q, n_k, full_k, *size, n, window, sinks, dense_last = sizes
-        mine = None if queries is None else Tokens(queries, n_q, bool(full_q))
-        theirs = (mine if n_k else None) if keys is None else Tokens(keys, n_k, bool(full_k))
+        q_tokens = None if queries is None else Tokens(queries, n_q, bool(full_q))
+        k_tokens = (q_tokens if n_k else None) if keys is None else Tokens(keys, n_k, bool(full_k))
         blocks = None if counts is None or indices is None else Blocks(counts, indices, (size[0], size[1]), n)
         fill = SlidingWindow(window, sinks) if window else None
-        return cls(mine, theirs, blocks, fill, dense_last)
+        return cls(q_tokens, k_tokens, blocks, fill, dense_last)
 
     def pairs_slots(self, problem: Problem) -> bool:
-        """Whether each slot of the compressed problem holds the query and the key of one token, as is known."""
+        """Return whether each slot of the compressed problem is known to hold the query and the key of one token."""
         return self.queries is self.keys and problem.q_pos is problem.k_pos
 
     def hints(self, problem: Problem) -> dict[str, Any]:
-        """`queries_last`, `full` and `gapless` of the compressed problem, as known without looking at positions."""
+        """Return `queries_last`, `full` and `gapless` of the compressed problem, without a look at positions."""
         alike = self.queries is self.keys and (self.queries is None or problem.q.shape[2] == problem.k.shape[2])
         full = all(t is None or t.full for t in (self.queries, self.keys))
         every = self.queries is None and self.keys is None
@@ -256,18 +261,18 @@ class Plan(ByValue):
         )
 
     def decompress(self, out: Output) -> Output:
-        """The output at full length; dropped queries are zero, lse -inf (the fill is computed elsewhere)."""
+        """Return the output at full length: 0 for dropped queries, lse -inf. `fill_in` adds the fill."""
         if t := self.queries:
             out = Output(t.scatter(out.o, 0.0), t.scatter(out.lse, float("-inf")))
         return out
 
     def fill_in(self, problem: Problem, out: Output, rows: Output) -> Output:
-        """`out` with the rows of the dropped queries taken from `rows`."""
+        """Return `out` with the rows of the dropped queries taken from `rows`."""
         dropped = to_heads(self.dropped(problem), problem.q.shape[1])
         return Output(torch.where(dropped[..., None], rows.o, out.o), torch.where(dropped, rows.lse, out.lse))
 
     def dropped(self, problem: Problem) -> Bool[Tensor, "B _h Q"]:
-        """The queries that get the fill."""
+        """Return the mask of the queries that get the fill."""
         real = problem.q_pos != PAD
         if self.queries is None:
             return torch.zeros_like(real)
@@ -275,26 +280,26 @@ class Plan(ByValue):
         return dropped & ~self.last(problem) if self.dense_last else dropped
 
     def last(self, problem: Problem) -> Bool[Tensor, "B _h Q"]:
-        """The `dense_last` queries, padding not counted."""
+        """Return the mask of the `dense_last` queries; padding does not count."""
         end, Q = problem.lengths()[0], problem.q.shape[2]
         slot = torch.arange(Q, device=problem.q.device).expand(problem.q_pos.shape)
         return (slot >= end - min(self.dense_last, Q)) & (slot < end)
 
     def then(self, inner: "Plan") -> "Plan":
-        """The plan that does self, then inner on what self left. The last fill named holds for all dropped queries.
+        """Return the plan that applies self, then `inner` to what self keeps; all dropped queries get the last fill.
 
-        Raises ValueError for tokens after blocks, and for an inner plan whose last queries see all that self left:
-        a plan's last queries see all there is.
+        Raises ValueError for tokens after blocks, and for an inner plan with `dense_last`: those queries must also see
+        the keys that self drops.
         """
         if self.blocks and (inner.queries or inner.keys):
             raise ValueError(
-                "stages: tokens chosen after blocks; a plan chooses tokens first, then blocks of what is left: "
+                "stages: tokens chosen after blocks; a plan chooses tokens first, then blocks of kept tokens: "
                 "move the token stage before the block stage"
             )
         if inner.dense_last and self != Plan():
             raise ValueError(
-                f"dense_last: got {inner.dense_last} in a plan of what another left; allowed is 0 there, because the "
-                "last queries see dropped keys too: name it once, in the Decompress of the whole pipeline"
+                f"dense_last: got {inner.dense_last} in an inner plan; allowed is 0 there, because the last queries "
+                "must also see keys that earlier stages dropped: set it once, in the Decompress of the whole pipeline"
             )
         both = lambda a, b, join: b if a is None else a if b is None else join(a, b)  # noqa: E731
         queries = both(self.queries, inner.queries, Tokens.then)
@@ -308,9 +313,9 @@ class Plan(ByValue):
         )
 
     def pairs(self, problem: Problem, rows: Tensor | None = None) -> Bool[Tensor, "B H R K"]:
-        """The meaning of the plan, in original coordinates, for all queries or for the query indices `rows` [R].
+        """Return the mask of the pairs that the plan computes, for all queries or for the query indices `rows` [R].
 
-        Written apart from compress, so each can check the other.
+        It shares no code with `compress`, so that each can check the other.
         """
         H, Q = problem.q.shape[1], problem.q.shape[2]
         rows = torch.arange(Q, device=problem.q.device) if rows is None else rows
@@ -332,9 +337,9 @@ class Plan(ByValue):
         return pairs
 
     def check(self, problem: Problem, contents: bool = False) -> None:
-        """Raises ValueError, naming the part, if this is no plan of the problem: shapes, sizes, dtypes, devices.
+        """Raise ValueError, naming the part, if shapes, sizes, dtypes or devices do not fit the problem.
 
-        With `contents` every index and count is looked at too, which waits for the device.
+        With `contents` check every index and count too, which waits for the device.
         """
         check_count("plan.dense_last", self.dense_last, 0)
         Q, K = problem.q.shape[2], problem.k.shape[2]
@@ -359,7 +364,7 @@ class Plan(ByValue):
                 raise ValueError("plan.blocks.counts: not the number of blocks in each list: build them with Blocks.of")
 
     def work(self, problem: Problem) -> Int[Tensor, "B H"]:
-        """How many pairs the plan computes, counted without writing them down: works at any length."""
+        """Count the pairs that the plan computes, without a mask, so at any length."""
         if self.dense_last:
             last = self.last(problem)
             others = replace(problem, q_pos=problem.q_pos.masked_fill(last, PAD), queries_last=False, full=False)
@@ -375,7 +380,7 @@ class Plan(ByValue):
         return total.expand(problem.q.shape[:2])
 
     def _before(self, end: Int[Tensor, "B H S"]) -> Int[Tensor, "B H"]:
-        """How many pairs of each head have a key slot before the `end` of their row, and are in a block."""
+        """Count the pairs of each head that have a key slot before the `end` of their row and are in a block."""
         if self.blocks is None:
             return end.sum(-1)
         m, n = self.blocks.size
@@ -384,18 +389,18 @@ class Plan(ByValue):
         rows = torch.nn.functional.pad(end, (0, -end.shape[2] % m)).unflatten(2, (-1, m))  # [B, H, I, m]
         real = (rows > 0).sum(-1, keepdim=True)
         least = rows.masked_fill(rows == 0, PAD).amin(-1, keepdim=True)
-        whole = (start + n <= least) & (real > 0)  # every row with a pair has all of the block
+        whole = (start + n <= least) & (real > 0)  # every row that sees a key sees all of the block
         total = (whole.sum(-1, keepdim=True) * real * n).sum((-1, -2))
-        part = (~whole & (start < rows.amax(-1, keepdim=True))).nonzero(as_tuple=True)  # about one a row of blocks
+        part = (~whole & (start < rows.amax(-1, keepdim=True))).nonzero(as_tuple=True)  # about one in each list
         some = (rows[part[:3]] - start[part][:, None]).clamp(0, n).sum(-1)
         return total.index_put(part[:2], some, accumulate=True)
 
     def density(self, problem: Problem) -> float:
-        """Part of the dense work that is computed, in [0, 1], over all heads and sequences."""
+        """Return the pairs computed as part of those of dense attention, in [0, 1], over all heads and sequences."""
         return (self.work(problem).sum() / Plan().work(problem).sum()).item()
 
     def kept(self, problem: Problem) -> float:
-        """Part of the queries that is kept, in [0, 1], over all heads and sequences."""
+        """Return the part of the queries that is kept, in [0, 1], over all heads and sequences."""
         real = (problem.q_pos != PAD).float().mean()
         return (1 - self.dropped(problem).float().mean() / real).item()
 
@@ -420,7 +425,7 @@ def _check_indices(name: str, idx: Tensor, rank: int, n: int, problem: Problem, 
 
 
 def _block_of(tokens: Tokens | None, n: int, H: int, size: int, device: torch.device) -> Int[Tensor, "B H n"]:
-    """The block each original token falls in once the dropped ones are gone."""
+    """Return the block of each original token, counted in kept tokens."""
     if tokens is None:
         return (torch.arange(n, device=device) // size).expand(1, H, n)
     rank = to_heads(tokens.kept(), H).cumsum(-1) - 1

@@ -1,4 +1,4 @@
-"""What may stand in a pipeline: stages, which decide what to compute, and policies, which say how it is done."""
+"""The steps of a pipeline: stages, which decide what to compute, and policies, which say how it is done."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -12,16 +12,16 @@ from .problem import Problem
 
 @runtime_checkable
 class Stage(Protocol):
-    """One way to decide what to compute. `chooses`, if it has one, is "tokens" or "blocks"."""
+    """A function from Problem to Plan. Its attribute `chooses`, if it has one, is "tokens" or "blocks"."""
 
     def __call__(self, problem: Problem, /) -> Plan: ...
 
 
 @dataclass(frozen=True)
 class Compress:
-    """How the kept tokens reach the kernel: "gather" copies them, "indexed" reads them through their indices.
+    """The way kept tokens reach the kernel: "gather" copies them, "indexed" reads them through their indices.
 
-    "auto" gathers: in every record in bench/records copying is paid back by the kernel that follows it.
+    "auto" gathers: in every record in bench/records the copy costs less time than it saves in the kernel after it.
 
     Args:
         mode: "gather", "indexed" or "auto"
@@ -35,12 +35,12 @@ class Compress:
 
 @dataclass(frozen=True)
 class Attend:
-    """Who computes.
+    """The backend that computes attention, and from how many keys on the stages run.
 
     Args:
-        backend: one by name attends or raises, and does what else it can; "auto" chooses by capability
-        check: look at every index of the plan before a kernel does; waits for the device
-        break_even: keys from which on stages run, else dense; "auto": by measured times; 0: always
+        backend: runs attention or raises NoBackendError, and runs other ops where it can; "auto": the best that can
+        check: check every index of a plan before a kernel reads it; this waits for the device
+        break_even: number of keys from which on the stages run, else dense; "auto": by measured times; 0: always run
     """
 
     backend: Literal["auto", "flash", "triton", "cpu", "reference"] = "auto"
@@ -56,14 +56,14 @@ class Attend:
 
 @dataclass(frozen=True)
 class Decompress:
-    """What queries get that the token stages dropped, and which see everything all the same.
+    """The output of queries that token stages drop, and the number of last queries that attend densely all the same.
 
-    `dense_last` queries cost some 2 dense_last / length of dense attention. The stages decide as without them: the last
-    queries vote. Each chunk of a prefill has its own last ones.
+    `dense_last` queries cost about 2 dense_last / length of dense attention. They change no stage's choice: they still
+    vote. Each chunk of a prefill has its own last queries.
 
     Args:
         fill: what dropped queries see: Zeros(), or SlidingWindow(window, sinks)
-        dense_last: last queries that attend to every key they see, kept or not, in tokens, >= 0
+        dense_last: number of last queries that attend to every key they see, kept or dropped, in tokens, >= 0
     """
 
     fill: Fill = field(default_factory=Zeros)
@@ -77,7 +77,7 @@ class Decompress:
 
 @runtime_checkable
 class Steps(Protocol):
-    """A pipeline, as those see it who look at what it decides."""
+    """The part of a Pipeline that code needs which only reads its decisions."""
 
     compress: Compress
     attend: Attend

@@ -1,4 +1,4 @@
-"""The question attention is asked, and the answer.
+"""The input of attention, `Problem`, and its result, `Output`.
 
 Axes, everywhere in sparsekit:
     B batch    H query heads    G key/value heads (G divides H)
@@ -25,36 +25,38 @@ from .checks import ALL, check_count
 from .former_names import renamed, renamed_arguments
 
 PAD = ALL  # position of a padding slot: sorts last, and no causal query can see it
-TINY = 2.0**-126  # least scale of what is computed in float32: a smaller one becomes 0 there, and 0 times -inf is NaN
+TINY = 2.0**-126  # least scale in float32: a smaller one becomes 0 there, and 0 times -inf is NaN
 LARGEST = torch.finfo(torch.float32).max
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def to_heads(x: Tensor, heads: int) -> Tensor:
-    """[B, h, ...] -> [B, heads, ...], each of the h entries serving heads // h neighbours."""
+    """Repeat each of the h entries for its heads // h neighbours: [B, h, ...] -> [B, heads, ...]."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
 def one_head(x: Tensor, h: int, heads: int) -> Tensor:
-    """[B, h', ...] -> [B, 1, ...]: the entry that serves query head `h` of `heads`."""
+    """Return the entry that serves query head `h` of `heads`: [B, h', ...] -> [B, 1, ...]."""
     return x[:, h * x.shape[1] // heads :][:, :1]
 
 
 def is_abstract(x: Any) -> bool:
-    """Return whether a tensor has a shape and no data: on the meta device, or one of FakeTensorMode."""
+    """Return whether a tensor has a shape but no data: it is on the meta device, or of FakeTensorMode."""
     return isinstance(x, Tensor) and (x.is_meta or isinstance(x, FakeTensor))
 
 
 @renamed(sliding_window="window")
 @dataclass(frozen=True, eq=False, repr=False)
 class Problem(ByValue):
-    """What attention is asked. Build one with `Problem.of`, which checks; `Plan.compress` makes the shorter ones.
+    """The input of attention: q, k, v, positions, scale, mask. `Problem.of` checks and builds one.
+
+    `Plan.compress` builds the shorter problem of the kept tokens.
 
     `q_pos` and `k_pos` are positions in the original sequence, ascending along the last axis, `PAD` last.
     A query sees a key if neither is padding and, when causal, the key's position is not larger, and, where there is a
     sliding window, less than `sliding_window` smaller.
-    `scale` is above zero, as kernels want it: of a negative one the queries take the sign, and for 0 they become zeros.
-    Two problems are equal if their fields are; what is only known about positions does not count.
+    `scale` is above zero, because kernels need that: for a negative scale the queries are negated, for 0 they are 0.
+    Two problems are equal if their fields are; the hints `queries_last`, `full`, `gapless` and `loose` do not count.
     """
 
     q: Float[Tensor, "B H Q D"]
@@ -64,12 +66,12 @@ class Problem(ByValue):
     k_pos: Int[Tensor, "B _g K"]  # int32
     scale: float
     causal: bool = True
-    queries_last: bool = hint()  # known: the queries are the last keys, token for token; False: positions tell
-    full: bool = hint()  # known: no slot is padding; False: positions tell
-    gapless: bool = hint()  # known: the positions of queries and of keys count up by one; False: positions tell
-    sliding_window: int | None = None  # the model's own: keys a query sees, itself included; None: all; only if causal
+    queries_last: bool = hint()  # True: the queries are the last keys, token for token, False: not known
+    full: bool = hint()  # True: no slot is padding, False: not known
+    gapless: bool = hint()  # True: the positions of queries and of keys count up by one, False: not known
+    sliding_window: int | None = None  # the model's: keys a query sees, with its own; None: all; only if causal
     heads_group: "dist.ProcessGroup | None" = None  # tensor parallel: the ranks that hold the layer's other heads
-    loose: bool = hint()  # known: nobody reads what padding slots hold or are answered: anything may stand there
+    loose: bool = hint()  # True: nothing reads padding slots or their outputs: they may hold anything
 
     def __post_init__(self) -> None:
         if self.scale <= 0:
@@ -92,19 +94,19 @@ class Problem(ByValue):
         scale: float | None = None,
         sliding_window: int | None = None,
     ) -> "Problem":
-        """The dense problem. With fewer queries than keys (a prefill chunk, decode) they sit at the end.
+        """Build the problem of whole sequences; fewer queries than keys (a prefill chunk, decode) are the last tokens.
 
         q is [B, H, Q, D], k [B, G, K, D], v [B, G, K, Dv], G divides H; one floating dtype, one device.
-        `scale` multiplies q k^T, of either sign or 0, 1/sqrt(D) if None. `sliding_window` is the number of keys each
-        query sees, itself included, at least 1; one that covers the keys is no window. Raises ValueError for anything
-        else.
+        `scale` multiplies q k^T; it may be negative or 0, and is 1/sqrt(D) if None. `sliding_window` is the number of
+        keys that each query sees, its own among them, at least 1; None, or as many as there are keys: no window.
+        Raises ValueError for anything else.
         """
         _check_tensors(q, k, v)
         Q, K = q.shape[2], k.shape[2]
         if causal and Q > K:
             raise ValueError(
                 f"q: {Q} queries but only {K} keys; a causal problem allows at most as many queries as keys, "
-                "because the queries sit at the end of the keys: pass all keys, or causal=False"
+                "because the queries are the last tokens: pass all keys, or causal=False"
             )
         if scale is None:
             scale = q.shape[3] ** -0.5
@@ -114,7 +116,7 @@ class Problem(ByValue):
             )
         elif abs(scale) > LARGEST and q.dtype != torch.float64:
             raise ValueError(
-                f"scale: got {scale!r}; scores of {q.dtype} are computed in float32, and allowed is at most its "
+                f"scale: got {scale!r}; scores of {q.dtype} are computed in float32; allowed is at most its "
                 f"largest number, {LARGEST:.3g}: pass a smaller one, or cast to float64"
             )
         if sliding_window is not None:
@@ -133,7 +135,7 @@ class Problem(ByValue):
         return cls(q, k, v, q_pos, k_pos, float(scale), bool(causal), sliding_window=sliding_window, **known)
 
     def visible(self, rows: Tensor | None = None) -> Bool[Tensor, "B H R K"]:
-        """The pairs dense attention would compute, for all queries or for the query indices `rows` [R]."""
+        """Return the mask of the pairs of dense attention, for all queries or for the query indices `rows` [R]."""
         q_pos = self.q_pos if rows is None else self.q_pos[..., rows]
         q, k = q_pos[..., :, None], self.k_pos[..., None, :]
         H = self.q.shape[1]
@@ -143,7 +145,7 @@ class Problem(ByValue):
         return seen if self.sliding_window is None else seen & (k > q - self.sliding_window)
 
     def reach(self) -> Int[Tensor, "B _h Q"]:
-        """The end of the keys each query sees: they are the slots from `start` to before `reach`: positions ascend."""
+        """Return the exclusive end of the keys that each query sees, the slots [start, reach)."""
         (B, _, Q, _), K = self.q.shape, self.k.shape[2]
         if self.full and not self.causal:
             return torch.full((1, 1, 1), K, device=self.q.device).expand(B, 1, Q)
@@ -159,7 +161,7 @@ class Problem(ByValue):
         return seen.masked_fill(q_pos == PAD, 0)
 
     def start(self) -> Int[Tensor, "B _h Q"]:
-        """The first slot each query sees: 0 without a window, and `reach` where it sees none."""
+        """Return the first key slot that each query sees: 0 without a sliding window, `reach` where it sees no key."""
         reach = self.reach()
         if self.sliding_window is None:
             return torch.zeros_like(reach)
@@ -169,11 +171,11 @@ class Problem(ByValue):
         return first.minimum(to_heads(reach, heads))
 
     def block_range(self, size: int) -> tuple[Int[Tensor, "B _h I"], Int[Tensor, "B _h I"], Int[Tensor, "B _h I"]]:
-        """Which key blocks of `size` each query block of `size` looks at: from `first` to before `end`; and its `edge`.
+        """Return the key blocks [first, end) that each query block sees, and `edge`, where its causal diagonal begins.
 
-        The queries of a block see no key of another block, and see one of the first and of the last of these. From
-        block `edge` on lie the last keys that queries of the block see: the causal diagonal. It is `end` where the
-        problem is not causal. A query block that sees nothing has `first` = `end` = `edge`.
+        `size` is the number of tokens of a block. Queries of the block see a key in `first` and one in the last block
+        before `end`, and no key outside. The last keys of its queries lie in blocks [edge, end); `edge` is `end` where
+        the problem is not causal. A query block that sees no key has `first` = `end` = `edge`.
         """
         reach = self.reach()
         rows = pad(reach, (0, -reach.shape[2] % size)).unflatten(2, (-1, size))  # [B, h, I, size]
@@ -186,7 +188,7 @@ class Problem(ByValue):
         return (start // size).minimum(end), end, edge
 
     def over_all_heads(self, mean: Float[Tensor, "B *r"]) -> Float[Tensor, "B *r"]:
-        """A mean over these heads as one over all, those on the other ranks of `heads_group`, equally many, too."""
+        """Average a mean over this rank's heads over all ranks of `heads_group`, which hold equally many heads."""
         if self.heads_group is None:
             return mean
         total = mean.clone()
@@ -194,23 +196,23 @@ class Problem(ByValue):
         return total / dist.get_world_size(self.heads_group)
 
     def lengths(self) -> tuple[Tensor, Tensor]:
-        """How many of the queries and of the keys are no padding: int64 [B, h, 1]; if `full` a number of no axis each.
+        """Count the queries and the keys that are no padding: int64 [B, h, 1] each.
 
-        A number is on the CPU: torch computes with it and tensors of any device, without a launch or a wait.
+        If `full`, each is a CPU tensor of no axis: it combines with tensors of any device without a launch or a wait.
         """
         if self.full:
             return torch.tensor(self.q.shape[2], device="cpu"), torch.tensor(self.k.shape[2], device="cpu")
         return (self.q_pos != PAD).sum(-1, keepdim=True), (self.k_pos != PAD).sum(-1, keepdim=True)
 
     def head(self, h: int) -> "Problem":
-        """The problem of query head `h` alone."""
+        """Return the problem of query head `h` alone."""
         q, k, v, q_pos, k_pos = (
             one_head(x, h, self.q.shape[1]) for x in (self.q, self.k, self.v, self.q_pos, self.k_pos)
         )
         return replace(self, q=q, k=k, v=v, q_pos=q_pos, k_pos=k_pos)
 
     def require_queries_last(self, who: str) -> None:
-        """Raises ValueError in the name of `who` unless the queries are the last of the keys, token for token."""
+        """Raise ValueError, which begins with `who`, unless the queries are the last keys, token for token."""
         if self.queries_last:
             return
         Q, K = self.q.shape[2], self.k.shape[2]
@@ -224,28 +226,28 @@ class Problem(ByValue):
             same = bool(((last == self.q_pos) | (self.q_pos == PAD)).all())
         if not same:
             raise ValueError(
-                f"{who}: the {Q} queries are not the last of the {K} keys; it reads both as one sequence: put it "
-                "before stages that choose for one side only"
+                f"{who}: the {Q} queries are not the last of the {K} keys, as {who} needs: put it before stages that "
+                "choose only queries or only keys"
             )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Output(ByValue):
-    """What attention answers. Two are equal if all entries are; NaN equals nothing."""
+    """The result of attention. Two are equal if all entries are; NaN equals nothing."""
 
-    o: Float[Tensor, "B H Q Dv"]  # zero where a query saw nothing
-    lse: Float[Tensor, "B H Q"]  # natural-log sum of exp(scores); -inf where a query saw nothing
+    o: Float[Tensor, "B H Q Dv"]  # 0 where a query sees no key
+    lse: Float[Tensor, "B H Q"]  # natural logarithm of the sum of exp(scores); -inf where a query sees no key
 
     def merge(self, other: "Output") -> "Output":
-        """The output over the union of two disjoint key sets."""
+        """Return the output over the union of two disjoint key sets."""
         lse = torch.logaddexp(self.lse, other.lse)
-        mine, theirs = ((x.lse - lse).exp().nan_to_num(0.0)[..., None] for x in (self, other))  # -inf - -inf
+        mine, theirs = ((x.lse - lse).exp().nan_to_num(0.0)[..., None] for x in (self, other))  # -inf minus -inf
         o = self.o.to(lse.dtype) * mine + other.o.to(lse.dtype) * theirs
         return Output(o.to(self.o.dtype), lse)
 
 
 def shapes(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp of attention, by shape and dtype alone."""
+    """Return empty tensors with the shapes and dtypes of attention's output and log-sum-exp."""
     wide = torch.promote_types(q.dtype, torch.float32)
     return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=wide)
 

@@ -1,7 +1,7 @@
-"""The names of what a spec may hold: the built-in stages, policies and fills, and the stages of one's own.
+"""The names that a spec may hold: the built-in stages, policies and fills, and custom stages.
 
-A class of one's own gets its name by `register`, or by an entry point of the group `sparsekit.stages` of an installed
-package. Entry points are read when a name is looked up that nobody else has, and only the one of that name is loaded.
+A custom stage gets its name by `register`, or by an entry point of the group `sparsekit.stages` of an installed
+package. Entry points are read only for a name that is neither built in nor registered, and only that one is loaded.
 """
 
 import re
@@ -21,28 +21,28 @@ from .presets import PRESETS
 GROUP = "sparsekit.stages"
 DENSE = "dense"  # the spec of the empty pipeline
 Class = TypeVar("Class", bound=type)
-_own: dict[str, type] = {}  # by name: what was registered, and what entry points gave
-_replaced: list[type] = []  # classes whose place another of the same module and name took
+_own: dict[str, type] = {}  # by name, the classes from `register` and from entry points
+_replaced: list[type] = []  # classes that a later one of the same module and name replaced
 
 
 def snake(name: str) -> str:
-    """TokenCoverage -> token_coverage, BlockTopK -> block_topk."""
+    """Return a class name in snake case: TokenCoverage -> token_coverage, BlockTopK -> block_topk."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.replace("TopK", "Topk")).lower()
 
 
 def register(cls: Class) -> Class:
-    """Give a stage class of your own a name in specs, files and commands: its own in snake case. Returns the class.
+    """Let specs, files and commands use a stage class of yours by its class name in snake case. Returns the class.
 
-    It is a frozen dataclass whose instances are stages; as a decorator this stands above @dataclass. The same class
-    again, of the same module and qualified name, takes the place of the earlier one. Raises ValueError for a class that
-    is no stage, and for a name that is taken.
+    The class is a frozen dataclass whose instances are stages; as a decorator `register` stands above @dataclass. A
+    class with the same module and qualified name as an earlier one replaces it. Raises ValueError for a class that is
+    no stage, and for a name that is taken.
     """
     _check_class(cls)
     name = snake(cls.__name__)
     holder = _holder(name, cls)
     if holder is not None:
         raise ValueError(
-            f"cls: got {_called(cls)}, but {name!r} is {holder}; allowed is a name that nobody has: rename the class"
+            f"cls: got {_called(cls)}, but {name!r} is {holder}; allowed is a name that is not taken: rename the class"
         )
     if _own.get(name, cls) is not cls:
         _replaced.append(_own[name])
@@ -51,9 +51,9 @@ def register(cls: Class) -> Class:
 
 
 def look_up(name: str) -> Callable[..., Any] | None:
-    """Return the class that a spec calls so; None if there is none.
+    """Return the class with that name in a spec, or None.
 
-    Raises ValueError for an entry point that does not import, or gives something else than a stage of that name.
+    Raises ValueError for an entry point that cannot be imported, or that is no stage of that name.
     """
     if (found := _built_in().get(name) or _own.get(name)) is None and name in _entries():
         found = _own[name] = _loaded(name)
@@ -61,7 +61,7 @@ def look_up(name: str) -> Callable[..., Any] | None:
 
 
 def known_names() -> list[str]:
-    """Return what a spec may name, recipes among it, sorted; entry points by their names alone."""
+    """Return all names that a spec may hold, recipes too, sorted; entry points are not loaded."""
     return sorted({*_built_in(), *PRESETS, *_own, *_entries()})
 
 
@@ -72,7 +72,7 @@ def did_you_mean(name: str) -> str:
 
 
 def is_built_in(step: Any) -> bool:
-    """Return whether a step, and every step among its parameters, is of the package."""
+    """Return whether a step, and every step among its parameters, is built in."""
     if isinstance(step, tuple | list):
         return all(map(is_built_in, step))
     if not is_dataclass(step):
@@ -81,19 +81,19 @@ def is_built_in(step: Any) -> bool:
 
 
 def was_replaced(cls: type) -> bool:
-    """Return whether another class was registered later in the place of this one."""
+    """Return whether a later class replaced this one."""
     return any(cls is one for one in _replaced)
 
 
 def replacements() -> int:
-    """Return how often a name came to mean another class: what was made by names before is out of date."""
+    """Count the replacements of a class: pipelines that were parsed before the last one are out of date."""
     return len(_replaced)
 
 
 def by_new_names(text: str) -> str:
-    """Return a text, of one spec or of several, with the parameters of built-in stages called as they are now.
+    """Replace old names of built-in stages' parameters in a text with one or more specs, without a warning.
 
-    It is for what was written once and is read again, such as records: nothing is warned of, and what is no spec stays.
+    It is for old files, such as records. Text that is no spec stays as it is.
     """
     for call, old, new in _former_calls():
         text = call.sub(rf"\g<1>{new}", text) if old in text else text
@@ -102,7 +102,7 @@ def by_new_names(text: str) -> str:
 
 @cache
 def _former_calls() -> list[tuple[re.Pattern[str], str, str]]:
-    """Return, for each old name of a parameter, what finds it in a call, that name and the new one."""
+    """Return, for each old name of a parameter, the pattern that finds it in a call, the old and the new name."""
     return [
         (re.compile(rf"(\b(?:{name}|{cls.__name__})\([^()]*?\b){old}(?=\s*=)"), old, new)
         for name, cls in _built_in().items()
@@ -119,16 +119,16 @@ def _built_in() -> dict[str, Callable[..., Any]]:
 
 @cache
 def _entries() -> dict[str, list[EntryPoint]]:
-    """By name; several of one name are a fault that is told when somebody asks for it."""
-    found: dict[str, list[EntryPoint]] = {}
+    """Return the entry points by name. Two of one name are an error only once that name is looked up."""
+    by_name: dict[str, list[EntryPoint]] = {}
     for entry in entry_points(group=GROUP):
-        if entry not in found.setdefault(entry.name, []):
-            found[entry.name].append(entry)
-    return found
+        if entry not in by_name.setdefault(entry.name, []):
+            by_name[entry.name].append(entry)
+    return by_name
 
 
 def _loaded(name: str) -> type:
-    """Import the class of an entry point. A module that registers it, too, has done so then."""
+    """Import the class of an entry point; its module may register the class as well."""
     entry, *others = _entries()[name]
     if others:
         both = " and ".join(map(_from, (entry, *others)))
@@ -137,10 +137,10 @@ def _loaded(name: str) -> type:
         raise ValueError(f"spec: {_from(entry)} has a name that is built in; allowed is another: rename its class")
     try:
         cls = entry.load()
-    except Exception as error:  # a module of somebody else's may raise anything
+    except Exception as error:  # another package's module may raise anything
         raise ValueError(
             f"spec: {name!r} is {_from(entry)}, which does not import ({type(error).__name__}: {error}); allowed is "
-            "a class that can be imported: mend that package, or uninstall it"
+            "a class that can be imported: repair that package, or uninstall it"
         ) from error
     try:
         _check_class(cls)
@@ -155,7 +155,7 @@ def _loaded(name: str) -> type:
 
 
 def _holder(name: str, cls: type) -> str | None:
-    """Say who has a name that is not the class's own."""
+    """Return in words what else has the name, or None."""
     if name in _built_in() or name in PRESETS or name == DENSE:
         return "built in"
     if name in _own:
@@ -175,11 +175,11 @@ def _check_class(cls: Any) -> None:
     elif not any("__call__" in vars(base) for base in cls.__mro__):
         why = "a class whose instances cannot be called with a Problem"
     elif not is_dataclass(cls):
-        why = "a class whose parameters nobody knows, because it is no dataclass (yet)"
+        why = "a class whose parameters are not known, because it is no dataclass (yet)"
     elif cls.__hash__ is None:
         why = "a dataclass that is not frozen"
     elif iskeyword(snake(cls.__name__)):
-        why = "a class whose name no spec can hold"
+        why = "a class whose name in snake case is a Python keyword, which no spec can hold"
     if why:
         raise ValueError(
             f"cls: got {_called(cls)}, {why}; allowed is a stage, that is a frozen dataclass with "
@@ -192,6 +192,6 @@ def _called(cls: Any) -> str:
 
 
 def _from(entry: EntryPoint) -> str:
-    """Say which entry point it is."""
+    """Return an entry point as text."""
     package = f" of {entry.dist.name}" if entry.dist else ""
     return f"the entry point {entry.name} = {entry.value}{package}"

@@ -2,9 +2,9 @@
 
     token_coverage(tau=0.02) | flex_prefill(gamma=0.95) | decompress(fill=sliding_window(128))
 
-A spec is names with optional arguments, joined by "|". Names are the classes' in snake case; values are numbers,
-quoted text, True, False, None, lists, or such calls again. "dense" alone is the empty pipeline. A recipe's name stands
-for its steps: "balanced".
+A spec is a list of names with optional arguments, joined by "|". A name is a class name in snake case. A value
+is a number, quoted text, True, False, None, a list, or a name with arguments. "dense" alone is the empty pipeline. A
+recipe's name stands for its steps: "balanced".
 """
 
 import ast
@@ -18,7 +18,7 @@ from .registry import DENSE, did_you_mean, known_names, look_up, snake, was_repl
 
 
 def parse(spec: str) -> list[Any]:
-    """The stages a spec names. Raises ValueError that quotes the place."""
+    """Build the steps that a spec names. Raises ValueError with the position of a mistake."""
     if not isinstance(spec, str):
         raise ValueError(
             f"spec: got {type(spec).__name__}; allowed is text such as 'token_coverage(tau=0.02)': pass a str"
@@ -36,17 +36,17 @@ def parse(spec: str) -> list[Any]:
 
 
 def write(steps: list[Any]) -> str:
-    """The spec of the steps. Raises ValueError for a step that has no name there."""
+    """Return the spec of the steps. Raises ValueError for a step that has no name in a spec."""
     return " | ".join(map(_text, steps)) or DENSE
 
 
 def brief(step: Any) -> str:
-    """A step as Python shows it, without the parameters that are the default, and then without parentheses."""
+    """Return a step as Python code, with the parameters that are not the default; without any, no parentheses."""
     return step_text(step).removesuffix("()")
 
 
 def step_text(step: Any) -> str:
-    """A step as Python shows it, without the parameters that are the default."""
+    """Return a step as Python code, with the parameters that are not the default."""
     if not hasattr(type(step), "__dataclass_fields__"):
         return getattr(step, "__name__", repr(step))
     return f"{type(step).__name__}({', '.join(f'{n}={_shown(v)}' for n, v in changed(step).items())})"
@@ -59,24 +59,25 @@ def _shown(value: Any) -> str:
 
 
 def changed(step: Any) -> dict[str, Any]:
-    """The parameters of a step that are not the default."""
+    """Return the parameters of a step that are not the default."""
     try:
         plain = type(step)()
-    except TypeError:  # a parameter without a default: all count
+    except TypeError:  # a parameter has no default: return all
         return {f.name: getattr(step, f.name) for f in fields(step) if f.init}
     return {f.name: v for f in fields(step) if f.init and (v := getattr(step, f.name)) != getattr(plain, f.name)}
 
 
 def _joined(node: ast.expr) -> list[ast.expr]:
-    found = []
+    """Return the parts that "|" joins."""
+    parts = []
     while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        found.append(node.right)
+        parts.append(node.right)
         node = node.left
-    return [node, *reversed(found)]
+    return [node, *reversed(parts)]
 
 
 def _steps(spec: str, node: ast.expr) -> list[Any]:
-    """The step of a name; of a recipe's name all of its steps."""
+    """Return the step that a name stands for; a recipe's name stands for all of its steps."""
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if not isinstance(call.func, ast.Name) or call.func.id not in PRESETS:
         return [_call(spec, node)]
@@ -142,7 +143,7 @@ def _value_text(value: Any) -> str:
         return _text(value)
     if value is None or isinstance(value, str | bool | Integral):
         return repr(value if value is None or isinstance(value, str | bool) else int(value))
-    if isinstance(value, Real) and abs(float(value)) < float("inf"):  # of numpy's too, whose repr no spec can hold
+    if isinstance(value, Real) and abs(float(value)) < float("inf"):  # numpy's numbers too, whose repr no spec can hold
         return repr(float(value))
     raise ValueError(
         f"stages: got the parameter {value!r}; allowed in a spec are finite numbers, text, True, False, None, lists "
@@ -152,7 +153,7 @@ def _value_text(value: Any) -> str:
 
 def _at(spec: str, node: ast.expr, problem: str) -> ValueError:
     node = node.func if isinstance(node, ast.Call) and not hasattr(node, "lineno") else node
-    # columns are counted in bytes of the line, and the first line has our parenthesis before it
+    # columns count bytes of the line, and the first line has our parenthesis before it
     line = (f"({spec}").splitlines()[node.lineno - 1] if spec else "("
     column = len(line.encode()[: node.col_offset].decode(errors="ignore")) - (node.lineno == 1)
     return _error(spec, node.lineno, column, problem)

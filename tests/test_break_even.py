@@ -212,8 +212,8 @@ def test_explain_says_what_decides(measured):
     assert [s.name for s in below.steps] == ["attend"] and not any("reak-even" in note for note in below.notes)
     lines = [line for line in str(below).splitlines() if line.startswith("Attention ran dense: ")]
     assert lines == [
-        "Attention ran dense: 16 tokens are below the break-even on this device, the prompt is too short: sparse "
-        "attention is estimated at 1.62 ms (1.50 to decide, 0.12 to attend to about 14% of the pairs), dense at "
+        "Attention ran dense: 16 tokens are below the break-even on this device, because the prompt is too short: "
+        "sparse attention is estimated at 1.62 ms (1.50 to decide, 0.12 to attend to about 14% of the pairs), dense at "
         "0.87 ms; attend(break_even=0) in the spec always runs it"
     ]
     assert "runs the stages" in str(above.notes) and above.steps[0].name == "1. TokenCoverage"
@@ -343,7 +343,8 @@ def test_explain_says_that_what_is_kept_does_not_pay(monkeypatch):
     pipeline = Pipeline([sk.FlexPrefill()])
     report = pipeline.explain(p.q, p.k, p.v)
     assert report.steps[0].name == "1. FlexPrefill" and report.steps[0].density < 1 and report.steps[-1].density == 1
-    assert report.dense.startswith("the plan of 4,096 tokens does not pay, the stages keep too much: sparse attention")
+    cause = "because the stages keep too much: sparse attention"
+    assert report.dense.startswith(f"the plan of 4,096 tokens is slower than dense attention, {cause}")
     assert ", dense at 100.00 ms; attend(break_even=0) in the spec" in report.dense
     assert f"{report.steps[0].density:.1f}"[:3] == f"{pipeline.lost(p).kept:.1f}"
     assert break_even.why_whole(pipeline, p) == report.dense  # what a model's handle says

@@ -285,7 +285,7 @@ def test_a_pipeline_names_its_last_queries_once():
     assert sk.Pipeline([sk.TokenCoverage(tau=0.0), sk.Decompress(dense_last=5)])(p) == Plan(), "dense as it is"
     same(tail.output(p.q, p.k, p.v), oracle(p, tail(p)))
     same(tail.output(p.q, p.k, p.v, plan=tail(p)), oracle(p, tail(p)))
-    with pytest.raises(ValueError, match="dense_last: got 5 in a plan of what another left"):
+    with pytest.raises(ValueError, match="dense_last: got 5 in an inner plan"):
         some(p).then(tail(p))
     assert tail.explain(p.q, p.k, p.v).steps[-1].density == pytest.approx(tail(p).density(p))
     assert Plan().then(tail(p)).dense_last == tail(p).then(Plan()).dense_last == 5

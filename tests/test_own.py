@@ -116,7 +116,7 @@ class Lambda(NearBlocks):
         (NoData, r"NoData, .* no dataclass \(yet\); allowed is a stage, .*: write @sparsekit.register above"),
         (NearBlocks(), r"NearBlocks\(.*\), no class; allowed is a stage"),
         (lambda problem: Plan(), "lambda.*, no class; allowed is a stage"),
-        (Lambda, "Lambda, a class whose name no spec can hold"),
+        (Lambda, "Lambda, a class whose name in snake case is a Python keyword"),
         (Streaming, "Streaming, but 'streaming' is built in; allowed is .*: rename the class"),
         (Balanced, "Balanced, but 'balanced' is built in"),
         (Dense, "Dense, but 'dense' is built in"),
@@ -284,7 +284,7 @@ def test_a_name_that_an_installed_package_has_is_taken(installed):
         (
             "import a_module_that_is_not_there",
             "own_bad:HalfDense",
-            r"does not import \(ModuleNotFoundError: .*mend that",
+            r"does not import \(ModuleNotFoundError: .*repair that",
         ),
         ("1 / 0", "own_bad:HalfDense", r"does not import \(ZeroDivisionError"),
         ("class (", "own_bad:HalfDense", r"does not import \(SyntaxError"),

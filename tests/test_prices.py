@@ -194,7 +194,7 @@ def test_a_short_problem_is_dense_unmeasured_and_explain_says_so(measuring):
     p = long_problem(LEAST - 1)
     assert Pipeline([STAGE])(p) == Plan() and Pipeline([STAGE], break_even=0)(p) != Plan()
     said = Pipeline([STAGE]).explain(p.q, p.k, p.v).dense
-    assert "nobody has measured this device yet, which takes 2,048 tokens; attend(break_even=0)" in said
+    assert "which is not measured yet: that takes 2,048 tokens; attend(break_even=0)" in said
     assert not measuring
 
 

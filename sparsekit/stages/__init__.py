@@ -1,4 +1,4 @@
-"""The ways to decide what to compute: one file a stage, one line here."""
+"""The stages. Each is one file and one import here."""
 
 from .block_threshold import BlockThreshold
 from .block_topk import BlockTopK

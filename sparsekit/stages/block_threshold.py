@@ -1,17 +1,18 @@
-"""Block threshold: the key blocks that matter about as much as the best one, found without sorting.
+"""Block threshold: keep the key blocks that score nearly as high as the best one; nothing is sorted.
 
-Scored, for each query block and key/value group: every key block. With queries "each", by the sum over the block's
-queries, of all heads of the group, of exp(q . mean key), each block of keys for the queries that see its first token;
-kept are the blocks that score at least `alpha` times as much as the best one. With queries "mean", by
-exp(mean query . mean key) of each head; kept are the blocks that score at least `alpha` times as much as the best one
-of some head of the group. Always kept: the blocks of the first `sinks` tokens, every block that a query's last `window`
-keys reach, and the diagonal.
-Source: FlashPrefill, arXiv:2603.06199, and FlashPrefill V2, arXiv:2608.19758, which score each query; alpha .08 to .18
-there, by model. The mean query is that of MInference's block-sparse pattern, arXiv:2407.02490: `block_size` times
-cheaper, and one query with large scores does not hide what the others look for.
-Differs from the authors' code: a query block holds `block_size` positions of every head of a group (theirs 128 rows of
-heads and positions together); the last queries are not dense unless `Decompress(dense_last=...)` says so (theirs: the
-last two query blocks); blocks that are left out are not replaced by their means; means skip padding; batches run.
+Scored: every key block, for each query block and key/value group. With queries "each" the score is the sum of
+exp(q . mean key) over the block's queries in all heads of the group that see the first token of the key block. With
+queries "mean" each head has the score exp(mean query . mean key).
+Kept: the blocks that score at least `alpha` times as high as the best one, with queries "mean" in some head of the
+group.
+Always kept: the blocks of the first `sinks` tokens, the blocks that hold one of a query's nearest `window` keys, and
+the diagonal.
+Source: FlashPrefill, arXiv:2603.06199, and FlashPrefill V2, arXiv:2608.19758, which score each query; alpha is .08 to
+.18 there, by model. The mean query is from MInference's block-sparse pattern, arXiv:2407.02490: it is `block_size`
+times cheaper, and one query with large scores does not outweigh the others.
+Differs from the authors' code: a query block holds `block_size` positions of every head of a group (theirs: 128 rows of
+heads and positions together); the last queries are dense only with `Decompress(dense_last=...)` (theirs: the last two
+query blocks); dropped blocks are not replaced by their means; means skip padding; batches run.
 """
 
 import math
@@ -28,19 +29,19 @@ from ..checks import check_amount, check_choice, check_ratio, check_size
 from ..plan import Blocks, Plan
 from ..problem import Problem, to_heads
 
-ENTRIES = 2**24  # scores that exist at a time: 64 MiB in float32
+ENTRIES = 2**24  # scores in memory at a time: 64 MiB in float32
 
 
 @dataclass(frozen=True)
 class BlockThreshold:
-    """Keeps the key blocks that score near the best one; returns a Plan with blocks per key/value group.
+    """A stage that keeps the key blocks that score near the best one; its Plan has blocks per key/value group.
 
     Args:
-        alpha: part of the best block's score that a block needs, in [0, 1]; 0 keeps every block
-        sinks: first tokens every query sees, >= 0
-        window: nearest keys every query sees, itself among them, >= 1
+        alpha: least score of a kept block, as part of the best block's, in [0, 1]; 0 keeps every block
+        sinks: first tokens, which every query sees, >= 0
+        window: nearest keys that every query sees, its own among them, in tokens, >= 1
         block_size: tokens, >= 1, of queries and of keys
-        queries: "each" query of a block scores, as published, or their "mean", for each head
+        queries: "each" query of a block scores, as published, or the "mean" of its queries, for each head
     """
 
     alpha: float = 0.1
@@ -79,9 +80,9 @@ class BlockThreshold:
 
 
 def _scores(p: Problem, means: Tensor, rows: Tensor, start: Tensor) -> Tensor:
-    """Return the sum of exp(q . mean key) over each block's queries, up to one factor a block: [B, G, I, J].
+    """Return the sum of exp(q . mean key) over each block's queries, up to one factor per query block: [B, G, I, J].
 
-    `rows` [B, G, R, I, m] is the reach of each query: it scores the blocks whose first token it sees.
+    `rows` [B, G, R, I, m] is the reach of each query. A query scores the blocks whose first token it sees.
     """
     B, G, R, I, m = rows.shape  # noqa: E741
     q = pad(p.q, (0, 0, 0, I * m - p.q.shape[2])).view(B, G, R, I, m, -1)

@@ -1,11 +1,11 @@
-"""Block top-k: the best key blocks of each query block, scored on block means.
+"""Block top-k: keep the best key blocks of each query block, scored by block means.
 
-Scored: mean query times mean key of every block pair that some query sees: causal, and inside a sliding window. Kept:
-per query block the `keep` part of its seen key blocks with the largest scores. Always kept: the first key block, if it
-is seen, and the diagonal, so that every query sees a key.
+Scored: every pair of blocks in which some query sees a key, by mean query times mean key. Kept: for each query block
+the `keep` part of the key blocks it sees, those with the largest scores. Always kept: the first key block, if it is
+seen, and the diagonal, so that every query sees a key.
 Source: the block-sparse pattern of MInference, arXiv:2407.02490.
-Differs from the authors' code: the budget is a ratio of the causal blocks, not a fixed hundred; the first block and
-the diagonal are forced; ragged last blocks are averaged over their real tokens; means skip padding.
+Differs from the authors' code: the budget is a part of the causal blocks, not a fixed hundred; the first block and
+the diagonal are always kept; a smaller last block is averaged over its own tokens; means skip padding.
 """
 
 import math
@@ -22,10 +22,10 @@ from ..problem import Problem, to_heads
 
 @dataclass(frozen=True)
 class BlockTopK:
-    """Keeps the key blocks whose mean matches the query block's mean; returns a Plan with blocks per query head.
+    """A stage that keeps the key blocks whose mean is most like the query block's; its Plan has blocks per query head.
 
     Args:
-        keep: part of the seen key blocks kept per query block, in (0, 1]
+        keep: part of the key blocks a query block sees that is kept, in (0, 1]
         block_size: tokens, >= 1, of queries and of keys
     """
 
@@ -48,7 +48,7 @@ class BlockTopK:
         scores = (q @ k.mT).nan_to_num(0.0, 0.0, 0.0).masked_fill(~open_, float("-inf"))
         budget = (open_.sum(-1) * self.keep).ceil().int()
         best = dispatch.run("topk_mask", scores.device.type, scores, budget)
-        # consecutive rows: the longest list is known, and the host need not wait for it
+        # positions count up by one: the longest list is known, and the host need not wait for it
         known = p.full and p.queries_last and p.causal
         most = k.shape[2] if p.sliding_window is None else min(k.shape[2], (p.sliding_window + m - 2) // m + 2)
         width = math.ceil(most * self.keep) + 4 if known else None

@@ -1,21 +1,22 @@
-"""FlexPrefill: per head, a vertical-slash or a query-aware block pattern, with a budget that follows the attention.
+"""FlexPrefill: a vertical-slash or a query-aware block pattern for each head, with a budget that follows the attention.
 
-Scored: the attention of the last `block_size` queries, summed by key (vertical) and by distance (slash), both pooled
-into blocks. A head is query-aware if the Jensen-Shannon distance between its pooled vertical scores and the estimate
-softmax(mean probe query . mean key of each block) is below `tau`.
-Kept, vertical-slash heads: as many of the best key blocks, and of the best block diagonals, as single keys and single
-distances it takes to reach `gamma` of the probe's attention, in blocks, rounded up. Kept, query-aware heads: the
-`min_budget` of both, and the best blocks of the map softmax(mean query . mean key) until they hold `gamma` of it.
+Scored: the attention of the probe, the last `block_size` queries, summed by key (vertical) and by distance (slash), and
+then by block. A head is query-aware if the Jensen-Shannon distance between its vertical scores by block and the
+estimate softmax(mean probe query . mean key of each block) is below `tau`.
+Kept, vertical-slash heads: the best key blocks and the best block diagonals. Their budgets are the single keys, and the
+single distances, that it takes to reach `gamma` of the probe's attention, in blocks, rounded up.
+Kept, query-aware heads: the `min_budget` of both, and the best blocks of the map softmax(mean query . mean key) until
+they hold `gamma` of it.
 Always kept: the first key block and the main diagonal.
-In a problem with a sliding window all of this is about the keys inside it: the probe's verticals are among those it
-sees, earlier queries get its slashes, which hold gamma of its attention by themselves, and maps leave out what no
-query of a block sees.
+In a problem with a sliding window only keys inside it count. The verticals are among the keys that the probe sees.
+Earlier queries get the probe's slashes, which by themselves hold `gamma` of its attention. The map leaves out blocks
+that no query of a query block sees.
 Source: FlexPrefill, arXiv:2502.20766; defaults from the authors' code.
 
 Differs from the authors' code: the token count is divided by `block_size`, not by 128 (theirs never reaches gamma with
-smaller blocks); a block with probability zero has distance zero, not NaN (theirs is then never query-aware); slash
-blocks are counted from the diagonal (theirs from the far end, shifted if the length is no multiple of the block);
-`scale` holds in the search too; nothing is cached between calls; batches, chunks and any block size run.
+smaller blocks); a block with probability zero has distance zero, not NaN (their head is then never query-aware); slash
+blocks are counted from the diagonal (theirs: from the far end, shifted if the length is no multiple of the block);
+`scale` is used in the search too; nothing is cached between calls; batches, chunks and any block size run.
 """
 
 import math
@@ -35,14 +36,14 @@ from ..room import SCORE, for_all
 
 @dataclass(frozen=True)
 class FlexPrefill:
-    """Keeps the blocks that hold `gamma` of the estimated attention; returns a Plan with blocks per query head.
+    """A stage that keeps the blocks with `gamma` of the estimated attention; its Plan has blocks per query head.
 
     Args:
-        gamma: part of the estimated attention kept, in (0, 1]; 1 keeps every block
-        tau: Jensen-Shannon distance below which a head is query-aware, in [0, 1]; 0: none is
+        gamma: part of the estimated attention that is kept, in (0, 1]; 1 keeps every block
+        tau: Jensen-Shannon distance below which a head is query-aware, in [0, 1]; 0: no head is
         block_size: tokens, >= 1, of queries and of keys
-        min_budget: least tokens kept of either kind, rounded up to blocks, >= 1; None: one block
-        max_budget: most tokens kept of either kind, rounded up to blocks, >= 1; None: no limit
+        min_budget: least tokens of verticals, and of slashes, kept; rounded up to blocks, >= 1; None: one block
+        max_budget: most tokens of verticals, and of slashes, kept; rounded up to blocks, >= 1; None: no limit
     """
 
     gamma: float = 0.9
@@ -69,8 +70,8 @@ class FlexPrefill:
         p, m, H = problem, self.block_size, problem.q.shape[1]
         if not p.causal:
             raise ValueError(
-                "FlexPrefill: the problem is not causal; it looks for diagonals of a causal prefill: pass causal=True, "
-                "or take BlockTopK"
+                "FlexPrefill: the problem is not causal; allowed are causal problems, which have diagonals: pass "
+                "causal=True, or use BlockTopK"
             )
         p.require_queries_last("FlexPrefill")
         least = -(-(self.min_budget or 1) // m)
@@ -95,16 +96,16 @@ class FlexPrefill:
             extra = self._block_map(p, means, aware, last)
             take = torch.where(aware[..., None], least, take)
         take = take.clamp(min=least).minimum(most)
-        if p.sliding_window is not None:  # the first block is always kept, and there none of those the probe sees
+        if p.sliding_window is not None:  # the first block is always kept, but the probe may not see it
             take = take + torch.stack([before > 0, torch.zeros_like(before > 0)])
         verticals, slashes = _best(pooled, take)
         if not p.full:
-            verticals = verticals | (n_k <= m * max(2, least)) | (n_q == 1)  # short rows are dense
+            verticals = verticals | (n_k <= m * max(2, least)) | (n_q == 1)  # short sequences are dense
         pattern = (verticals, slashes, first, last, extra, (m, m))
         return Plan(blocks=dispatch.run("vertical_slash_blocks", device.type, *pattern))
 
     def _before(self, p: Problem, n_q: Tensor) -> Tensor:
-        """How many key blocks lie before all that the probe sees: [B, H, 1], or a number without a window."""
+        """Count the key blocks before the first that the probe sees: [B, H, 1], or no axis without a sliding window."""
         if p.sliding_window is None:
             return torch.tensor(0, device="cpu")
         row = (n_q - self.block_size).clamp(min=0)
@@ -112,7 +113,7 @@ class FlexPrefill:
         return start.gather(-1, row.to(start.device).expand(*start.shape[:2], 1)) // self.block_size
 
     def _own_blocks(self, p: Problem, n_q: Tensor, n_k: Tensor) -> tuple[Tensor, Tensor]:
-        """The first and last key block a query block touches, int32 [B, H, I]: the same if the chunk is aligned."""
+        """Return the first and last key block of each query block's own tokens, int32 [B, H, I]; aligned: equal."""
         m, (Q, K), device = self.block_size, (p.q.shape[2], p.k.shape[2]), p.q.device
         if p.full and (K - Q) % m == 0:
             own = torch.arange((K - Q) // m, -(-K // m), device=device, dtype=torch.int32)
@@ -123,15 +124,15 @@ class FlexPrefill:
         return first.int(), torch.where(start < n_q, last, -1).int()
 
     def _reaching(self, scores: Tensor, n_k: Tensor) -> Tensor:
-        """[..., K] -> [..., 1]: how many blocks hold as many entries as reach gamma."""
+        """Return the budget of each row, in blocks: the entries it takes to reach gamma; [..., K] -> [..., 1]."""
         mass = scores.new_full(scores.shape[:-1], self.gamma)
         within = dispatch.run("coverage_count", scores.device.type, scores, mass, True)[..., None]
-        if n_k.ndim:  # padding has no attention: all of it fits
+        if n_k.ndim:  # padding has attention 0 and would count
             within = within.minimum(n_k)
         return (within + (1 + self.block_size)) // self.block_size
 
     def _query_aware(self, p: Problem, means: Tensor, vertical: Tensor, before: Tensor, blocks: Tensor) -> Tensor:
-        """[B, H]: whether the pooled estimate tells where the probe looks."""
+        """Return the heads, as a mask [B, H], in which the estimate by block means is near the probe's attention."""
         if p.sliding_window is not None:
             J, D = means.shape[2:]
             at = (before + torch.arange(J, device=before.device)) % J  # [B, H, J], the blocks the probe sees come first
@@ -149,19 +150,19 @@ class FlexPrefill:
         return dispatch.run("query_aware", p.q.device.type, *given)
 
     def _block_map(self, p: Problem, means: Tensor, aware: Tensor, last: Tensor) -> Tensor | None:
-        """[B, H, I, J]: the best blocks that hold gamma of the map of block means, in the query-aware heads."""
+        """Return the best blocks with gamma of the map of block means, in query-aware heads, as a mask [B, H, I, J]."""
         I, J = last.shape[2], means.shape[2]
         every = for_all(aware, aware.numel() * I * J, SCORE)
-        if every:  # then the host need not wait to learn which
+        if every:  # compute all heads, so that the host need not wait to learn which
             heads = torch.arange(aware.numel(), device=aware.device)
         else:
-            heads = aware.flatten().nonzero().squeeze(-1)  # N of them, one wait of the host: often there are none
+            heads = aware.flatten().nonzero().squeeze(-1)  # N heads, often 0; the host waits once
         if not len(heads):
             return None
         H = p.q.shape[1]
 
         def of(x: Tensor) -> Tensor:
-            """[B, h, ...] -> [N, ...], without a copy of all heads."""
+            """Select the N heads: [B, h, ...] -> [N, ...], without a copy of all heads."""
             if len(heads) == aware.numel():
                 return to_heads(x, H).flatten(0, 1)
             return x.flatten(0, 1).index_select(0, heads // (H // x.shape[1]))
@@ -172,7 +173,9 @@ class FlexPrefill:
         j = torch.arange(means.shape[2], device=means.device)
         hidden = j > last[..., None]
         if p.sliding_window is not None:
-            start = of(p.start())[:, :: self.block_size, None]  # [N, I, 1], ascending: that of the first row
+            start = of(p.start())[
+                :, :: self.block_size, None
+            ]  # [N, I, 1]: starts ascend, so the first row's is the least
             hidden = hidden | (j < start // self.block_size)
         weights = (q @ of(means).mT * p.scale).masked_fill(hidden, float("-inf")).softmax(-1).nan_to_num(0.0)
         mass = self.gamma * (last >= 0).sum(-1).to(weights.dtype)
@@ -184,12 +187,13 @@ class FlexPrefill:
 
 
 def _pooled(x: Tensor, size: int) -> Tensor:
+    """Sum the entries of each block: [..., K] -> [..., J]."""
     spare = -x.shape[-1] % size
     return (pad(x, (0, spare)) if spare else x).unflatten(-1, (-1, size)).sum(-1)
 
 
 def _best(pooled: Tensor, n: Tensor) -> Tensor:
-    """The n largest of each row as a mask, the first always among them."""
+    """Return the mask of the n largest of each row; the first entry is always among them."""
     forced = pooled.clone()
     forced[..., 0] = math.inf
     return dispatch.run("topk_mask", forced.device.type, forced, n.squeeze(-1))

@@ -1,7 +1,7 @@
-"""Streaming (A-shape): the first tokens and the recent ones, by block.
+"""Streaming (A-shape): keep the first tokens and the recent ones, by block.
 
-Kept: every key block that holds one of the first `sinks` tokens, and every block a query's last `window` keys reach;
-in a problem with a sliding window of its own, of those blocks the ones inside.
+Kept: the key blocks that hold one of the first `sinks` tokens, or one of a query's nearest `window` keys. In a problem
+with a sliding window, blocks outside it are dropped.
 Nothing is scored. Source: StreamingLLM, arXiv:2309.17453; as a prefill pattern MInference, arXiv:2407.02490 (A-shape).
 Differs from the authors' code: whole blocks are kept, so a query sees up to `block_size - 1` more keys on each side.
 """
@@ -17,11 +17,11 @@ from ..problem import Problem
 
 @dataclass(frozen=True)
 class Streaming:
-    """Keeps sinks and a local band; returns a Plan with blocks, alike for all heads unless their positions differ.
+    """A stage that keeps sinks and a local band; its Plan has blocks, the same for all heads with the same positions.
 
     Args:
-        sinks: first tokens every query sees, >= 0
-        window: nearest keys every query sees, itself among them, >= 1
+        sinks: first tokens, which every query sees, >= 0
+        window: nearest keys that every query sees, its own among them, in tokens, >= 1
         block_size: tokens, >= 1, of queries and of keys
     """
 
@@ -38,9 +38,9 @@ class Streaming:
     def __call__(self, problem: Problem) -> Plan:
         m = self.block_size
         if problem.sliding_window is not None and problem.sliding_window <= self.window:
-            return Plan()  # nothing lies farther than `window`
+            return Plan()  # no visible key is farther away than `window`
         mask = sinks_and_band(problem, self.sinks, self.window, m)
-        # consecutive rows: the longest list is known, and the host need not wait for it
+        # positions count up by one: the longest list is known, and the host need not wait for it
         known = problem.full and problem.queries_last and problem.causal
         width = -(-self.sinks // m) + -(-(self.window + m) // m) + 1 if known else None
         return Plan(blocks=Blocks.of(mask, (m, m), width))

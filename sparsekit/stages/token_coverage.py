@@ -1,20 +1,20 @@
-"""Dynamic Token Coverage: keep, per head, the tokens the last queries look at (Token Sparse Attention).
+"""Dynamic Token Coverage: keep, in each head, the tokens the last queries attend to (Token Sparse Attention).
 
-Scored: every token before the last `voters`, by the mean attention probability the last `voters` queries give it,
-smoothed by an average of `pool` neighbours. Kept: as many as it takes for the head-averaged, normalised mass of the
-dropped ones to stay near `tau`; one number for all heads, each head its own best tokens. Always kept: the last
-`voters` tokens, the first `sinks` ones, on which pretrained models rest the attention that goes nowhere else, and at
-least `min_tokens` besides the voters. Queries and keys keep the same tokens.
-With fewer queries than keys (a prefill chunk) the layer's budget falls into a part for the chunk's tokens and a part
-for the earlier keys, and each head fills the two apart, so that all heads keep equally many queries and keys.
-A problem with a sliding window keeps every token: the last queries do not see most of them, and what they do not see
-they have not judged. Its attention is linear in the length anyway.
+Scored: every token before the last `voters`, by the mean attention probability that the last `voters` queries give it,
+averaged over `pool` neighbours. Kept: so many tokens that the mass of the dropped ones, averaged over heads and
+normalised, stays near `tau`. The number is the same for all heads; each head keeps its own best tokens. Always kept:
+the last `voters` tokens, the first `sinks` tokens, to which pretrained models give the attention that a query needs
+nowhere else, and at least `min_tokens` besides the voters. Queries and keys keep the same tokens.
+With fewer queries than keys (a prefill chunk) the budget has a part for the chunk's tokens and a part for the earlier
+keys. Each head fills each part with its own tokens, so that all heads keep equally many queries and keys.
+A problem with a sliding window keeps every token: most tokens lie outside the window of the last queries, so they have
+no votes. Its attention is linear in the length anyway.
 Source: arXiv:2602.03216, section 2 and Algorithm 1; defaults from the authors' code.
 
-Differs from the authors' code: the first tokens are kept, which theirs may drop (`sinks=0` is theirs); scores stay in
+Differs from the authors' code: the first tokens are kept (theirs may drop them, as `sinks=0` does); scores stay in
 float32 or wider (theirs are rounded to the dtype of q, which ties most of them); of equal scores the earlier token wins
-(theirs: arbitrary); any number of voters (theirs returns inf unless it is a multiple of a tuned tile); an even `pool`
-is refused (theirs makes one score too many); batches, grouped heads and chunks run.
+(theirs: arbitrary); any number of voters works (theirs returns inf unless it is a multiple of a tuned tile); an even
+`pool` is refused (theirs makes one score too many); batches, grouped heads and chunks run.
 """
 
 from dataclasses import dataclass
@@ -34,15 +34,15 @@ from ..problem import Problem, to_heads
 @renamed(voters="window")
 @dataclass(frozen=True)
 class TokenCoverage:
-    """Keeps the tokens that carry the last queries' attention; returns a Plan with equal token choices for q and k.
+    """A stage that keeps the tokens the last queries attend to; its Plan has the same tokens for queries and keys.
 
     Args:
         tau: attention mass that may be *dropped*, in [0, 1]; 0 keeps every token
-        voters: last queries that vote, in tokens, >= 1; always kept
-        pool: neighbours averaged in a score, in tokens, odd, >= 1
-        min_tokens: least number kept besides the voters, in tokens, >= 0
-        per: one choice per query "head", per key/value "group" (K, V stay grouped), or for the "layer"
-        sinks: first tokens, always kept, >= 0
+        voters: number of last queries that vote, in tokens, >= 1; they are always kept
+        pool: neighbours that a score is averaged over, in tokens, odd, >= 1
+        min_tokens: least number of tokens kept besides the voters, >= 0
+        per: one choice of tokens per query "head", per key/value "group" (K, V stay grouped), or for the "layer"
+        sinks: number of first tokens, which are always kept, >= 0
     """
 
     tau: float = 0.005
@@ -74,7 +74,7 @@ class TokenCoverage:
         votes, mean = dispatch.run("token_votes", p.q.device.type, scores, scored, n_k, self.pool, self.sinks)
         mean = p.over_all_heads(mean)
         heads = {"head": p.q.shape[1], "group": G, "layer": 1}[self.per]
-        # a choice shared by several heads is one on their mean; it can't be finer than the positions' own heads
+        # heads that share a choice choose by their mean vote; heads that share positions share a choice
         heads = max(heads, p.k_pos.shape[1])
         if heads == 1 and self.per == "layer":
             votes = torch.where(votes[:, 0].isinf(), votes[:, 0], mean)[:, None]
@@ -103,13 +103,13 @@ class TokenCoverage:
 
 
 def _best(votes: Tensor, keep: Tensor) -> Tokens:
-    """The `keep` [B, h, 1] tokens with the most votes, per head."""
+    """Return the `keep` [B, h, 1] tokens with the most votes, per head."""
     keep = keep if keep.shape[1] == 1 else to_heads(keep, votes.shape[1])
     return dispatch.run("select_tokens", votes.device.type, votes, keep.squeeze(-1))
 
 
 def _to(x: Tensor, heads: int) -> Tensor:
-    """To so many heads, unless it is a number."""
+    """Repeat x for so many heads, unless it has no axis."""
     return to_heads(x, heads) if x.ndim else x
 
 

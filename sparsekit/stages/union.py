@@ -1,6 +1,6 @@
-"""Union of block patterns: a block is kept if one of the patterns keeps it.
+"""Union of block patterns: keep a block if one of the patterns keeps it.
 
-A chain intersects block choices; this is the other way to combine them. Scores nothing itself.
+A pipeline keeps the blocks that every block stage keeps; a union keeps those that any of them keeps. It scores nothing.
 """
 
 from collections.abc import Iterable
@@ -17,10 +17,10 @@ from .streaming import Streaming
 
 @dataclass(frozen=True)
 class Union:
-    """Keeps what any of `patterns` keeps; they must choose blocks of one size. Returns a Plan with blocks.
+    """A stage that keeps the blocks that any of `patterns` keeps; all must choose blocks of one size.
 
     Args:
-        patterns: block stages, at least one
+        patterns: block stages, at least one, with the same `block_size`
     """
 
     patterns: tuple
@@ -38,8 +38,11 @@ class Union:
     def __call__(self, problem: Problem) -> Plan:
         plans = [pattern(problem) for pattern in self.patterns]
         if any(plan.queries or plan.keys for plan in plans):
-            raise ValueError("patterns: one of them chose tokens; a Union joins blocks: chain token stages before it")
-        if any(plan.blocks is None for plan in plans):  # one of them keeps everything
+            raise ValueError(
+                "patterns: one of them chose tokens; allowed are stages that choose blocks: chain token stages "
+                "before the Union instead"
+            )
+        if any(plan.blocks is None for plan in plans):  # one pattern keeps everything
             return Plan()
         return Plan(blocks=reduce(or_, (plan.blocks for plan in plans)))
 
