@@ -1,4 +1,4 @@
-"""The blocks that are kept whatever they score: those of the first tokens, and those near to a query."""
+"""The blocks that are always kept: those of the first tokens, and those near a query."""
 
 import torch
 from jaxtyping import Bool
@@ -8,12 +8,12 @@ from .problem import PAD, Problem
 
 
 def sinks_and_band(problem: Problem, sinks: int, window: int, block_size: int) -> Bool[Tensor, "B _h I J"]:
-    """Return the blocks that hold one of the first `sinks` keys, or one of the last `window` that a query sees."""
+    """Return the mask of the blocks that hold one of the first `sinks` keys, or one of a query's nearest `window`."""
     m = block_size
     I, J = -(-problem.q.shape[2] // m), -(-problem.k.shape[2] // m)  # noqa: E741
-    reach = problem.reach()  # [B, h, Q], the query's own key is the last it sees
+    reach = problem.reach()  # [B, h, Q], the last key that a query sees is its own
     if not problem.causal:
-        n_q, n_k = problem.lengths()  # the band ends where a row's own queries and keys do
+        n_q, n_k = problem.lengths()  # the band ends where a sequence's own queries and keys end
         own = torch.arange(problem.q.shape[2], device=reach.device) + 1 + (n_k - n_q)
         reach = own.clamp(min=1).minimum(reach)  # [B, h, Q], 0 where the query is padding
     rows = torch.nn.functional.pad(reach, (0, I * m - reach.shape[2])).unflatten(2, (I, m))
@@ -23,5 +23,5 @@ def sinks_and_band(problem: Problem, sinks: int, window: int, block_size: int) -
     near = (start + m > first) & ((start < last) if problem.causal else (start < last + window - 1))
     mask = near | ((start < sinks) & ((start < last) if problem.causal else (last > 0)))
     if problem.sliding_window is not None:
-        mask = mask & (start + m > problem.start()[..., ::m, None])  # [B, h, I, 1], ascending: the first row's
+        mask = mask & (start + m > problem.start()[..., ::m, None])  # starts ascend: the first row's
     return mask

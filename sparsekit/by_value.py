@@ -1,7 +1,7 @@
 """Equality and text of dataclasses that hold tensors.
 
-`==` of two tensors is a tensor, and has no truth of its own; and their text is pages of numbers, for which a device is
-waited.
+`==` of two tensors is a tensor, which is neither true nor false; and the text of a tensor is pages of numbers, for
+which the host waits for the device.
 """
 
 from dataclasses import field, fields
@@ -12,18 +12,18 @@ from torch import Tensor
 
 
 def hint() -> Any:
-    """Return a field, False by default, for what is known about the others: it does not count in a comparison."""
+    """Return a field for a known property of the other fields: False by default, and left out of comparisons."""
     return field(default=False, compare=False)
 
 
 class ByValue:
-    """For a dataclass with eq=False and repr=False: equal if all compared fields are.
+    """A base for dataclasses with eq=False and repr=False: two are equal if all compared fields are.
 
-    Tensors are if their shape, dtype, device and entries are.
-    What costs nothing is compared first: a device is waited for only where all else is equal, and never for a tensor
-    and itself. The hash goes by what costs nothing, so that equal objects have equal ones: tensors count by shape,
-    dtype and device. As text it is one line, with tensors by dtype, shape and, if it is no CPU, device, and without
-    what is the default: no device is waited for.
+    Tensors are equal if their shapes, dtypes, devices and entries are.
+    Fields without tensors are compared first: the host waits for a device only if all else is equal, and never for the
+    same tensor. The hash does not wait: it is made of the fields without tensors, and of the shape, dtype and device of
+    tensors. The text is one line, without a wait: it shows a tensor's dtype and shape, its device if that is no
+    CPU, and no field with its default.
     """
 
     def __eq__(self, other: object) -> bool:
@@ -46,7 +46,7 @@ class ByValue:
 
 
 def brief(x: Any) -> str:
-    """Return a value as text, a tensor by its dtype, shape and device alone."""
+    """Return a value as text; for a tensor that is its dtype, shape and device."""
     if not isinstance(x, Tensor):
         return repr(x)
     where = "" if x.device.type == "cpu" else f" on {x.device}"
@@ -54,7 +54,7 @@ def brief(x: Any) -> str:
 
 
 def _waits(x: Any) -> bool:
-    """Whether to compare it may wait for a device."""
+    """Return whether a comparison may wait for a device."""
     return isinstance(x, Tensor | ByValue)
 
 

@@ -1,8 +1,8 @@
-"""Which layers to sparsify, and by what: measured on the user's own text.
+"""The choice of layers to sparsify, and of their pipelines, measured on the user's own text.
 
 `profile_layers` is the paper's rule (Token Sparse Attention, arXiv:2602.03216, section 2): sparsify the layers that
 change the hidden states least. `calibrate` measures candidate pipelines in every layer and takes the fastest of those
-that keep what matters. Both work on any decoder model of transformers; nothing in it is patched.
+whose output error is small enough. Both work on any decoder model of transformers, without a patch.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,24 +25,24 @@ from .report import accuracy, dense_rows, last_rows, sampled_rows
 from .sinks import SINKS, Sinks, measure, over_prompts
 from .timing import now_ms
 
-LOOK = 64  # tokens of a prompt that show which layers can be sparse
-EPS = 1e-6  # added to the norm of a token's hidden state: one of zeros has no relative change
+LOOK = 64  # tokens of a prompt for the check that a layer can be sparse
+EPS = 1e-6  # added to the norm of a token's hidden state, because that of zeros has no relative change
 
-OnStep = Callable[[int, int, str], None]  # (steps done, steps in all, what was done last)
+OnStep = Callable[[int, int, str], None]  # (number of steps done, of all steps, name of the last step)
 Prompt = Tensor | Sequence[int]  # token ids, [n] or [1, n]
 
 
 @dataclass(frozen=True)
 class LayerProfile:
-    """How much each layer changes the hidden states, and how much of its attention the first keys hold."""
+    """The drift of each layer, and its attention on the first keys."""
 
-    drift: dict[int, float]  # by layer: |output - input| / |input| of a token, mean over all tokens of all prompts
+    drift: dict[int, float]  # by layer, |output - input| / |input|, mean over all tokens of all prompts
     quantile: float  # part of the layers to sparsify, in [0, 1]
-    sinks: dict[int, Sinks] = field(default_factory=dict)  # by layer that can be sparse: mass on the first keys
+    sinks: dict[int, Sinks] = field(default_factory=dict)  # by layer that can be sparse, attention on the sinks
 
     @property
     def ranks(self) -> dict[int, float]:
-        """By layer: the part of the layers whose drift is not larger, in (0, 1]."""
+        """By layer, the part of the layers whose drift is not larger, in (0, 1]."""
         return {
             layer: sum(other <= mine for other in self.drift.values()) / len(self.drift)
             for layer, mine in self.drift.items()
@@ -50,24 +50,24 @@ class LayerProfile:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers to sparsify: those of rank at most `quantile`."""
+        """The layers to sparsify, which have a rank of at most `quantile`."""
         return tuple(layer for layer, rank in self.ranks.items() if rank <= self.quantile)
 
     def schedule(self, pipeline: Pipeline | str) -> "Schedule":
-        """That pipeline in the layers to sparsify, dense in the others."""
+        """Return the schedule with a pipeline in the layers to sparsify, and dense attention in the others."""
         spec = to_pipeline(pipeline).to_spec()
         specs = {layer: spec if layer in self.layers else DENSE for layer in self.drift}
         return Schedule(by_range(specs), sinks={layer: one.figures() for layer, one in self.sinks.items()})
 
     def warning(self) -> str | None:
-        """Return in one line in which layers to sparsify the pipeline measured leaves out the sinks; None if in none.
+        """Return in one line the layers to sparsify in which the profile's pipeline drops sinks that matter, or None.
 
-        Only of a profile that was made with a pipeline.
+        It is None for a profile without a pipeline.
         """
         return sinks_left_out({layer: one for layer, one in self.sinks.items() if layer in self.layers})
 
     def table(self) -> Table:
-        """For rich."""
+        """Return the profile as a table for rich."""
         caption = f"sparsify: of rank {self.quantile:g} or less"
         caption += f"; sinks: attention mass on the first {SINKS} keys, mean over heads, and the largest head"
         table = Table("layer", title="inter-layer drift", caption=caption)
@@ -89,14 +89,13 @@ def profile_layers(
     pipeline: Pipeline | str | None = None,
     on_step: OnStep | None = None,
 ) -> LayerProfile:
-    """The inter-layer drift of a model on prompts, and the attention on its sinks: one dense prefill each.
+    """Measure the drift of a model's layers and the attention on the sinks, by one dense prefill per prompt.
 
-    `model` is a decoder model of transformers, or one with a head on it; `prompts` are token ids, [n] each, and
-    `quantile` in [0, 1] is the part of the layers to sparsify. With a `pipeline`, which runs however short the prompts
-    are, the profile knows from how many queries it takes the sinks, see `LayerProfile.warning`.
-    `on_step(done, total, name)` is called after each
-    layer of each prompt. Raises ValueError for text instead of ids, no prompts, a model in training mode, or one none
-    of whose layers can be sparse.
+    `model` is a decoder model of transformers, with or without a head; `prompts` are token ids, [n] each; `quantile` in
+    [0, 1] is the part of the layers to sparsify. With a `pipeline`, whose stages also run on short prompts, the profile
+    counts the queries that lose the sinks, see `LayerProfile.warning`. `on_step(done, total, name)` is called after
+    each layer of each prompt. Raises ValueError for text instead of ids, no prompts, a model in training mode, or one
+    of which no layer can be sparse.
     """
     check_ratio("quantile", quantile)
     needs("transformers", "hf")
@@ -148,20 +147,20 @@ def calibrate(
     target: float = 0.99,
     on_step: OnStep | None = None,
 ) -> Schedule:
-    """The schedule that saves most attention time while every layer's output stays within the target.
+    """Find the schedule that saves most attention time while the output of every layer meets the target.
 
     A candidate is allowed in a layer if 1 - its relative output error is at least `target`, in (0, 1], on every
-    prompt, both on query rows spread over it and on its last rows: the first are what later layers read, and from the
-    last the answer is made. The error and not the attention mass, because it is what the rest of the model sees: a
-    sink holds much mass and hardly any value. A layer gets the fastest of the allowed, or dense attention.
+    prompt, both on query rows spread over it and on its last rows: later layers read the first, and the answer comes
+    from the last. The target is about the error and not the attention mass, because the rest of the model sees the
+    output: a sink has much mass and hardly any value. A layer gets the fastest allowed candidate, or dense attention.
 
-    Every candidate meets the queries, keys and values that each layer has when the model is dense, so one layer's
-    figures do not depend on what the others do, and one dense prefill a prompt serves all candidates. Errors are
-    against dense attention in float64, as in `explain`. `pipelines` run however short the prompts are
-    (`break_even=0`); the schedule has them as they were given. Layers whose attention the integration leaves to the
+    Every candidate runs on the queries, keys and values that a layer has when the model is dense. So one layer's
+    figures do not depend on the other layers, and one dense prefill of a prompt serves all candidates. Errors are
+    against dense attention in float64, as in `explain`. Here the stages of `pipelines` also run on short prompts
+    (`break_even=0`); the schedule holds the pipelines unchanged. Layers whose attention the integration leaves to the
     model stay dense. `prompts` are token ids, [n] each; `on_step(done, total, name)` is called after each candidate
     in each layer. Raises ValueError for a pipeline that has no spec, text instead of ids, no prompts, a model in
-    training mode, or one none of whose layers can be sparse.
+    training mode, or one of which no layer can be sparse.
     """
     needs("transformers", "hf")
     from .integrations.transformers import LayerCall, sparsify
@@ -207,7 +206,7 @@ def calibrate(
 
 
 def choose(measured: Sequence[Measured], layers: Iterable[int], target: float) -> Schedule:
-    """For each layer the fastest of what was measured in it whose score is at least `target`; dense if none is."""
+    """Return the schedule with each layer's fastest pipeline of score at least `target`, or dense attention."""
     best: dict[int, Measured] = {}
     for one in measured:
         if one.score >= target and (one.layer not in best or one.ms < best[one.layer].ms):
@@ -218,7 +217,7 @@ def choose(measured: Sequence[Measured], layers: Iterable[int], target: float) -
 
 
 def sinks_left_out(found: Mapping[int, Sinks]) -> str | None:
-    """Return in one line in which layers a plan leaves out what attention rests on; None if in none."""
+    """Return in one line the layers in which a plan drops sinks that matter, or None."""
     bad = {layer: one for layer, one in found.items() if one.matters}
     if not bad:
         return None
@@ -233,7 +232,7 @@ def _over_prompts(layer: int, pipeline: str, figures: Sequence[tuple[float, ...]
 
 
 def timed(pipeline: Pipeline, problem: Problem) -> tuple[Plan, float]:
-    """Return the plan, and the ms of deciding and attending."""
+    """Run a pipeline; return the plan, and the ms to decide and attend."""
     began = now_ms(problem.q.device)
     plan = pipeline.decide(problem)
     attend(problem, plan, compress=pipeline.compress.mode, backend=pipeline.attend.backend)
@@ -242,12 +241,12 @@ def timed(pipeline: Pipeline, problem: Problem) -> tuple[Plan, float]:
 
 @torch.no_grad()
 def prefill(model: Any, ids: Tensor) -> None:
-    """Run a model over a prompt [1, n], and keep nothing."""
-    model.base_model(ids, use_cache=False)  # without its head: nobody reads the logits
+    """Run a model over a prompt [1, n], without its head."""
+    model.base_model(ids, use_cache=False)  # nothing reads the logits
 
 
 def require_attention(model: Any, prompts: Sequence[Tensor]) -> None:
-    """Raise ValueError for a model none of whose layers can be sparse, before anything is measured."""
+    """Raise ValueError for a model of which no layer can be sparse; call it before the measurement."""
     needs("transformers", "hf")
     from .integrations.transformers import sparsify
 
@@ -257,13 +256,13 @@ def require_attention(model: Any, prompts: Sequence[Tensor]) -> None:
         prefill(model, ids if ids.numel() > 1 else ids.repeat(1, 2))  # one token alone is decoded
     if not seen:
         raise ValueError(
-            f"model: got {type(model).__name__}, none of whose layers can be sparse; allowed are models whose layers "
+            f"model: got {type(model).__name__}, of which no layer can be sparse; allowed are models whose layers "
             "call the attention interface of transformers with a causal mask: pass such a model"
         )
 
 
 def token_ids(model: Any, prompts: Iterable[Prompt]) -> list[Tensor]:
-    """Return each prompt as [1, n] on the model's device. Raises ValueError for what is no token ids."""
+    """Return each prompt as [1, n] on the model's device. Raises ValueError for anything but token ids."""
     if model.training:
         raise ValueError("model: got one in training mode; allowed is evaluation mode: call model.eval() first")
     made = []
@@ -281,7 +280,7 @@ def token_ids(model: Any, prompts: Iterable[Prompt]) -> list[Tensor]:
 
 
 def decoder_layers(model: Any) -> dict[int, nn.Module]:
-    """Return by number the entries of the outermost list of modules that hold an attention layer each."""
+    """Return, by number, the modules of the outermost list whose entries have an attention layer each."""
     for stack in model.get_decoder().modules():
         numbered = {_number(layer): layer for layer in stack} if isinstance(stack, nn.ModuleList) else {}
         layers = {number: layer for number, layer in numbered.items() if number is not None}

@@ -1,4 +1,4 @@
-"""What does this machine compute on?"""
+"""The name of the chip that computes."""
 
 import platform
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 
 
 def chip(device: torch.device) -> str:
-    """The name of the GPU, or of the CPU with its threads."""
+    """Return the name of the GPU, or of the CPU with its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")

@@ -4,11 +4,11 @@ from importlib import import_module
 
 
 def needs(module: str, extra: str | None) -> None:
-    """Raise ImportError that names the extra, or the package itself if None has it, unless `module` is installed."""
+    """Raise ImportError unless `module` is installed; it names the extra, or the package if `extra` is None."""
     try:
         import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module:  # it is there, and lacks something itself
+        if error.name != module:  # the module is installed, but lacks another one
             raise
         what = f'"sparsekit[{extra}]"' if extra else module
         raise ImportError(f"this needs {module}: pip install {what}", name=module) from error

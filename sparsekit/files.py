@@ -1,4 +1,4 @@
-"""Write files whole: under another name first, so that nobody ever reads half of one."""
+"""Whole files: they are written under another name first, so that a reader never gets half of one."""
 
 import os
 from collections.abc import Callable
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: str | Callable[[Path], object]) -> Path:
-    """Write text, in UTF-8, or what `content` writes to the path that it is given. Return `path`.
+    """Write text in UTF-8, or call `content` with a path to write to. Return `path`.
 
-    What was at `path` stays there until all is written, and stays if that fails. The other name ends as `path` does.
+    An old file at `path` stays until all is written, and if that fails. The other name has the suffix of `path`.
     """
     unfinished = path.with_name(f".{os.getpid()}.{path.name}")
     try:

@@ -1,4 +1,4 @@
-"""Fields and arguments that had another name: the old one still works, with a DeprecationWarning."""
+"""Old names of fields and arguments, which still work, with a DeprecationWarning."""
 
 import sys
 import warnings
@@ -15,7 +15,8 @@ PACKAGE = str(Path(__file__).parent)
 def renamed(**fields: str) -> Callable[[Class], Class]:
     """Let a dataclass take fields by their old names: @renamed(new="old"), above @dataclass.
 
-    The constructor takes the old keyword, the attribute can be read, and a pickle of the old field loads. Each warns.
+    The constructor takes the old keyword, the old attribute can be read, and a pickle with the old field loads, each
+    with a warning.
     """
     new_names = {old: new for new, old in fields.items()}
 
@@ -41,7 +42,7 @@ def renamed_arguments(**arguments: str) -> Callable[[Function], Function]:
 
 
 def former(old: str, new: str) -> Any:
-    """Return a property by the old name that reads the new one, and warns."""
+    """Return a property for the old name that reads the new one, with a warning."""
 
     def read(self: Any) -> Any:
         _warn(type(self).__name__, old, new)
@@ -51,7 +52,7 @@ def former(old: str, new: str) -> Any:
 
 
 def former_names(cls: Any) -> dict[str, str]:
-    """Return the new name of each field of a class that had an old one, by the old one."""
+    """Return the new names of a class's renamed fields, by their old names."""
     return getattr(cls, "_former_names", {})
 
 
@@ -64,8 +65,8 @@ def _renamed(where: str, new_names: dict[str, str], function: Any) -> Any:
 
 
 def _by_new_names(where: str, new_names: dict[str, str], given: dict[str, Any]) -> dict[str, Any]:
-    """Return what was given, by the new names. Raises ValueError for both names at once."""
-    if not any(old in given for old in new_names):  # as torch.compile can trace it
+    """Return the arguments by their new names. Raises ValueError for both names at once."""
+    if not any(old in given for old in new_names):  # a test that torch.compile can trace
         return given
     for old in new_names.keys() & given.keys():
         new = new_names[old]
@@ -79,7 +80,7 @@ def _by_new_names(where: str, new_names: dict[str, str], given: dict[str, Any]) 
 
 
 def _warn(where: str, old: str, new: str) -> None:
-    """Warn that a name is an old one, at the line outside of this package that used it."""
+    """Warn that a name is an old one; the warning is for the line outside of this package that used it."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
         level, frame = level + 1, frame.f_back

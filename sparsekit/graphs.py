@@ -1,14 +1,12 @@
 """Calls of known shapes as CUDA graphs: the host launches all kernels of a call at once.
 
 On a short prompt the host takes longer to launch the kernels of a sparse call than the GPU to run them. A graph holds
-them, with memory of its own to read from: a call copies its tensors there, replays the graph and copies the answer.
-Where the answer is large, the device would take longer to copy it than the host to launch the step that writes it: that
-step is then no part of the graph, and writes into memory of the caller's.
-Where calls come with the same tensors' memory again, as those of a model's layers do, a graph reads them where they
-lie.
-Whoever calls from another thread or on another stream gets a graph of its own. The first call of its kind is watched:
-one that waits for the device in between cannot be held, and is called as ever. To try all the same would leave the
-allocator in the middle of a capture.
+them and its own input memory: a call copies its tensors there, replays the graph and copies the answer out.
+If the answer is large, the device takes longer to copy it than the host to launch the step that writes it. That step is
+then not in the graph, and writes to new memory.
+If later calls bring tensors at the same addresses, as the layers of a model do, a graph reads them in place.
+Each thread and stream has its own graphs. The first call of a kind is watched: if it waits for the device, it cannot
+become a graph, and later calls run without one. A failed attempt would leave the allocator in the middle of a capture.
 """
 
 import logging
@@ -22,34 +20,34 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-MOST, ROOM = 8, 2**30  # graphs that are held, and bytes that go in all of them; the one unused for longest goes first
-BYTES = 2**29  # of tensors that go in: with larger ones the GPU takes longer than the host
-LARGE = 2**26  # bytes of queries from which on an answer is written where the caller wants it
-SEEN = 4096  # calls of which is remembered that they ran
-PLACES = 2  # graphs that read the tensors of one kind of call where they lie
+MOST, ROOM = 8, 2**30  # most graphs, and most bytes of their inputs; the one unused for longest is freed
+BYTES = 2**29  # most bytes of a graph's inputs: beyond, the GPU takes longer than the host
+LARGE = 2**26  # bytes of queries from which on the last step is not in the graph
+SEEN = 4096  # most kinds of calls that are remembered
+PLACES = 2  # most graphs of one kind of call that read tensors in place
 LOG = logging.getLogger("sparsekit")
 
 Call = Callable[..., Tensor]
-Run = Callable[..., Tensor | Call]  # it gives the answer, or what is left to do: a function of the same tensors
+Run = Callable[..., Tensor | Call]  # it returns the answer, or the last step as a function of the same tensors
 
 _held: "OrderedDict[Hashable, Graph]" = OrderedDict()
-_seen: set[Hashable] = set()  # calls that ran once: their kernels are compiled
-_waiting: set[Hashable] = set()  # what cannot be held
-_places: dict[Hashable, list[tuple[int, ...]]] = {}  # where a call's tensors lay last, and what graphs read in place
-_pools: dict[Hashable, Any] = {}  # of memory, for each thread and stream
+_seen: set[Hashable] = set()  # kinds of calls that ran once: their kernels are compiled
+_waiting: set[Hashable] = set()  # kinds of calls that cannot become a graph
+_places: dict[Hashable, list[tuple[int, ...]]] = {}  # addresses: the last call's, and of graphs that read in place
+_pools: dict[Hashable, Any] = {}  # memory pools, by thread and stream
 _lock = threading.Lock()
 
 
 class Graph:
-    """What `run` does with tensors of these shapes and strides, on this stream."""
+    """A CUDA graph of `run` for tensors of these shapes and strides, on this stream."""
 
     def __init__(self, run: Run, tensors: tuple[Tensor, ...], pool: Any, in_place: bool) -> None:
-        """Record it, without running it. Raises RuntimeError for what waits for the device.
+        """Record `run` without running it. Raises RuntimeError if it waits for the device.
 
-        `pool` is of graphs that never run at a time: what one computes on the way lies where another's did. With
-        `in_place` the tensors are read where they lie, and every call must bring tensors that lie there.
+        `pool` is the memory pool of graphs that never run at the same time, so they share memory for their intermediate
+        results. With `in_place` the graph reads the tensors in place, and every call must bring these same addresses.
         """
-        with torch.inference_mode(False):  # tensors of that mode could not be written to outside it
+        with torch.inference_mode(False):  # tensors of inference mode cannot be written to outside it
             self._copied = [] if in_place else [torch.empty_like(x) for x in tensors]
             self.nbytes = sum(x.nbytes for x in self._copied)
             self._record(run, tensors if in_place else self._copied, pool)
@@ -80,28 +78,30 @@ class Graph:
 
 
 class _Watch(TorchDispatchMode):
-    """Notes whether an operator of torch waits for the device, or makes the device wait for the host's memory."""
+    """A mode that notes whether an operator waits for the device, or copies between devices."""
 
     def __init__(self, host: str = "cpu") -> None:
         super().__init__()
-        self.waits, self.host = False, host  # the device type that the host need not wait for
+        self.waits, self.host = False, host  # the device type for which the host need not wait
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if func is torch.ops.aten.index.Tensor:  # its tag speaks of masks, which are counted first
+        if func is torch.ops.aten.index.Tensor:  # its tag is about masks, whose entries are counted first
             sized = any(x.dtype in (torch.bool, torch.uint8) for x in given[1:])
         else:
             sized = torch.Tag.dynamic_output_shape in func.tags
         copied = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
         tensors = [x for x in (*given, *tree_leaves(out)) if isinstance(x, Tensor)]
-        devices = {x.device.type for x in tensors if copied or x.dim()}  # beside others a number needs no copy
+        devices = {x.device.type for x in tensors if copied or x.dim()}  # one of no axis needs no copy
         asked = sized or torch.Tag.data_dependent_output in func.tags
         self.waits |= len(devices) > 1 or (asked and any(x.device.type != self.host for x in given))
         return out
 
 
 def _watched(key: Hashable, run: Run) -> Call:
+    """Return a function that does as `run`, and notes a wait for the device in `_waiting`."""
+
     def watched(*tensors: Tensor) -> Tensor:
         with _Watch() as watch:
             left = run(*tensors)
@@ -114,9 +114,9 @@ def _watched(key: Hashable, run: Run) -> Call:
 
 
 def graph_call(what: Hashable, run: Run, *tensors: Tensor) -> Call | None:
-    """Return what to call instead of `run` with tensors like these; None where nothing can be held.
+    """Return a function to call instead of `run` with tensors like these, or None where there can be no graph.
 
-    `what` tells calls apart that are not the same for the same shapes.
+    `what` distinguishes calls that differ although their shapes are the same.
     """
     if sum(x.nbytes for x in tensors) > BYTES or torch.cuda.is_current_stream_capturing():
         return None
@@ -142,7 +142,7 @@ def graph_call(what: Hashable, run: Run, *tensors: Tensor) -> Call | None:
         pool = _pools.setdefault(where, torch.cuda.graph_pool_handle())
     try:
         graph = Graph(run, tensors, pool, in_place=mine != key)
-    except Exception as reason:  # whatever it raises, the call itself may still run
+    except Exception as reason:  # after any error the call itself may still run
         LOG.debug("a call cannot be held as a CUDA graph: %s", str(reason).splitlines()[0])
         _waiting.add(key)
         return None
@@ -153,18 +153,18 @@ def graph_call(what: Hashable, run: Run, *tensors: Tensor) -> Call | None:
 
 
 def is_held(call: Call) -> bool:
-    """Return whether `held` gave this call, and no kernel is it."""
+    """Return whether a function came from `graph_call`, and is no kernel."""
     return isinstance(call, Graph) or getattr(call, "__module__", None) == __name__
 
 
 def _fit(held: "OrderedDict[Hashable, Any]") -> None:
-    """Let go of those that were not used for longest until the others are few and small enough; the last one stays."""
+    """Free the graphs that were not used for longest until the others are few and small enough; keep the last one."""
     while len(held) > MOST or (len(held) > 1 and sum(graph.nbytes for graph in held.values()) > ROOM):
         held.popitem(last=False)
 
 
 def clear() -> None:
-    """Free the graphs, and their memory."""
+    """Free all graphs and their memory."""
     with _lock:
         _held.clear()
         _pools.clear()
@@ -172,5 +172,6 @@ def clear() -> None:
 
 
 def _forget() -> None:
-    for found in (_seen, _waiting, _places):
-        found.clear()
+    """Forget all kinds of calls."""
+    for memory in (_seen, _waiting, _places):
+        memory.clear()

@@ -2,16 +2,16 @@
 
 Importing this module registers them as torch.ops.sparsekit.<name>; `import sparsekit` does.
 
-What a pipeline computes depends on the data, so a compiler could not look inside with profit: it sees shapes alone. A
-pipeline calls the ops within as plain functions: an operator's dispatch costs each call about 0.1 ms of the host,
-longer than many kernels take. The operators of the ops are for who puts a compiled stage together from them.
+The work of a pipeline depends on the data, and a compiler knows only shapes: to it a pipeline is one opaque operator.
+Inside it the pipeline calls ops as plain functions: an operator's dispatch takes the host about 0.1 ms in each call,
+longer than many kernels. The operators of the ops are for authors who build a compiled stage from them.
 
-The operator of an op has the op's name, and its arguments, flat and in order; `flat` takes them apart. It returns fresh
-tensors, those of the op's answer in order: of a Problem q, k, v, q_pos, k_pos, of an Output o and lse, of Tokens idx,
-of Blocks counts and indices. Flags beside them stay behind: `Plan.known` has those of a compressed problem, and
-Tokens without theirs are right, if not as fast. There are no gradients. A plan that is none of the problem raises
-ValueError, as in `attend`; a problem is not checked: `Problem.of` does. Of an op's definition in `sparsekit/ops/` the
-function `fake` tells the shapes and dtypes of the answer, and by its types the operator's arguments.
+The operator of an op has the op's name, and its arguments, flat and in order; `flat` makes them. It returns new
+tensors, those of the op's result in order: for a Problem q, k, v, q_pos, k_pos, for an Output o and lse, for Tokens
+idx, for Blocks counts and indices. Boolean flags are not returned: `Plan.hints` has those of a compressed problem, and
+Tokens without their flag give the same results, only slower. There are no gradients. A plan that does not fit its
+problem raises ValueError, as in `attend`; a problem is not checked, `Problem.of` does that. In `sparsekit/ops/` the
+function `fake` of an op gives the shapes and dtypes of the result, and its type hints give the operator's arguments.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ from .registry import replacements
 
 @torch.library.custom_op("sparsekit::attention", mutates_args=())
 def attention(q: Tensor, k: Tensor, v: Tensor, spec: str, causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
-    """Attention of q [B, H, Q, D] over k [B, G, K, D], v [B, G, K, Dv] by the pipeline of a spec.
+    """Compute attention of q [B, H, Q, D] over k [B, G, K, D], v [B, G, K, Dv] by the pipeline of a spec.
 
     Returns the output [B, H, Q, Dv] and the log-sum-exp [B, H, Q], float32 or wider.
     """
@@ -59,7 +59,7 @@ def attention_by_plan(
     causal: bool,
     scale: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention of exactly the pairs of a plan, which `Plan.parts` took apart, with the policies of a spec's pipeline.
+    """Compute attention over the pairs of a plan, given as its `Plan.parts`, with the policies of a spec's pipeline.
 
     Returns the output [B, H, Q, Dv] and the log-sum-exp [B, H, Q], float32 or wider.
     """
@@ -75,9 +75,9 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("sparsekit::no_gradients", mutates_args=())
 def no_gradients(like: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-    """Raise ValueError. A backward pass that is traced ahead holds it, and raises only when it runs.
+    """Raise ValueError. A backward pass that is traced ahead contains this operator, and raises only when it runs.
 
-    It takes gradients, so that it is not among what a compiler computes in the forward pass.
+    It takes gradients, so that a compiler cannot compute it in the forward pass.
     """
     raise ValueError(REFUSAL)
 
@@ -98,7 +98,7 @@ def _backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
 
 
 def refuse_backward(operator: Any) -> None:
-    """Make the backward pass of an operator, of q, k, v and what has no gradients, raise ValueError."""
+    """Make the backward pass of an operator of q, k, v and arguments without gradients raise ValueError."""
     operator.register_autograd(_backward, setup_context=_save)
 
 
@@ -127,10 +127,10 @@ _SCHEMAS: dict[Any, str] = {
 
 
 def flat(*args: Any) -> list[Any]:
-    """The arguments of an op as its operator takes them: torch.ops.sparsekit.attend(*flat(problem, plan)).
+    """Return an op's arguments as its operator takes them: torch.ops.sparsekit.attend(*flat(problem, plan)).
 
-    A Problem is q, k, v, q_pos, k_pos, scale, causal, queries_last, full, gapless, sliding_window (no op looks at the
-    ranks of `heads_group`); a Plan what `Plan.parts` says; Blocks counts, indices, size, n; an Output o, lse.
+    A Problem becomes q, k, v, q_pos, k_pos, scale, causal, queries_last, full, gapless, sliding_window (no op needs the
+    ranks of `heads_group`); a Plan its `Plan.parts`; Blocks counts, indices, size, n; an Output o, lse.
     """
     out: list[Any] = []
     for x in args:
@@ -149,7 +149,7 @@ def flat(*args: Any) -> list[Any]:
 
 
 def _whole(kind: Any, values: Sequence[Any]) -> Any:
-    """An argument of an op again, of what `flat` made of it."""
+    """Build an op's argument from the values that `flat` returns for it."""
     if kind is Plan:
         return Plan.from_parts(*values)
     if kind is Blocks:
@@ -159,7 +159,7 @@ def _whole(kind: Any, values: Sequence[Any]) -> Any:
 
 
 def _fresh(answer: Any, given: Sequence[Any]) -> Iterator[Tensor]:
-    """The tensors of an op's answer, contiguous, none in the memory of another or of one that was given."""
+    """Yield the tensors of an op's result, contiguous; none shares memory with another or with an argument."""
     taken = {x.untyped_storage().data_ptr() for x in given if isinstance(x, Tensor)}
     answer = (answer,) if isinstance(answer, Tensor) else answer if isinstance(answer, tuple) else vars(answer).values()
     for x in answer:

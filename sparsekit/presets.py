@@ -1,8 +1,8 @@
-"""The recipes as text, by name: a spec may use the name for the steps. `recipes.py` says what each is for.
+"""The recipes as text, by name: in a spec the name stands for the steps. `recipes.py` says what each is for.
 
-All of them keep every key block that a query block looks for at least `alpha` times as hard as for its best one, the
-first 128 tokens and the nearest 1,024, and give the last 1,024 queries everything: a question is among these, and
-further text after it. How much that leaves out is up to the model and the text: the longer a prompt, the more.
+All keep every key block that scores at least `alpha` times as high as the best one of a query block, the first 128
+tokens and the nearest 1,024. The last 1,024 queries see everything: a question is among them, with further text after
+it. How many pairs are dropped depends on the model and the text: the longer a prompt, the more.
 """
 
 _BLOCKS = "block_threshold(alpha={}, sinks=128, window=1024, queries='mean') | decompress(dense_last=1024)"

@@ -1,9 +1,9 @@
-"""What attention and the stages cost on a device: as bench/records say, or as was measured there.
+"""Prices: the times of attention and of the stages on a device, from bench/records or from a measurement there.
 
-Where a pipeline of built-in stages has to know and nobody does, it measures once, some seconds, and says so
-(`measured_once`); `sparsekit backends --measure` does it by hand. What was found is kept in a file in the user's cache
-folder, by device, threads and the versions of torch and sparsekit. SPARSEKIT_MEASURE=0 in the environment: never
-unasked.
+Where a pipeline of built-in stages needs the prices of a device and there are none, it measures them once, in some
+seconds, and logs that (`measured_once`); `sparsekit backends --measure` does so on demand. A file in the user's cache
+folder keeps them by device, threads and the versions of torch and sparsekit. With SPARSEKIT_MEASURE=0 in the
+environment a pipeline never measures.
 """
 
 import json
@@ -34,24 +34,24 @@ from .problem import Output, Problem, is_abstract
 from .timing import now_ms
 
 LOG = logging.getLogger("sparsekit")
-FOLDER = "SPARSEKIT_CACHE"  # environment variable: another folder than the user's cache
-SWITCH = "SPARSEKIT_MEASURE"  # environment variable: 0 measures nothing unasked
+FOLDER = "SPARSEKIT_CACHE"  # environment variable: a folder instead of the user's cache
+SWITCH = "SPARSEKIT_MEASURE"  # environment variable: with 0 a pipeline never measures
 REPEATS = 5
-ENOUGH = 250.0  # ms of one step's repeats: on a busy machine, no more of them
-WARM = {"cpu": 1, "cuda": 3}  # calls before: on a GPU they are compiled, watched and recorded as a graph
-SPAN = 128  # keys a query sees of the window whose price is taken
-LEAST = 2048  # keys below which nothing is measured unasked: scoring 128 queries takes 256 / keys of dense attention
+ENOUGH = 250.0  # ms after which a step is not repeated, for busy machines
+WARM = {"cpu": 1, "cuda": 3}  # calls before the timed ones: on a GPU they are compiled, watched and recorded as a graph
+SPAN = 128  # keys of the window whose price is measured
+LEAST = 2048  # keys below which a pipeline does not measure: to score 128 queries is 256 / keys of dense attention
 
 
 @dataclass(frozen=True)
 class Price:
-    """What a step costs."""
+    """The time of a step."""
 
     call: float  # ms
-    token: float  # ms for a million keys x query heads
+    token: float  # ms per million keys x query heads
 
     def ms(self, problem: Problem, kept: float = 1.0) -> float:
-        """Of a problem of which this part of the tokens is left."""
+        """Return the ms of the step on a problem of which the part `kept` of the tokens is kept."""
         B, H = problem.q.shape[:2]
         return max(self.call, self.token * B * H * kept * problem.k.shape[2] / 1e6)
 
@@ -61,24 +61,24 @@ FREE = Price(0.0, 0.0)
 
 @dataclass(frozen=True)
 class Prices:
-    """Of one kind of device: dense attention, stages by their names, and what attending to their plans costs.
+    """The prices of one kind of device: dense attention, stages by name, and attention by their plans.
 
-    On a GPU the price of a stage is all that a call takes beyond its part of the dense time; `blocks` and `tokens` are
-    then nothing. On a CPU it is that of deciding alone.
+    On a GPU the price of a stage is the time of a call beyond its part of the dense time, and `blocks` and `tokens` are
+    0. On a CPU it is the time to decide alone.
     """
 
     rate: float  # TFLOP/s of dense attention
     stages: dict[str, Price]
-    slow: float = 1.0  # the time of a pair in a list of blocks, over that of dense attention
-    blocks: Price = FREE  # to attend by lists of blocks, besides their pairs
+    slow: float = 1.0  # time of a pair in a block list over that of a pair in dense attention
+    blocks: Price = FREE  # attention by block lists, without its pairs
     tokens: Price = FREE  # to gather and scatter tokens
-    fill: Price | None = None  # of a window of SPAN keys; None: its pairs at the dense rate
-    apart: bool = False  # deciding and attending were measured apart
+    fill: Price | None = None  # fill of a window of SPAN keys; None: its pairs at the dense rate
+    apart: bool = False  # the times to decide and to attend were measured separately
 
 
-# by compute capability, on an H200: as `measure` finds them, but what whole calls took beyond their part of the dense
-# time where the records have that, which is more: of TokenCoverage and FlexPrefill in rows of calls, of BlockThreshold
-# with its mean query in the layers of the 1.5B model
+# by compute capability, on an H200: as `measure` returns them. Where the records have the time of whole calls beyond
+# their part of the dense time, which is longer, it is that: for TokenCoverage and FlexPrefill from calls in a row, for
+# BlockThreshold with its mean query from the layers of the 1.5B model
 MEASURED = {
     (9, 0): Prices(
         650.0,
@@ -97,13 +97,13 @@ MEASURED = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Of the problems that are timed."""
+    """The shape of the problems that are timed."""
 
     H: int
     G: int
     D: int
     dtype: torch.dtype
-    lengths: tuple[int, int]  # the price of a call is that of the first, the price of a token that of the second
+    lengths: tuple[int, int]  # the first gives the price of a call, the second the price of a token
 
 
 ON_GPU = Shape(16, 4, 128, torch.bfloat16, (2048, 16384))
@@ -121,9 +121,9 @@ def _here(device: torch.device) -> Here:
 
 
 def prices(device: torch.device, alike: bool = False) -> Prices | None:
-    """What steps cost on a device: as measured there, or as the records say; None if nobody has.
+    """Return the prices measured on a device, or those of the records, or None.
 
-    `alike`: the same on every rank, which must decide alike, so as the records say.
+    With `alike` they are those of the records: the same on all ranks, which must decide the same.
     """
     if not alike and (found := _known.get(_here(device)) or _kept(_here(device))):
         return found
@@ -131,14 +131,14 @@ def prices(device: torch.device, alike: bool = False) -> Prices | None:
 
 
 def may_measure(stages: Iterable[object], problem: Problem) -> bool:
-    """Return whether what these stages cost on the problem's device could be measured now, unasked.
+    """Return whether a pipeline may now measure the prices of these stages on the problem's device.
 
-    Not what a user's own stage costs, nor while something is traced, captured or timed, nor on one rank of several.
+    It may not for a custom stage, nor while something is traced, captured or timed, nor on one rank of several.
     """
     q, built_in = problem.q, {type(stage) for stage in _stages()}
     if os.environ.get(SWITCH) == "0" or q.device.type not in ("cpu", "cuda") or problem.heads_group is not None:
         return False
-    if prices(q.device) is not None:  # a stage that is missing there is one that nobody need wait for
+    if prices(q.device) is not None:  # the device is measured, so a missing stage has no price
         return False
     if torch.compiler.is_compiling() or is_abstract(q) or dispatch.is_timed():
         return False
@@ -148,15 +148,15 @@ def may_measure(stages: Iterable[object], problem: Problem) -> bool:
 
 
 def measured_once(device: torch.device) -> None:
-    """Measure, say so, and keep what was found: once a process, device and number of threads."""
+    """Measure, log that, and keep the prices: once for each process, device and number of threads."""
     here = _here(device)
     with _lock:
         _kept.cache_clear()  # another process may have measured
         if here in _known or here in _failed or _kept(here):
             return
         LOG.warning(
-            "sparsekit measures once, in some seconds, what attention and the stages cost on %s, to know when sparse "
-            "attention pays. It is kept in %s; %s=0 in the environment switches this off, and stages then always run",
+            "sparsekit measures once, in some seconds, the times of attention and of the stages on %s, to know when "
+            "sparse attention is faster. %s keeps them; %s=0 in the environment turns this off: stages then always run",
             chip(device),
             cache_file(),
             SWITCH,
@@ -174,7 +174,7 @@ def measured_once(device: torch.device) -> None:
         try:
             keep(device, found[0])
         except OSError as error:
-            LOG.warning("%s cannot be written (%s): the times are known to this process alone", cache_file(), error)
+            LOG.warning("%s cannot be written (%s): only this process knows the times", cache_file(), error)
 
 
 def _tried(device: torch.device) -> Prices | Exception:
@@ -183,14 +183,14 @@ def _tried(device: torch.device) -> Prices | Exception:
             return measure(device)
         with torch.cuda.device(device):  # a thread begins on the first one
             found = measure(device)
-        graphs.clear()  # those of this thread would stay, with their memory
+        graphs.clear()  # the graphs of this thread would stay, with their memory
         return found
-    except Exception as error:  # whatever it raises, the call itself may still run
+    except Exception as error:  # after any error the call itself may still run
         return error
 
 
 def price_name(stage: object) -> str:
-    """Return the name of what a stage does; how its queries score is another amount of work."""
+    """Return the name of a stage's price; its `queries` are in the name, because they change the work."""
     queries = getattr(stage, "queries", None)
     return f"{type(stage).__name__}, {queries}" if queries else type(stage).__name__
 
@@ -198,7 +198,7 @@ def price_name(stage: object) -> str:
 def measure(
     device: torch.device, shape: Shape | None = None, on_step: Callable[[str], None] = lambda name: None
 ) -> Prices:
-    """Time dense attention, each built-in stage and what attending to their plans costs on a device: some seconds."""
+    """Time dense attention, each built-in stage and attention by their plans on a device, in some seconds."""
     at, apart = shape or (ON_GPU if device.type == "cuda" else ON_CPU), device.type == "cpu"
     problems = [_problem(at, length, device) for length in at.lengths]
     H, L, D = at.H, at.lengths[1], at.D
@@ -239,22 +239,22 @@ def measure(
 
 
 def keep(device: torch.device, found: Prices) -> Path:
-    """Write what was measured on a device into the user's cache folder; return the file."""
+    """Write the prices of a device into the user's cache folder; return the file."""
     path = cache_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(_read(path) | {_key(device): asdict(found)}, indent=1) + "\n")
     _kept.cache_clear()
-    _known.pop(_here(device), None)  # the file has newer ones
+    _known.pop(_here(device), None)  # the file has newer prices
     return path
 
 
 def cache_file() -> Path:
-    """Return where measured prices are kept."""
+    """Return the file that keeps measured prices."""
     folder = os.environ.get(FOLDER)
     return (Path(folder) if folder else user_cache_path("sparsekit")) / "prices.json"
 
 
-@cache  # a file is read once, not with every call
+@cache  # read the file once, not in every call
 def _kept(here: Here) -> Prices | None:
     found = _read(cache_file()).get(_key(here[0]))
     if found is None or "apart" not in found:  # of an older version
@@ -266,7 +266,7 @@ def _kept(here: Here) -> Prices | None:
 
 
 def _read(path: Path) -> dict:
-    """Return what a file holds; nothing, said once, where it cannot be read."""
+    """Return the content of a file; {}, with a warning, if it cannot be read."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -281,7 +281,7 @@ def _key(device: torch.device) -> str:
 
 
 def _stages() -> Iterator[Stage]:
-    """Yield each built-in stage, set so that it has something to choose."""
+    """Yield each built-in stage, with parameters for which it has something to choose."""
     from .stages import BlockThreshold, BlockTopK, FlexPrefill, Streaming, TokenCoverage
 
     yield TokenCoverage(tau=0.1, min_tokens=0)
@@ -321,7 +321,7 @@ def _deciding_ms(stage: Stage, p: Problem) -> float:
 
 
 def _calling_ms(stage: Stage, p: Problem) -> float:
-    """Of a whole call on a GPU, as a pipeline makes it: a graph, where there can be one."""
+    """Return the time of a whole call on a GPU, as a pipeline makes it: as a graph, where there can be one."""
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor | graphs.Call:
         problem = Problem.of(q, k, v)

@@ -1,6 +1,6 @@
-"""The public names, which the package has as its own."""
+"""The public names of the package."""
 
-from . import operators as operators  # registers them: compiled models hold some
+from . import operators as operators  # the import registers them: compiled models use some
 from .dispatch import NoBackendError, why_not
 from .execute import attend
 from .fills import SlidingWindow, Zeros

@@ -1,7 +1,7 @@
-"""What a pipeline did to a problem: kept, density, attention mass kept, error and time, stage by stage.
+"""The report of a pipeline on a problem: kept, density, attention mass kept, error and time after each stage.
 
-Accuracy is measured on query rows spread over the sequence, against dense attention in float64; times are of one run
-after a warm-up, so read them as a breakdown: bench/ measures speed.
+Accuracy is measured on query rows spread over the sequence, against dense attention in float64. Times are those of one
+run after a warm-up: they compare steps; bench/ measures speed.
 """
 
 from collections.abc import Iterator
@@ -24,42 +24,42 @@ from .problem import Problem, to_heads
 from .sinks import SINKS, Sinks, measure, share
 from .timing import now_ms
 
-ROWS = 64  # query rows the accuracy is measured on
+ROWS = 64  # query rows on which accuracy is measured
 
 
 @dataclass(frozen=True)
 class Step:
-    """One line of a report. After a deciding stage the figures are those of the plan so far."""
+    """One line of a report. The figures of a stage are those of the plan up to it."""
 
     name: str
     ms: float
-    kept: float | None = None  # part of the queries kept, in [0, 1]
-    density: float | None = None  # part of the dense work computed, in [0, 1]
+    kept: float | None = None  # part of the queries that is kept, in [0, 1]
+    density: float | None = None  # part of the dense pairs that is computed, in [0, 1]
     mass: float | None = None  # attention probability on the computed pairs, mean over sampled rows, in [0, 1]
     error: float | None = None  # |output - dense| / |dense| over sampled rows
 
 
 @dataclass(frozen=True)
 class Report:
-    """What each step kept, cost and lost; `print(report)` shows it as a table, with `dense` and its warning below."""
+    """The figures of each step; `print(report)` shows them as a table, with `dense` and the warning below it."""
 
     steps: tuple[Step, ...]
-    dense_ms: float  # plain dense attention, the same call
-    notes: tuple[str, ...]  # what a reader must know: NaN in the input, sampling, host synchronisations
-    sinks: Sinks | None = None  # attention on the first keys; None if no query sees more than these
-    dense: str | None = None  # in one line: why attention ran dense all the same, and what to do; None if it did not
+    dense_ms: float  # time of dense attention of the same call
+    notes: tuple[str, ...]  # notes about the figures: NaN in the input, sampling, host synchronisations
+    sinks: Sinks | None = None  # attention on the first keys; None if no query sees other keys
+    dense: str | None = None  # one line on why attention ran dense and what to do; None if it was sparse
 
     @property
     def ms(self) -> float:
-        """The whole call."""
+        """The time of the whole call."""
         return sum(step.ms for step in self.steps)
 
     def warning(self) -> str | None:
-        """Return in one line that the plan leaves out what attention rests on; None where that is not so."""
+        """Return in one line that the plan drops sinks that matter, or None."""
         return self.sinks.warning() if self.sinks else None
 
     def table(self) -> RenderableType:
-        """For rich."""
+        """Return the steps as a table for rich."""
         table = Table("step", caption="\n".join(self.notes), caption_justify="left")
         for name in ("kept", "density", "mass kept", "output error", "ms"):
             table.add_column(name, justify="right")
@@ -113,26 +113,26 @@ def explain(pipeline: Steps, problem: Problem) -> Report:
     with clock("dense"):
         attend(problem, backend=policy["backend"])
     why = why_whole(pipeline, problem) if pipeline.stages and plan == Plan() else None
-    told = None if why else reason(pipeline.stages, pipeline.attend.break_even, problem, pipeline.decompress)
+    because = None if why else reason(pipeline.stages, pipeline.attend.break_even, problem, pipeline.decompress)
     sinks = measure(problem, rows, plan)
-    notes = *_notes(problem, plan, len(rows), sinks), *([told] if told else [])
+    notes = *_notes(problem, plan, len(rows), sinks), *([because] if because else [])
     return Report(tuple(steps), ms["dense"], notes, sinks, why)
 
 
 def sampled_rows(problem: Problem) -> Tensor:
-    """The query indices [R] that accuracy is measured on: ROWS of them spread over the sequence, both ends in."""
+    """Return ROWS query indices [R], spread over the sequence from its first to its last query."""
     Q = problem.q.shape[2]
     return torch.linspace(0, Q - 1, min(ROWS, Q), device=problem.q.device).round().long().unique()
 
 
 def last_rows(problem: Problem) -> Tensor:
-    """The last ROWS query indices [R]: the rows that an answer is made from."""
+    """Return the last ROWS query indices [R], from whose rows an answer comes."""
     Q = problem.q.shape[2]
     return torch.arange(max(Q - ROWS, 0), Q, device=problem.q.device)
 
 
 def dense_rows(problem: Problem, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Dense attention of some query rows: probabilities [B, H, R, K] and outputs [B, H, R, Dv], float64."""
+    """Compute dense attention of query rows: probabilities [B, H, R, K] and outputs [B, H, R, Dv], float64."""
     p, out = problem, oracle(problem, rows=rows)
     scores = p.q[:, :, rows].double() @ to_heads(p.k, p.q.shape[1]).double().mT * p.scale - out.lse[..., None]
     return torch.where(p.visible(rows), scores.exp(), 0.0), out.o
@@ -141,7 +141,7 @@ def dense_rows(problem: Problem, rows: Tensor) -> tuple[Tensor, Tensor]:
 def accuracy(
     problem: Problem, plan: Plan, rows: Tensor, dense: tuple[Tensor, Tensor]
 ) -> tuple[float, float, float, float]:
-    """Of a plan: kept, density, attention mass kept and output error, as in a `Step`; `dense` is of `dense_rows`."""
+    """Compute kept, density, mass and error of a plan, as in a `Step`; `dense` is the result of `dense_rows`."""
     probability, truth = dense
     kept = probability * plan.pairs(problem, rows)
     weights = kept / kept.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
@@ -153,6 +153,7 @@ def accuracy(
 
 
 def _notes(problem: Problem, plan: Plan, rows: int, sinks: Sinks | None) -> Iterator[str]:
+    """Yield the notes below the table, a line each."""
     if sinks:
         yield (
             f"attention mass on the first {SINKS} keys (sinks): {share(sinks.mean)}; most in head {sinks.head}: "
@@ -161,7 +162,7 @@ def _notes(problem: Problem, plan: Plan, rows: int, sinks: Sinks | None) -> Iter
     for name in ("q", "k", "v"):
         bad = (~getattr(problem, name).isfinite()).sum().item()
         if bad:
-            yield f"{name} holds {bad} NaN or infinite values: outputs that see them, and the errors here, are NaN"
+            yield f"{name} holds {bad} NaN or infinite values: outputs that depend on them, and errors here, are NaN"
     if problem.sliding_window is not None:
         yield (
             f"a sliding window of {problem.sliding_window} tokens: density counts the pairs inside it, and "
@@ -169,4 +170,4 @@ def _notes(problem: Problem, plan: Plan, rows: int, sinks: Sinks | None) -> Iter
         )
     yield f"mass and error: {rows} query rows spread over the sequence, float64"
     if plan.queries or plan.keys or plan.blocks:
-        yield "on a GPU a long prompt waits once for each stage, to learn the size of its choice"
+        yield "on a GPU, with a long prompt, the host waits once for each stage, to learn the size of its choice"

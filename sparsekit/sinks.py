@@ -1,7 +1,7 @@
-"""How much attention the first keys hold, the sinks, and whether a plan takes them away from queries that rest on them.
+"""The attention on the sinks, the first keys, and the queries from which a plan drops sinks that they need.
 
-Pretrained models rest on the first tokens the attention that a query needs nowhere else. A query that is left without
-them gets an output that its model never had in training, however little they say.
+Pretrained models give the first tokens the attention that a query needs nowhere else. A query that does not see them
+gets an output that its model never had in training, even if their values are small.
 """
 
 from collections.abc import Sequence
@@ -14,48 +14,48 @@ from .fills import SINKS, SlidingWindow
 from .plan import Plan
 from .problem import Problem
 
-# Mass from which on sinks are rested on, mean over the heads of a layer, and of one query. The embedded model, of which
-# a window alone loses nothing, has at most .045 in a layer of real text; Qwen2.5-Coder-0.5B .12 to .44 in layers 3 to
-# 22, SmolLM2-135M .21 to .79 in layers 12 to 29, and both lose answers there without sinks.
+# Mass from which on a layer needs its sinks, as the mean over heads, and from which on a query does. The embedded
+# model, which loses nothing with a window alone, has at most .045 in a layer on real text; Qwen2.5-Coder-0.5B has .12
+# to .44 in layers 3 to 22, SmolLM2-135M .21 to .79 in layers 12 to 29, and both lose answers there without sinks.
 RESTS = 0.1
-# The same of one head where its layer as a whole does not reach that: the embedded model has at most .28 in a head.
+# The same for one head, where its layer's mean is less than that: the embedded model has at most .28 in a head.
 HEAD_RESTS = 0.5
 
 
 @dataclass(frozen=True)
 class Sinks:
-    """Attention on the first SINKS keys, measured on sampled queries that see other keys too."""
+    """The attention on the first SINKS keys, measured on sampled queries that see other keys too."""
 
-    heads: tuple[float, ...]  # by query head: dense probability on them, mean over queries and sequences, in [0, 1]
-    left_out: float = 0.0  # part of the queries, over all heads, that rest on them and lose most of it, in [0, 1]
-    mend: str = ""  # what would give them back to most of those
+    heads: tuple[float, ...]  # by query head, dense probability on the sinks, mean over queries, in [0, 1]
+    left_out: float = 0.0  # part of all heads' queries that need the sinks and lose most of them, in [0, 1]
+    mend: str = ""  # advice that gives the sinks back to most of those queries
 
     @property
     def mean(self) -> float:
-        """Return the mass, mean over the heads."""
+        """The mass on the sinks, mean over heads."""
         return sum(self.heads) / len(self.heads)
 
     @property
     def largest(self) -> float:
-        """Return the mass of the head with most of it."""
+        """The mass on the sinks in the head with most of it."""
         return max(self.heads)
 
     @property
     def head(self) -> int:
-        """Return that head."""
+        """The head with most mass on the sinks."""
         return self.heads.index(self.largest)
 
     @property
     def matters(self) -> bool:
-        """Return whether queries rest on them and the plan takes them away from some."""
+        """Whether the layer needs its sinks and the plan drops them for some queries."""
         return self.left_out > 0 and (self.mean >= RESTS or self.largest >= HEAD_RESTS)
 
     def figures(self) -> dict[str, float]:
-        """Return the mass as a file has it."""
+        """Return the figures that a file holds."""
         return {"keys": SINKS, "mean": self.mean, "largest": self.largest, "head": self.head}
 
     def warning(self) -> str | None:
-        """Return in one line that the plan leaves out what attention rests on; None where that is not so."""
+        """Return in one line that the plan drops sinks that matter, or None."""
         if not self.matters:
             return None
         return (
@@ -66,18 +66,18 @@ class Sinks:
 
 
 def share(x: float) -> str:
-    """Return a part in percent; one that is more than none is not 0%."""
+    """Return a part in percent; one above 0 is never 0%."""
     return "less than 1%" if 0 < x < 0.01 else f"{x:.0%}"
 
 
 def measure(problem: Problem, rows: Tensor, plan: Plan | None = None) -> Sinks | None:
-    """Return the attention on the sinks of query indices `rows` [R], and what a plan leaves out of it; float64.
+    """Measure the attention on the sinks for query indices `rows` [R], and the part that a plan drops, in float64.
 
-    A head at a time, so that no more than [R, K] is held. None if no such query sees more than the sinks.
+    It takes a head at a time, with [R, K] in memory. Return None if no such query sees other keys than the sinks.
     """
     H = problem.q.shape[1]
     heads: list[float] = []
-    count, lost = 0, dict.fromkeys(("fill", "tokens", "blocks"), 0)  # by what leaves them out
+    count, lost = 0, dict.fromkeys(("fill", "tokens", "blocks"), 0)  # by the part of the plan that drops them
     for h in range(H):
         one = problem.head(h)
         visible = one.visible(rows)[:, 0]
@@ -105,14 +105,14 @@ def measure(problem: Problem, rows: Tensor, plan: Plan | None = None) -> Sinks |
 
 
 def over_prompts(found: Sequence[Sinks]) -> Sinks:
-    """Return the mean over prompts."""
+    """Return the mean over prompts, with the advice of the worst prompt."""
     heads = tuple(sum(each) / len(found) for each in zip(*(one.heads for one in found), strict=True))
     worst = max(found, key=lambda one: one.left_out)
     return Sinks(heads, sum(one.left_out for one in found) / len(found), worst.mend)
 
 
 def _mend(plan: Plan | None, what: str) -> str:
-    """Return what gives the sinks back that the fill, the tokens or the blocks of a plan leave out."""
+    """Return advice that gives back the sinks which the fill, the tokens or the blocks of a plan drop."""
     if what == "tokens":
         return "let the token stage keep the first tokens (sinks)"
     if what == "blocks":

@@ -1,4 +1,4 @@
-"""When is it? Wall-clock time that waits for the device."""
+"""Wall-clock time that waits for the device."""
 
 import time
 
@@ -6,7 +6,7 @@ import torch
 
 
 def now_ms(device: torch.device) -> float:
-    """Milliseconds from a fixed moment, read once all work queued on `device` is done."""
+    """Return the ms since a fixed moment, after a wait for all work on `device`."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() * 1e3

@@ -1,8 +1,8 @@
-"""lm-evaluation-harness: any of its tasks, asked of a model with a pipeline in it.
+"""The lm-evaluation-harness: any of its tasks, for a model with a pipeline.
 
     python -m sparsekit.integrations.lm_eval --model sparsekit --model_args pretrained=FOLDER,pipeline=SPEC --tasks TASK
 
-The harness (0.4.13) finds models only in its own list, so this module registers "sparsekit" and then is the harness's
+The harness (0.4.13) finds models only in its own list, so this module registers "sparsekit" and then runs the harness's
 command line, with all its options; the arguments of `--model sparsekit` are those of `--model hf`, and `pipeline`.
 From Python: `register()`, then `lm_eval.simple_evaluate(model="sparsekit", model_args=...)`.
 
@@ -26,14 +26,15 @@ NAME = "sparsekit"
 
 
 class SparseLM(HFLM):
-    """The harness's Hugging Face model with a pipeline in it."""
+    """The harness's Hugging Face model, with a pipeline."""
 
     batch_size_per_gpu: Any  # HFLM's
 
     def __init__(self, pretrained: Any, pipeline: str | None = None, **how: Any) -> None:
-        """`pipeline` is a spec, or a schedule: a .json file or a folder with one; the rest is HFLM's.
+        """Load the model and give it the pipeline: a spec, or a schedule, which is a .json file or a folder with one.
 
-        Raises ValueError without one, for a spec that does not parse or a file that is no schedule.
+        The other arguments are those of HFLM. Raises ValueError without a pipeline, for a spec that does not parse or
+        a file that is no schedule.
         """
         if not isinstance(pipeline, str):
             raise ValueError(
@@ -45,7 +46,7 @@ class SparseLM(HFLM):
         self.sparsified = sparsify(self.model, chosen)
 
     def _loglikelihood_tokens(self, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
-        """One sequence at a time: HFLM pads on the right without a mask, and a pipeline would read the padding."""
+        """Compute one sequence at a time: HFLM pads on the right without a mask, so a pipeline would read padding."""
         given, self.batch_size_per_gpu = self.batch_size_per_gpu, 1
         try:
             return super()._loglikelihood_tokens(*args, **kwargs)
@@ -54,12 +55,12 @@ class SparseLM(HFLM):
 
 
 def register() -> None:
-    """Make `model="sparsekit"` known to the harness in this process."""
+    """Register `model="sparsekit"` with the harness in this process."""
     register_model(NAME)(SparseLM)
 
 
 def main() -> None:
-    """The harness's own command line, "sparsekit" among its models."""
+    """Run the harness's command line, with "sparsekit" among its models."""
     from lm_eval.__main__ import cli_evaluate
 
     register()

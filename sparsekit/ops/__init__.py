@@ -1,1 +1,1 @@
-"""What each operation means, in plain torch: the definition every fast version must match."""
+"""The definition of each op in plain torch, which every backend must match."""

@@ -1,4 +1,4 @@
-"""Attention over exactly the pairs of a plan, at full length; dropped queries get zero, lse -inf (no fill)."""
+"""The op `attend`: attention over exactly the pairs of a plan, at full length, without the fill."""
 
 from itertools import product
 
@@ -16,6 +16,7 @@ def why_not(problem: Problem, plan: Plan) -> str | None:
 
 
 def attend(problem: Problem, plan: Plan) -> Output:
+    """Compute attention over exactly the pairs of a plan; dropped queries get 0, lse -inf."""
     p, H = plan.compress(problem), problem.q.shape[1]
     seen = p.visible()
     if plan.blocks:
@@ -26,7 +27,7 @@ def attend(problem: Problem, plan: Plan) -> Output:
 
 
 def over(p: Problem, seen: Bool[Tensor, "B H Q K"]) -> Output:
-    """Attention over the pairs of a mask, in float32 or wider; only the output is rounded, once."""
+    """Compute attention over the pairs of a mask, in float32 or wider; only the output is rounded, once."""
     H, wide = p.q.shape[1], torch.promote_types(p.q.dtype, torch.float32)
     q, k, v = p.q.to(wide), to_heads(p.k, H).to(wide), to_heads(p.v, H).to(wide)
     scores = (q @ k.mT).mul(p.scale).masked_fill(~seen, float("-inf"))

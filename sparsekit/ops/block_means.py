@@ -1,4 +1,4 @@
-"""The mean of the real tokens of each block."""
+"""The op `block_means`: the mean of each block of tokens, without padding."""
 
 import torch
 from jaxtyping import Float, Int
@@ -18,9 +18,9 @@ def why_not(x: Tensor, pos: Tensor, size: int) -> str | None:
 
 
 def block_means(x: Rows, pos: Positions, size: int) -> Means:
-    """[B, g, n, D] -> [B, max(g, h), I, D], float32 or wider; `pos` is PAD where a token is not real.
+    """Average each block of `size` tokens: [B, g, n, D] -> [B, max(g, h), I, D], float32 or wider.
 
-    Blocks of `size` tokens, the last may be ragged; a block without real tokens has mean zero.
+    Padding, where `pos` is PAD, does not count; the last block may be smaller; the mean of a block of padding is 0.
     """
     heads = max(x.shape[1], pos.shape[1])
     real = (to_heads(pos, heads) != PAD)[..., None]

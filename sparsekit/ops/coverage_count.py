@@ -1,4 +1,4 @@
-"""How many entries of each row stay within a given mass: the sum of coverage_mask, where the mask is not wanted."""
+"""The op `coverage_count`: the row sums of `coverage_mask`, without the mask."""
 
 import torch
 from jaxtyping import Int
@@ -16,7 +16,7 @@ def why_not(scores: Tensor, mass: Tensor, largest: bool) -> str | None:
 
 
 def coverage_count(scores: Scores, mass: Mass, largest: bool) -> Counts:
-    """How many of the largest entries have a running sum of at most `mass`, or of the smallest one below it."""
+    """Count the largest entries whose running sum is at most `mass`, or the smallest whose running sum is below it."""
     return definition.coverage_mask(scores, mass, largest).sum(-1)
 
 

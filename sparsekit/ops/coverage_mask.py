@@ -1,4 +1,4 @@
-"""The entries of each row that stay within a given mass, taken from the largest down or from the smallest up."""
+"""The op `coverage_mask`: the entries of each row within a mass, from the largest down or from the smallest up."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,10 +16,9 @@ def why_not(scores: Tensor, mass: Tensor, largest: bool) -> str | None:
 
 
 def coverage_mask(scores: Scores, mass: Mass, largest: bool) -> Mask:
-    """The largest entries whose running sum is at most `mass`, or the smallest whose running sum is below it.
+    """Return the mask of the largest entries with a running sum of at most `mass`, or the smallest with one below it.
 
-    Entries are at least 0, of equal ones the earlier comes first, and NaN counts as inf. How many there are is the
-    mask's sum.
+    Entries are at least 0, of equal ones the earlier comes first, and NaN counts as inf.
     """
     scores = scores.masked_fill(scores.isnan(), torch.inf)
     values, order = scores.sort(dim=-1, descending=largest, stable=True)

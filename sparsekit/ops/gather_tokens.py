@@ -1,4 +1,4 @@
-"""The shorter problem of the tokens a plan keeps: queries, keys and values next to each other."""
+"""The op `gather_tokens`: the shorter problem of the kept tokens, their queries, keys and values copied together."""
 
 from itertools import product
 
@@ -14,6 +14,7 @@ def why_not(problem: Problem, plan: Plan) -> str | None:
 
 
 def gather_tokens(problem: Problem, plan: Plan) -> Problem:
+    """Return the shorter problem of the kept tokens."""
     return plan.compress(problem)
 
 

@@ -1,4 +1,4 @@
-"""Whether a pooled estimate of a probe's attention tells, in each head, where the probe looks."""
+"""The op `query_aware`: the heads in which an estimate by block means is near the probe's attention."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,7 +10,7 @@ from ..samples import Arguments, Samples
 Probe = Float[Tensor, "B H D"]
 Means = Float[Tensor, "B _h J D"]
 Pooled = Float[Tensor, "B H J"]
-Blocks = Int[Tensor, "*blocks"]  # key blocks that hold tokens: [B, H, 1], or a number: of no axis, on the CPU
+Blocks = Int[Tensor, "*blocks"]  # number of key blocks with tokens: [B, H, 1], or no axis and on the CPU
 Aware = Bool[Tensor, "B H"]
 
 
@@ -19,15 +19,16 @@ def why_not(probe: Tensor, means: Tensor, pooled: Tensor, blocks: Tensor, scale:
 
 
 def query_aware(probe: Probe, means: Means, pooled: Pooled, blocks: Blocks, scale: float, tau: float) -> Aware:
-    """Where the distance of `pooled` from softmax(probe . means scale) over the first `blocks` is below `tau`.
+    """Return the heads in which the distance of `pooled` from softmax(probe . means scale) is below `tau`.
 
-    The Jensen-Shannon distance, natural log, in [0, sqrt(ln 2)]; a term of probability zero is zero.
+    The softmax is over the first `blocks` blocks. The distance is the Jensen-Shannon distance with natural logarithms,
+    in [0, sqrt(ln 2)]; a term of probability 0 is 0.
     """
     wide = torch.promote_types(probe.dtype, torch.float32)  # products of large entries overflow in float16
     scores = (to_heads(means, probe.shape[1]).to(wide) @ probe[..., None].to(wide)).squeeze(3) * scale  # [B, H, J]
     outside = torch.arange(scores.shape[-1], device=scores.device) >= blocks
     both = torch.stack([scores.masked_fill(outside, -torch.inf).softmax(-1), pooled.to(scores.dtype)])
-    middle = both.mean(0).clamp(min=torch.finfo(both.dtype).tiny)  # where both are zero: no matter, but not zero itself
+    middle = both.mean(0).clamp(min=torch.finfo(both.dtype).tiny)  # not 0 where both are, to divide by it
     return (0.5 * torch.xlogy(both, both / middle).sum((0, -1))).clamp(min=0).sqrt() < tau
 
 

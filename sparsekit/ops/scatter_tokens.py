@@ -1,4 +1,4 @@
-"""The output at full length: kept queries get their rows of the compressed output, dropped ones the plan's fill."""
+"""The op `scatter_tokens`: the output at full length, with the plan's fill."""
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
 
 
 def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> Output:
+    """Copy the rows of the compressed output back to the kept queries; dropped queries get the plan's fill."""
     out = plan.decompress(short)
     if plan.local:
         out = plan.fill_in(problem, out, sliding_window(problem, plan))

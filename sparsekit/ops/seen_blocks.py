@@ -1,4 +1,4 @@
-"""How much of each block list is seen: what an attention kernel has to walk, and where it has to look at each pair."""
+"""The op `seen_blocks`: the part of each block list that a kernel reads, and the part that needs a mask of pairs."""
 
 import torch
 from jaxtyping import Int
@@ -16,7 +16,7 @@ def why_not(blocks: Blocks, reach: Tensor) -> str | None:
 
 
 def seen_blocks(blocks: Blocks, reach: Reach) -> tuple[Counts, Counts]:
-    """How many blocks all rows of a query block see whole, and how many more some see a part of: `Blocks.seen`."""
+    """Count the blocks that all rows of a query block see whole, and those that rows see in part: `Blocks.seen`."""
     whole, part = blocks.seen(reach)
     return whole.int(), part.int()
 

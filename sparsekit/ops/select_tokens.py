@@ -1,4 +1,4 @@
-"""The tokens with the largest scores, a number of them given for each row."""
+"""The op `select_tokens`: the tokens with the largest scores, so many for each row."""
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ def why_not(scores: Tensor, keep: Tensor) -> str | None:
 
 
 def select_tokens(scores: Scores, keep: Keep) -> Tokens:
-    """The `keep` largest of each row; of equal scores the earlier token wins, so the choice is deterministic.
+    """Choose the `keep` largest of each row; of equal scores the earlier token wins, so the choice is deterministic.
 
     NaN counts as inf.
     """
@@ -30,9 +30,9 @@ def select_tokens(scores: Scores, keep: Keep) -> Tokens:
 
 
 def common_width(keep: Keep, rows: int, n: int) -> tuple[int, bool]:
-    """The length that rows of a choice among n have room for, at least 1, and whether it is known that all are as long.
+    """Return the common length of the rows of a choice among n, at least 1, and whether all are known to be as long.
 
-    It is that of the longest row, or n where the host would wait to learn it and there is room for all.
+    It is the length of the longest row, or n where the host would have to wait for that and there is room for n.
     """
     if for_all(keep, rows * n, TOKEN):
         return n, False

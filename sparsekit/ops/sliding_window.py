@@ -1,4 +1,4 @@
-"""Local attention for the dropped queries; the rows of the others are zero, lse -inf."""
+"""The op `sliding_window`: the fill of the dropped queries by a window."""
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ def why_not(problem: Problem, plan: Plan) -> str | None:
 
 
 def sliding_window(problem: Problem, plan: Plan) -> Output:
+    """Compute attention of the dropped queries over the window and sinks of the fill; other rows are 0, lse -inf."""
     p, H = problem, problem.q.shape[1]
     assert plan.fill is not None
     seen = plan.fill.pairs(p) & to_heads(plan.dropped(p), H)[..., None]

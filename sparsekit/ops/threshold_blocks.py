@@ -1,4 +1,4 @@
-"""The key blocks that some head of a group looks for nearly as hard as for its best one, by the means of blocks."""
+"""The op `threshold_blocks`: the key blocks whose score by block means is near the best one in some head of a group."""
 
 import math
 
@@ -11,7 +11,7 @@ from ..problem import Problem, to_heads
 from ..samples import Arguments, Samples
 from .block_means import block_means
 
-ENTRIES = 2**24  # scores that exist at a time: 64 MiB in float32
+ENTRIES = 2**24  # scores in memory at a time: 64 MiB in float32
 
 
 def why_not(problem: Problem, alpha: float, sinks: int, near: int, size: int) -> str | None:
@@ -19,11 +19,11 @@ def why_not(problem: Problem, alpha: float, sinks: int, near: int, size: int) ->
 
 
 def threshold_blocks(problem: Problem, alpha: float, sinks: int, near: int, size: int) -> Blocks:
-    """Return lists per key/value group [B, G, I]: of blocks of `size` queries, over blocks of as many keys.
+    """Return block lists per key/value group [B, G, I], for blocks of `size` queries and of as many keys.
 
-    Of the blocks that some query of a block sees, those are kept whose exp(mean query . mean key * scale) is at least
-    `alpha`, in (0, 1], times that of the best one for some head of the group, and those that hold one of the first
-    `sinks` tokens, or one of the last `near` that a query sees.
+    The score of a block is exp(mean query . mean key * scale). Of the key blocks that some query of a block sees, the
+    lists hold those that score at least `alpha`, in (0, 1], times as high as the best one in some head of the group,
+    those that hold one of the first `sinks` tokens, and those that hold one of a query's nearest `near` keys.
     """
     p, m, H = problem, size, problem.q.shape[1]
     k = block_means(p.k, p.k_pos, m)  # [B, G, J, D]

@@ -1,4 +1,4 @@
-"""How many tokens each sequence may drop for the votes on them to stay near a share of all votes."""
+"""The op `token_budget`: the number of tokens that each sequence may drop."""
 
 import torch
 from jaxtyping import Float, Int
@@ -8,7 +8,7 @@ from ..samples import Arguments, Samples
 from . import coverage_count as definition
 
 Votes = Float[Tensor, "B K"]
-Most = Int[Tensor, "*most"]  # [B], or a number: of no axis, on the CPU
+Most = Int[Tensor, "*most"]  # [B], or no axis and on the CPU
 Drop = Int[Tensor, "B"]
 
 
@@ -17,11 +17,11 @@ def why_not(votes: Tensor, tau: float, most: Tensor) -> str | None:
 
 
 def token_budget(votes: Votes, tau: float, most: Most) -> Drop:
-    """The number of smallest votes whose running sum is below `tau` of all finite ones, plus one; at most `most`.
+    """Count the lowest votes whose running sum is below `tau` times the sum of all finite votes, plus one, int64.
 
-    None if the smallest alone is not below. int64.
+    The count is at most `most`. It is 0 if even the lowest vote is not below.
     """
-    # a vanishing sum drops nothing that counts
+    # if all votes are 0, dropped tokens lose nothing
     total = torch.nan_to_num(votes, 0.0, 0.0).sum(-1) + 1e-8
     under = definition.coverage_count(votes, tau * total, False)
     return torch.where(under > 0, under + 1, 0).minimum(most)

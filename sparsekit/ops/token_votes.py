@@ -1,4 +1,4 @@
-"""The last queries' votes for each token, smoothed and ready for a choice; and the mean vote of all heads."""
+"""The op `token_votes`: the smoothed votes for each token in each head, and their mean over heads."""
 
 import torch
 from jaxtyping import Float, Int
@@ -9,7 +9,7 @@ from ..problem import to_heads
 from ..samples import Arguments, Samples
 
 Scores = Float[Tensor, "B H K"]
-Lengths = Int[Tensor, "*lengths"]  # [B, h, 1], or a number: of no axis, on the CPU
+Lengths = Int[Tensor, "*lengths"]  # [B, h, 1], or no axis and on the CPU
 Mean = Float[Tensor, "B K"]
 
 
@@ -18,10 +18,11 @@ def why_not(scores: Tensor, scored: Tensor, real: Tensor, pool: int, sinks: int)
 
 
 def token_votes(scores: Scores, scored: Lengths, real: Lengths, pool: int, sinks: int) -> tuple[Scores, Mean]:
-    """Of the first `scored` tokens the average of `pool` (odd) neighbours among them, zeros beyond either end.
+    """Average the scores of the first `scored` tokens over `pool` (odd) neighbours, with 0 beyond either end.
 
-    The tokens from there to `real` and the first `sinks` have inf, they are always kept; those after, padding, have
-    -inf. The mean over heads has inf where a token is not scored in every head. It holds the votes for the sinks.
+    The tokens from `scored` to `real` and the first `sinks` tokens, which are always kept, have inf; padding, from
+    `real` on, has -inf. The mean over heads is inf for a token that is not scored in every head; for the sinks it is
+    the mean of their votes.
     """
     B, H, K = scores.shape
     scored, real = (to_heads(n, H) if n.ndim else n for n in (scored, real))

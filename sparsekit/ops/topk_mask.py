@@ -1,4 +1,4 @@
-"""The largest entries of each row as a mask, a number of them given for each row."""
+"""The op `topk_mask`: the largest entries of each row, so many for each row, as a mask."""
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -16,7 +16,7 @@ def why_not(scores: Tensor, keep: Tensor) -> str | None:
 
 
 def topk_mask(scores: Scores, keep: Keep) -> Mask:
-    """The `keep` largest of each row; of equal entries the earlier wins, NaN counts as inf."""
+    """Return the mask of the `keep` largest of each row; of equal entries the earlier wins, NaN counts as inf."""
     if scores.is_floating_point():
         scores = scores.masked_fill(scores.isnan(), torch.inf)
     order = scores.argsort(dim=-1, descending=True, stable=True)

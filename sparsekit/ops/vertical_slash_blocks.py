@@ -1,4 +1,4 @@
-"""The block lists of a vertical-slash pattern: key blocks that many queries read, and distances many read at."""
+"""The op `vertical_slash_blocks`: the block lists of a pattern of key blocks (verticals) and distances (slashes)."""
 
 import torch
 from jaxtyping import Bool, Int
@@ -26,10 +26,11 @@ def vertical_slash_blocks(
     extra: OfPairs | None,
     size: tuple[int, int],
 ) -> Blocks:
-    """For each query block the key blocks up to `last` that are vertical, on a slash, or `extra`.
+    """Return, for each query block, the key blocks up to `last` that are vertical, on a slash, or in `extra`.
 
-    A query block's own keys lie in the key blocks `first` to `last`, one or two (the queries need not start a block);
-    `slashes` says which distances in blocks before either are kept. `last` is -1 where there is no real query.
+    A query block's own keys lie in the key blocks `first` to `last`, one or two (the queries need not start a block).
+    `slashes` is the mask of the distances, in blocks before `first` or `last`, that are kept. `last` is -1 for a query
+    block of padding.
     """
     j = torch.arange(verticals.shape[-1], device=verticals.device)
     mask = verticals[:, :, None]

@@ -1,4 +1,4 @@
-"""The attention probability the last queries give each key, and each distance, averaged over them."""
+"""The op `window_scores`: the mean attention probability that the last queries give each key, and each distance."""
 
 from dataclasses import replace
 
@@ -18,29 +18,27 @@ def why_not(problem: Problem, voters: int, diagonals: bool = False) -> str | Non
 
 
 def window_scores(problem: Problem, voters: int, diagonals: bool = False) -> Scores:
-    """[0]: column sums of softmax(q k^T scale) over the last `voters` real queries of each head, over their number.
+    """Compute the mean of softmax(q k^T scale) over the last `voters` queries of each head, padding not counted.
 
-    With `diagonals` also [1], the sums by distance: entry d is the mean probability the queries give the key d slots
-    before their own; it asks that the queries are the last keys. float32 or wider. A key that a query does not see, in
-    the future or before the problem's own window, gets nothing from it.
+    Entry [0] is the mean for each key. With `diagonals` there is an entry [1], the mean by distance: at d the mean
+    probability that the queries give the key d slots before their own; then the queries must be the last keys. float32
+    or wider. A query gives 0 to a key that it does not see, in the future or before the sliding window.
     """
     return at_length(_scores(within_sight(problem, voters), voters, diagonals), problem.k.shape[2])
 
 
 def within_sight(problem: Problem, voters: int) -> Problem:
-    """Without what only earlier queries see, before a sliding window, as far as that is known without looking."""
+    """Cut off the keys before the sliding window of the last queries, if no position has to be read for that."""
     p, rows = problem, min(voters, problem.q.shape[2])
     if p.sliding_window is None or not (p.full and p.queries_last):
         return p
-    last = slice(
-        -min(rows + p.sliding_window - 1, p.k.shape[2]), None
-    )  # positions have gaps: it may be less, never more
+    last = slice(-min(rows + p.sliding_window - 1, p.k.shape[2]), None)  # with gaps they see fewer, never more
     q, q_pos = p.q[:, :, -rows:], p.q_pos[..., -rows:]
     return replace(p, q=q, q_pos=q_pos, k=p.k[:, :, last], v=p.v[:, :, last], k_pos=p.k_pos[..., last])
 
 
 def at_length(scores: Scores, n: int) -> Scores:
-    """With the keys before: columns end where the keys do, distances begin at the queries' own."""
+    """Pad scores to n keys: those by key in front, those by distance at the end."""
     before = n - scores.shape[-1]
     return torch.stack([pad(x, (0, before) if i else (before, 0)) for i, x in enumerate(scores)]) if before else scores
 
@@ -57,7 +55,7 @@ def _scores(problem: Problem, voters: int, diagonals: bool) -> Scores:
     scores = (q.reshape(B, G, -1, D).to(wide) @ p.k.mT.to(wide)).view(B, H, -1, K).mul_(p.scale)
     seen = p.reach() if p.causal else (p.k_pos != PAD).sum(-1, keepdim=True).expand(B, -1, Q)
     seen = to_heads(seen, H).gather(-1, row) * valid  # [B, H, W], each row's keys are the first ones
-    start = int(seen.min())  # before it nothing is hidden
+    start = int(seen.min())  # before it every key is seen
     tail = torch.arange(start, K, device=p.q.device) >= seen[..., None]
     scores[..., start:].masked_fill_(tail, float("-inf"))
     if p.sliding_window is not None:
@@ -76,8 +74,8 @@ def _scores(problem: Problem, voters: int, diagonals: bool) -> Scores:
     # entry (r, e) of the view is key e + r - (W - 1) of row r: its columns are the diagonals
     sheared = spread.as_strided((B, H, W, K + W - 1), (*spread.stride()[:2], spread.stride(2) + 1, 1))
     diagonal = sheared.sum(2) / count
-    last = ((to_heads(p.k_pos, H) != PAD).sum(-1, keepdim=True) - W) + W - 1  # where row r meets its own key
-    e = last - torch.arange(K, device=p.q.device)  # [B, H, K], a distance further back is a diagonal earlier
+    last = ((to_heads(p.k_pos, H) != PAD).sum(-1, keepdim=True) - W) + W - 1  # where row r has its own key
+    e = last - torch.arange(K, device=p.q.device)  # [B, H, K]: one more in distance is one less in e
     return torch.stack([columns, diagonal.gather(-1, e.clamp(min=0)) * (e >= 0)])
 
 
