@@ -107,12 +107,12 @@ def profile_layers(
     changes = dict.fromkeys(layers, 0.0)
     tokens = sum(ids.numel() for ids in given)
     done = 0
-    found: dict[int, list[Sinks]] = {}
+    sinks: dict[int, list[Sinks]] = {}
 
     def watch(call: LayerCall) -> None:
         plan = decides.decide(call.problem) if decides else None
         if (one := measure(call.problem, sampled_rows(call.problem), plan)) is not None:
-            found.setdefault(call.layer, []).append(one)
+            sinks.setdefault(call.layer, []).append(one)
 
     def hook(layer: int) -> Callable:
         def measure(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
@@ -136,7 +136,7 @@ def profile_layers(
         for handle in handles:
             handle.remove()
     drift = {layer: change / tokens for layer, change in changes.items()}
-    return LayerProfile(drift, quantile, {layer: over_prompts(each) for layer, each in sorted(found.items())})
+    return LayerProfile(drift, quantile, {layer: over_prompts(each) for layer, each in sorted(sinks.items())})
 
 
 def calibrate(
@@ -171,7 +171,7 @@ def calibrate(
     given, layers = token_ids(model, prompts), decoder_layers(model)
     require_attention(model, given)
     place = {layer: i for i, layer in enumerate(layers)}
-    found: dict[tuple[int, str], list[tuple[float, ...]]] = {}
+    figures_of: dict[tuple[int, str], list[tuple[float, ...]]] = {}
     prompt, warm = 0, False
 
     def watch(call: LayerCall) -> None:
@@ -179,13 +179,13 @@ def calibrate(
         judged = [
             (rows, dense_rows(call.problem, rows)) for rows in (sampled_rows(call.problem), last_rows(call.problem))
         ]
-        found.setdefault((call.layer, DENSE), []).append((call.ms, 1.0, 1.0, 1.0, 0.0))
+        figures_of.setdefault((call.layer, DENSE), []).append((call.ms, 1.0, 1.0, 1.0, 0.0))
         for number, (spec, pipeline) in enumerate(candidates.items(), 1):
             if not warm:
                 timed(pipeline, call.problem)
             plan, ms = timed(pipeline, call.problem)
             kept, density, mass, error = zip(*(accuracy(call.problem, plan, *how) for how in judged), strict=True)
-            found.setdefault((call.layer, spec), []).append((ms, kept[0], density[0], min(mass), max(error)))
+            figures_of.setdefault((call.layer, spec), []).append((ms, kept[0], density[0], min(mass), max(error)))
             if on_step:
                 before = (prompt * len(layers) + place[call.layer]) * len(candidates)
                 on_step(before + number, len(given) * len(layers) * len(candidates), f"layer {call.layer}")
@@ -197,12 +197,12 @@ def calibrate(
         for prompt, ids in enumerate(given):  # noqa: B007  # watch reads it
             warm = False
             prefill(model, ids)
-    if not found:
+    if not figures_of:
         raise ValueError(
             f"prompts: got {len(given)} of at most {max(map(Tensor.numel, given))} tokens, and no layer had a prefill; "
             "allowed are two tokens or more: pass longer ones"
         )
-    return choose([_over_prompts(*key, figures) for key, figures in found.items()], layers, target)
+    return choose([_over_prompts(*key, figures) for key, figures in figures_of.items()], layers, target)
 
 
 def choose(measured: Sequence[Measured], layers: Iterable[int], target: float) -> Schedule:

@@ -1,4 +1,4 @@
-"""The command line. What goes wrong is one line on stderr and exit code 2; Ctrl-C is exit code 130."""
+"""The command line. An error is one line on stderr and exit code 2; Ctrl-C is exit code 130."""
 
 import io
 import sys
@@ -44,21 +44,22 @@ def _root(
     if version:
         from .evaluation.records import versions
 
-        found = versions()
-        typer.echo(", ".join(f"{name} {found[name]}" for name in sorted(found, key=lambda name: name != "sparsekit")))
+        by_name = versions()
+        names = sorted(by_name, key=lambda name: name != "sparsekit")
+        typer.echo(", ".join(f"{name} {by_name[name]}" for name in names))
         raise typer.Exit
 
 
 def main() -> None:
-    """Run the command line: what goes wrong is one line, not a traceback."""
+    """Run the command line; an error is one line, not a traceback."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # an answer in letters that the terminal lacks is not lost
+        if isinstance(stream, io.TextIOWrapper):  # escape letters that the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.showwarning = warn
-        warnings.filterwarnings("default", "sparsekit:", DeprecationWarning)  # of an old name in a spec or a file
+        warnings.filterwarnings("default", "sparsekit:", DeprecationWarning)  # for an old name in a spec or a file
         try:
             app()
-        except Exception as error:  # whatever it is, a traceback does not help who typed the command
+        except Exception as error:  # any error: a traceback does not help the user of a command
             report(error)
             sys.exit(2)

@@ -1,7 +1,7 @@
-"""The demo: a long-context model answers questions about real text, dense beside sparse.
+"""The demo: a long-context model answers questions about real text, with dense and with sparse attention.
 
-Each question has a prompt of its own, facts hidden in real text. `compare` asks them; this is a page over its records,
-and the plan of one layer, to draw.
+Each question has its own prompt, with facts hidden in real text. `compare` asks the questions; this module shows its
+records, and draws the plan of one layer.
 """
 
 import json
@@ -33,13 +33,13 @@ PIPELINES = {
     "block": "flex_prefill(gamma=0.95)",
     "stacked": "token_coverage(tau=0.05) | flex_prefill(gamma=0.99) | decompress(fill=sliding_window(128))",
 }
-BESIDE = ("token", "+ window", "+ window, sinks")  # the same choice of tokens: drawn side by side
-TIMED = {"cpu": 1, "cuda": 3}  # passes of the first question that times are of: one takes seconds on a CPU
+BESIDE = ("token", "+ window", "+ window, sinks")  # pipelines with the same tokens, which are drawn side by side
+TIMED = {"cpu": 1, "cuda": 3}  # timed passes of the first question: one takes seconds on a CPU
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A pipeline's answer to a question; right if every value asked for is."""
+    """A pipeline's answer to a question; it is right if every value in it is."""
 
     task: str
     expected: str
@@ -49,22 +49,22 @@ class Answer:
 
 @dataclass(frozen=True)
 class Demo:
-    """What was asked, and one layer's attention to draw: where the last pipeline drawn read the first prompt."""
+    """The results of a demo, and one layer's attention to draw, from the prefill of the first prompt."""
 
     device: str
-    rows: tuple[Row, ...]  # of the pipelines, the model's own dense attention first
+    rows: tuple[Row, ...]  # one for each pipeline, the model's own dense attention first
     answers: Mapping[str, tuple[Answer, ...]]  # by pipeline
     problem: Problem
-    plans: Mapping[str, Plan]  # by pipeline drawn; of several, one choice of tokens with the fill of each
+    plans: Mapping[str, Plan]  # by pipeline to draw; if several, the same tokens with each one's fill
     layer: int
     head: int
 
     def right(self, row: Row) -> int:
-        """Return the number of questions answered right."""
+        """Count the right answers of a pipeline."""
         return sum(answer.right for answer in self.answers.get(row.pipeline, ()))
 
     def speed_up(self, row: Row) -> float | None:
-        """Return that of attention over the model's own dense attention, if both were timed."""
+        """Return the time of the model's own dense attention over the pipeline's, if both were timed."""
         own = self.rows[0].attention_ms
         return own.p50 / row.attention_ms.p50 if own and row.attention_ms else None
 
@@ -80,17 +80,17 @@ class Demo:
         if len(self.plans) == 1:
             [(name, plan)] = self.plans.items()
             return draw_plan(self.problem, plan, path, head=self.head, title=f"{rows[name].spec}\n{where}")
-        asked = len(self.answers[self.rows[0].pipeline])
-        right = [f"{self.right(rows[name])} of {asked} answers right" for name in self.plans]
+        questions = len(self.answers[self.rows[0].pipeline])
+        right = [f"{self.right(rows[name])} of {questions} answers right" for name in self.plans]
         return draw_fills(self.problem, self.plans, path, right, head=self.head, title=where)
 
     def table(self) -> Table:
-        """Return the figures for rich."""
+        """Return the figures as a table for rich."""
         first = self.rows[0]
-        asked = len(self.answers[first.pipeline])
+        questions = len(self.answers[first.pipeline])
         table = Table(
             Column("pipeline", no_wrap=True),
-            title=f"{asked} questions about {first.length:,} bytes of real text, on {self.device}",
+            title=f"{questions} questions about {first.length:,} bytes of real text, on {self.device}",
             caption="attention: deciding and attending in all layers; prefill: the whole model, to the first token",
         )
         for name in ("right", "attention ms", "speed-up", "kept", "density", "prefill ms"):
@@ -99,7 +99,7 @@ class Demo:
             speed = self.speed_up(row)
             table.add_row(
                 row.pipeline,
-                f"{self.right(row)}/{asked}",
+                f"{self.right(row)}/{questions}",
                 f"{row.attention_ms.p50:,.0f}" if row.attention_ms else "",
                 f"{speed:.2f}x" if speed else "",
                 f"{row.kept:.3f}" if row.kept is not None else "",
@@ -109,12 +109,12 @@ class Demo:
         return table
 
     def sentences(self) -> list[str]:
-        """Return what the table says, in words: for each pipeline whether it kept the answers, and each wrong one."""
-        said = []
+        """Return the table in words: for each pipeline whether its answers are right, and each wrong answer."""
+        lines = []
         for row in self.rows:
             spec = "" if row.spec == row.pipeline else f" = {row.spec}"
             if row.failed:
-                said.append(f"{row.pipeline}{spec}: BROKE, {row.failed}")
+                lines.append(f"{row.pipeline}{spec}: BROKE, {row.failed}")
                 continue
             answers = self.answers[row.pipeline]
             wrong = [answer for answer in answers if not answer.right]
@@ -122,9 +122,9 @@ class Demo:
             gain = f"{speed:.2f} times faster" if speed > 1.005 else f"{1 / speed:.2f} times SLOWER"
             gain = "the yardstick" if row is self.rows[0] else f"attention {gain} than dense"
             kept = "every answer right" if not wrong else f"{len(wrong)} of {len(answers)} answers WRONG"
-            said.append(f"{row.pipeline}{spec}: {kept}, {gain}")
-            said += [f"    {answer.task}: expected {answer.expected!r}, got {answer.got!r}" for answer in wrong]
-        return said
+            lines.append(f"{row.pipeline}{spec}: {kept}, {gain}")
+            lines += [f"    {answer.task}: expected {answer.expected!r}, got {answer.got!r}" for answer in wrong]
+        return lines
 
     def save(self, path: Path) -> Path:
         """Write the figures as JSON, whole. Return `path`."""
@@ -143,8 +143,8 @@ class Demo:
             }
             for row in self.rows
         ]
-        found = {"length": self.rows[0].length, "device": self.device, "torch": torch.__version__, "rows": rows}
-        return write_whole(path, json.dumps(found, indent=1) + "\n")
+        content = {"length": self.rows[0].length, "device": self.device, "torch": torch.__version__, "rows": rows}
+        return write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def run_demo(
@@ -159,12 +159,12 @@ def run_demo(
 ) -> Demo:
     """Ask the embedded model `questions` questions, each hidden in `length` bytes of `text`, under each pipeline.
 
-    `pipelines` are specs by name; dense comes first whether it is among them or not. `on_step(done, total, name)` is
-    called after each pass. Raises ValueError for a length below 1024, a text too short, or a spec that does not parse.
+    `pipelines` are specs by name; dense attention is always the first. `on_step(done, total, name)` is called after
+    each pass. Raises ValueError for a length below 1024, a text too short, or a spec that does not parse.
     """
     check_count("questions", questions, 1)
-    asked = {name: Pipeline.from_spec(spec) for name, spec in pipelines.items()}
-    asked = {name: made for name, made in asked.items() if made != Pipeline()}
+    sparse = {name: Pipeline.from_spec(spec) for name, spec in pipelines.items()}
+    sparse = {name: pipeline for name, pipeline in sparse.items() if pipeline != Pipeline()}
     source, tasks = Bytes(text), testbed.TRAINED
     prompts = [Prompts(source, (tasks[i % len(tasks)],), (length,), each=1, seed=seed + i) for i in range(questions)]
     where = torch.device(device)
@@ -172,7 +172,7 @@ def run_demo(
 
     records, before = Records(), 0
     for number, prompt in enumerate(prompts):
-        later = (len(prompts) - number - 1) * (len(asked) + 1)
+        later = (len(prompts) - number - 1) * (len(sparse) + 1)
         done = 0
 
         def step(now: int, total: int, name: str) -> None:
@@ -182,9 +182,9 @@ def run_demo(
                 on_step(before + now, before + total + later, name)  # noqa: B023
 
         timed = 0 if number else TIMED[where.type]
-        compare(model, asked, prompt, records, name="embedded", timed=timed, on_step=step)
+        compare(model, sparse, prompt, records, name="embedded", timed=timed, on_step=step)
         before += done
-    rows = [row for row in front(records.lines) if row.pipeline == DENSE or row.pipeline in asked]
+    rows = [row for row in front(records.lines) if row.pipeline == DENSE or row.pipeline in sparse]
     answers: dict[str, list[Answer]] = {}
     for line in records.lines:
         if line["kind"] == "answers":
@@ -193,15 +193,15 @@ def run_demo(
             answers.setdefault(line["pipeline"], []).append(Answer(line["task"], expected, line["answer"], right))
     ran = [row.pipeline for row in rows if not row.failed]
     drawn = BESIDE if set(BESIDE) <= set(ran) else ran[-1:]
-    problem, plan, layer, head = _looked_at(model, source.case(tasks[0], seed, length).prompt, asked.get(drawn[-1]))
-    plans = {name: replace(plan, fill=asked[name].decompress.fill) for name in drawn} if drawn == BESIDE else {}
-    by_name = {name: tuple(mine) for name, mine in answers.items()}
+    problem, plan, layer, head = _looked_at(model, source.case(tasks[0], seed, length).prompt, sparse.get(drawn[-1]))
+    plans = {name: replace(plan, fill=sparse[name].decompress.fill) for name in drawn} if drawn == BESIDE else {}
+    by_name = {name: tuple(each) for name, each in answers.items()}
     chip = torch.cuda.get_device_name(where) if where.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     return Demo(chip, tuple(rows), by_name, problem, plans or {drawn[0]: plan}, layer, head)
 
 
 def _looked_at(model: Any, prompt: Sequence[int], pipeline: Pipeline | None) -> tuple[Problem, Plan, int, int]:
-    """Return what a layer in the middle is asked when a prompt is read, its plan, the layer, and its busiest head."""
+    """Return the problem of a middle layer in a prefill, its plan, the layer, and the head with most pairs."""
     from .integrations.transformers import LayerCall, sparsify  # transformers is an optional extra
 
     middle, caught = model.config.num_hidden_layers // 2, []

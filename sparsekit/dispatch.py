@@ -48,8 +48,8 @@ def why_not(backend: str, op: str, *args: Any) -> str | None:
     if missing := getattr(_module(BACKENDS[backend]), "missing", None):
         if reason := missing(_device(args[0])):
             return reason
-    found = _module(f"{BACKENDS[backend]}.{op}")
-    return found if isinstance(found, str) else found.why_not(*args)
+    module = _module(f"{BACKENDS[backend]}.{op}")
+    return module if isinstance(module, str) else module.why_not(*args)
 
 
 def no_gpu(device: torch.device, needed: str = "a GPU") -> str | None:
@@ -160,10 +160,10 @@ def definition(op: str) -> ModuleType:
 
 def table() -> dict[str, dict[str, str | None]]:
     """Return, by op and backend, None if the backend has the op, else the reason. `sparsekit backends` prints it."""
-    found: dict[str, dict[str, str | None]] = {}
+    reasons: dict[str, dict[str, str | None]] = {}
     for op in ops():
-        found[op] = {}
+        reasons[op] = {}
         for backend, package in BACKENDS.items():
             module = _module(f"{package}.{op}")
-            found[op][backend] = module if isinstance(module, str) else None
-    return found
+            reasons[op][backend] = module if isinstance(module, str) else None
+    return reasons

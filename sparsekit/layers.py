@@ -178,8 +178,8 @@ class Schedule:
         path = Path(path)
         path = path / FILE if path.is_dir() else path
         try:
-            found = _read(path)
-            layers, measured = found["pipeline"], found.get("measured", {})
+            content = _read(path)
+            layers, measured = content["pipeline"], content.get("measured", {})
             layers = {"default": layers} if isinstance(layers, str) else layers
             schedule = cls(
                 {name: to_pipeline(spec).to_spec() for name, spec in layers.items()},
@@ -226,13 +226,13 @@ def load_pipeline(folder: Path | str) -> Given:
             "from a folder with that file: pass a pipeline, or write the file with save_pipeline"
         )
     try:
-        found = _read(path)["pipeline"]
+        pipeline = _read(path)["pipeline"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f'{path}: not such a file ({error!r}); allowed is {{"pipeline": a spec, or layers and their specs}}: write '
             "it with save_pipeline"
         ) from None
-    return found
+    return pipeline
 
 
 def read_pipeline(text: str) -> Pipeline | Layers:
@@ -276,9 +276,9 @@ def _text(one: Any) -> str:
     return one if isinstance(one, str) else pipeline.to_spec() if pipeline else "dense"
 
 
-def _write(path: Path, found: Mapping[str, Any]) -> Path:
+def _write(path: Path, content: Mapping[str, Any]) -> Path:
     """Write JSON whole, or not at all."""
-    return write_whole(path, json.dumps(found, indent=1) + "\n")
+    return write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def _read(path: Path) -> Any:

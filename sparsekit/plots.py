@@ -1,4 +1,4 @@
-"""Pictures of plans, of layer profiles and of schedules: as PNG, or what the suffix of the path says, written whole."""
+"""Pictures of plans, layer profiles and schedules, in the format of the path's suffix, written whole."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from .layers import Schedule
 
 ROWS, COLUMNS = 768, 768  # cells of a picture
-PALETTE = 128  # colours of a PNG: the edges of letters and lines need most of them
-SHOWN = 512  # first tokens in a picture of fills: all of a long prompt would make 16 of them thinner than a dot
+PALETTE = 128  # colours of a PNG: most are for the edges of letters and lines
+SHOWN = 512  # first tokens in a picture of fills: in a whole long prompt 16 sinks would be thinner than a dot
 KINDS = {"future": "#e8e8e8", "skipped": "#ffffff", "computed": "#1f5fbf", "fill of a dropped query": "#f08c2e"}
 
 FILLED = {
@@ -33,11 +33,11 @@ FILLED = {
 
 
 def draw_plan(problem: Problem, plan: Plan, path: Path | str, *, head: int = 0, title: str = "") -> Path:
-    """One head of a plan beside the attention it stands for, as a PNG (or what the suffix of `path` says).
+    """Draw one head of a plan beside dense attention, in the format of the suffix of `path`, such as PNG.
 
     Left: the dense attention of query rows spread over the sequence, log scale. Right: the pairs the plan computes;
-    a cell is as dark as the part of it that is computed. `head` is a query head of the first sequence. Returns
-    `path`, written whole. Raises ImportError without matplotlib, ValueError for a head that is not there.
+    the larger the computed part of a cell, the darker it is. `head` is a query head of the first sequence. Returns
+    `path`, written whole. Raises ImportError without matplotlib, ValueError for a head that does not exist.
     """
     figure = new_figure(13, 6.4)
     from matplotlib.colors import LogNorm, to_rgb
@@ -56,7 +56,7 @@ def draw_plan(problem: Problem, plan: Plan, path: Path | str, *, head: int = 0, 
     shares = [
         _pooled(mask.float()) for mask in (~visible, visible & ~computed, computed & ~dropped, computed & dropped)
     ]
-    # a lone key must stay visible: what is computed is drawn darker than its share of the cell
+    # a single key must stay visible: computed pairs are drawn darker than their share of the cell
     shares[2:] = [share.pow(0.4) for share in shares[2:]]
     rest = (1 - shares[2] - shares[3]).clamp(min=0) / (shares[0] + shares[1]).clamp(min=1e-9)
     shares[:2] = [share * rest for share in shares[:2]]
@@ -87,10 +87,10 @@ def draw_fills(
     head: int = 0,
     title: str = "",
 ) -> Path:
-    """Draw plans that differ in what a dropped query sees side by side: one head, the first SHOWN tokens.
+    """Draw plans that differ only in the fill side by side: one head, the first SHOWN tokens.
 
-    Under each the row of one dropped query, and in words what such a query sees. `plans` are by name, and `beside`
-    has a text for each, such as the answers right. Returns `path`, written whole. Raises ImportError without
+    Below each plan is the row of one dropped query, and in words what such a query sees. `plans` are by name; `beside`
+    has a text for each, such as the number of right answers. Returns `path`, written whole. Raises ImportError without
     matplotlib.
     """
     needs("matplotlib", "plots")
@@ -135,7 +135,7 @@ def draw_fills(
 
 
 def _far_from_kept(dropped: Tensor) -> int | None:
-    """Return the dropped query of the second half that is farthest from kept ones, to point at; None if none is."""
+    """Return the dropped query of the second half that is farthest from kept queries, or None if all are kept."""
     half = len(dropped) // 2
     slot = torch.arange(len(dropped), device=dropped.device)
     if not dropped[half:].any():
@@ -155,7 +155,7 @@ def _what_is_seen(plan: Plan) -> str:
 
 
 def draw_profile(profile: "LayerProfile", path: Path | str) -> Path:
-    """The drift of each layer, those to sparsify in colour, and below it the attention on the first keys.
+    """Draw the drift of each layer, with layers to sparsify in colour, and below it the attention on the first keys.
 
     Returns `path`. Raises ImportError without matplotlib.
     """
@@ -173,9 +173,9 @@ def draw_profile(profile: "LayerProfile", path: Path | str) -> Path:
         f"{len(profile.layers)} of {len(profile.drift)} layers to sparsify, quantile {profile.quantile:g}"
     )
     if profile.sinks:
-        mine, found = [colours[layer] for layer in profile.sinks], list(profile.sinks.values())
-        panels[1].bar(list(profile.sinks), [one.mean for one in found], color=mine, label="mean over heads")
-        panels[1].plot(list(profile.sinks), [one.largest for one in found], "k.", label="largest head")
+        bars, sinks = [colours[layer] for layer in profile.sinks], list(profile.sinks.values())
+        panels[1].bar(list(profile.sinks), [one.mean for one in sinks], color=bars, label="mean over heads")
+        panels[1].plot(list(profile.sinks), [one.largest for one in sinks], "k.", label="largest head")
         panels[1].set(ylabel=f"attention on the first {SINKS} keys", ylim=(0, 1.02))
         panels[1].legend()
     panels[-1].set(xlabel="layer")
@@ -184,9 +184,10 @@ def draw_profile(profile: "LayerProfile", path: Path | str) -> Path:
 
 
 def draw_schedule(schedule: "Schedule", path: Path | str) -> Path:
-    """What was measured of each candidate in each layer, ringed where a layer got it.
+    """Draw the figures of each candidate in each layer; a ring marks the pipeline that a layer gets.
 
-    Above the score that the target is about, below the time. Returns `path`. Raises ImportError without matplotlib.
+    The upper panel has the scores with the target, the lower one the times. Returns `path`. Raises ImportError without
+    matplotlib.
     """
     figure = new_figure(11, 7)
     axes = figure.subplots(2, sharex=True)
@@ -208,7 +209,7 @@ def draw_schedule(schedule: "Schedule", path: Path | str) -> Path:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """Return an empty figure, in inches, that needs no screen."""
+    """Return an empty figure that needs no screen; its width and height are in inches."""
     needs("matplotlib", "plots")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -219,16 +220,16 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save_whole(figure: Any, path: Path | str) -> Path:
-    """Write a figure as what the suffix of the path says: never half a file. Return `path`."""
+    """Write a figure, whole, in the format of the path's suffix. Return `path`."""
     return write_whole(Path(path), lambda unfinished: _save(figure, unfinished))
 
 
 def _save(figure: Any, path: Path) -> None:
-    """Write a figure; a PNG with a palette, which takes a third of the bytes and keeps text as sharp."""
+    """Write a figure; a PNG gets a palette, which takes a third of the bytes and keeps text sharp."""
     if path.suffix.lower() != ".png":
         figure.savefig(path, dpi=110)
         return
-    from PIL import Image  # matplotlib needs it
+    from PIL import Image  # installed with matplotlib
 
     drawn = BytesIO()
     figure.savefig(drawn, dpi=110, format="png")
@@ -238,6 +239,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _attention(problem: Problem, rows: Tensor, visible: Tensor) -> Any:
+    """Return the largest dense probability in each cell of query `rows`."""
     scores = (problem.q[0, 0, rows].float() @ problem.k[0, 0].float().mT * problem.scale).masked_fill(
         ~visible, float("-inf")
     )
@@ -245,7 +247,7 @@ def _attention(problem: Problem, rows: Tensor, visible: Tensor) -> Any:
 
 
 def _pooled(x: Tensor, largest: bool = False) -> Tensor:
-    """[R, K] -> [R, at most COLUMNS], cells of equally many keys but for the last; on the CPU."""
+    """Average cells of equally many keys, or take their largest entry: [R, K] -> [R, at most COLUMNS], on the CPU."""
     size = -(-x.shape[1] // COLUMNS)
     cells = torch.nn.functional.pad(x, (0, -x.shape[1] % size)).unflatten(1, (-1, size))
     if largest:

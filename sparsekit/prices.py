@@ -125,8 +125,8 @@ def prices(device: torch.device, alike: bool = False) -> Prices | None:
 
     With `alike` they are those of the records: the same on all ranks, which must decide the same.
     """
-    if not alike and (found := _known.get(_here(device)) or _kept(_here(device))):
-        return found
+    if not alike and (measured := _known.get(_here(device)) or _kept(_here(device))):
+        return measured
     return MEASURED.get(capability(device)) if device.type == "cuda" else None
 
 
@@ -162,17 +162,17 @@ def measured_once(device: torch.device) -> None:
             SWITCH,
         )
         # in a thread: grad mode, autocast, default device, modes and clocks of the caller are its own
-        found: list[Prices | Exception] = []
-        thread = threading.Thread(target=lambda: found.append(_tried(device)), daemon=True)
+        results: list[Prices | Exception] = []
+        thread = threading.Thread(target=lambda: results.append(_tried(device)), daemon=True)
         thread.start()
         thread.join()
-        if not isinstance(found[0], Prices):
+        if not isinstance(results[0], Prices):
             _failed.add(here)
-            LOG.warning("sparsekit could not measure: %s. Stages always run", str(found[0]).partition("\n")[0])
+            LOG.warning("sparsekit could not measure: %s. Stages always run", str(results[0]).partition("\n")[0])
             return
-        _known[here] = found[0]
+        _known[here] = results[0]
         try:
-            keep(device, found[0])
+            keep(device, results[0])
         except OSError as error:
             LOG.warning("%s cannot be written (%s): only this process knows the times", cache_file(), error)
 
