@@ -1,1 +1,1 @@
-"""How fast: one package a backend, with the module and function names of sparsekit.ops."""
+"""Fast versions of the ops: one package per backend, with the module and function names of sparsekit.ops."""

@@ -1,8 +1,9 @@
 """Attention over a plan: dense, compressed, indexed and block-sparse, as calls of torch's fused attention.
 
-Positions ascend, so what a query sees is a prefix of the keys, and its length (`Problem.reach`) says all about
-causality. Rows whose prefix grows by one key a row are a full rectangle and a causal square; other rows are cut
-into short runs, each a rectangle and a masked remainder. A window cuts a prefix off that prefix.
+Positions ascend, so a query sees a prefix of the keys. The length of the prefix (`Problem.reach`) is all that
+causality comes to. Rows whose prefix grows by one key per row are computed as a full rectangle and a causal square.
+Other rows are cut into short runs, each a rectangle and a masked remainder. A sliding window removes the first keys
+of the prefix.
 """
 
 from collections.abc import Callable
@@ -17,8 +18,8 @@ from sparsekit.problem import PAD, Output, Problem, to_heads
 
 from . import fused, head_slices, masked
 
-RUN = 128  # rows that share a rectangle where the prefixes are irregular
-GATHERED = 4096  # keys gathered at a time: 1 MiB of 64 floats each, for the second-level cache
+RUN = 128  # rows that share a rectangle if the prefixes are irregular
+GATHERED = 4096  # keys gathered at a time: 1 MiB at 64 floats per key, to fit the second-level cache
 MOST = 2**24  # masked pairs at a time: 64 MiB in float32
 
 
@@ -43,7 +44,10 @@ def attend(problem: Problem, plan: Plan) -> Output:
 
 
 def kernel(problem: Problem, plan: Plan) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-    """For q, k, v of these shapes, all of them real: the output of dense attention, where one fused call is all."""
+    """Return dense attention as a function of q, k, v of these shapes without padding, if one fused call computes it.
+
+    Otherwise return None.
+    """
     p, square = problem, problem.queries_last and problem.q.shape[2] == problem.k.shape[2]
     if plan != Plan() or not (p.q.is_cpu and p.full) or p.sliding_window is not None or (p.causal and not square):
         return None
@@ -55,7 +59,7 @@ def _output(scale: float, causal: bool, q: Tensor, k: Tensor, v: Tensor) -> Tens
 
 
 def _indexed(p: Problem, plan: Plan, out: Output) -> None:
-    """One head at a time is compressed and decompressed, so that no second copy of q, k, v stands at once."""
+    """Compress and decompress one head at a time, so that q, k, v are never copied as a whole."""
     H = p.q.shape[1]
     for h in range(H):
         mine = plan.head(h, H)
@@ -67,16 +71,16 @@ def _indexed(p: Problem, plan: Plan, out: Output) -> None:
 def _dense(p: Problem, out: Output) -> None:
     reach = p.reach()
     B, h, Q = reach.shape
-    first = (reach > 0).int().argmax(-1)  # rows that see a key are one range: [first, end)
+    first = (reach > 0).int().argmax(-1)  # the rows that see a key are one range, [first, end)
     end = first + (reach > 0).sum(-1)
     row = torch.arange(Q, device=reach.device)
-    start = reach.gather(-1, first[..., None])  # keys the first row sees
+    start = reach.gather(-1, first[..., None])  # number of keys that row `first` sees
     inside = (row >= first[..., None]) & (row < end[..., None])
     steps = ((reach == start + row - first[..., None]) | ~inside).all(-1)
     flat = ((reach == start) | ~inside).all(-1)
     shape = torch.stack([first, end, start[..., 0], steps, flat], -1)
     if (steps | flat).all() and (shape == shape[:1, :1]).all():
-        parts = [(slice(None), slice(None), slice(None))]  # all alike: one call for all
+        parts = [(slice(None), slice(None), slice(None))]  # all heads are alike: one call for all
     else:
         parts = [(slice(b, b + 1), *head_slices(p, x, h)) for b in range(B) for x in range(h)]
     for at, (b, heads, groups) in enumerate(parts):
@@ -87,7 +91,7 @@ def _dense(p: Problem, out: Output) -> None:
         if rectangle:
             done = fused(q, k[:, :, :n], v[:, :, :n], p.scale)
         elif stairs:
-            m = n - 1  # keys before the square
+            m = n - 1  # number of keys before the square
             done = fused(q, k[:, :, m : m + e - f], v[:, :, m : m + e - f], p.scale, causal=True)
             if m:
                 done = done.merge(fused(q, k[:, :, :m], v[:, :, :m], p.scale))
@@ -98,7 +102,7 @@ def _dense(p: Problem, out: Output) -> None:
 
 
 def _windowed(p: Problem, out: Output) -> None:
-    """Runs of rows, each with the slots that some of its rows see: they are few."""
+    """Compute attention under a sliding window in runs of rows, each over the few slots that its rows see."""
     start, reach = p.start(), p.reach()
     h = max(start.shape[1], reach.shape[1])
     start, reach = to_heads(start, h), to_heads(reach, h)
@@ -111,14 +115,17 @@ def _windowed(p: Problem, out: Output) -> None:
 
 
 def _irregular(q: Tensor, k: Tensor, v: Tensor, scale: float, low: Tensor, high: Tensor) -> Output:
-    """Rows that see the slots [low, high), both ascending, in runs."""
+    """Compute attention of rows that see the slots [low, high), both ascending, in runs of rows."""
     runs = [slice(i, i + RUN) for i in range(0, q.shape[2], RUN)]
     parts = [between(q[:, :, rows], k, v, scale, low[rows], high[rows]) for rows in runs]
     return Output(torch.cat([part.o for part in parts], 2), torch.cat([part.lse for part in parts], 2))
 
 
 def between(q: Tensor, k: Tensor, v: Tensor, scale: float, low: Tensor, high: Tensor) -> Output:
-    """Few rows [B, H, M, D] that see the slots [low, high) [M]: what all see is a rectangle, the rest masked."""
+    """Compute attention of a few rows [B, H, M, D] that see the slots [low, high) [M].
+
+    The slots that all rows see are one call without a mask; the others are masked.
+    """
     sees = high > low
     if not sees.any():
         lse = q.new_full(q.shape[:3], float("-inf"), dtype=torch.promote_types(q.dtype, torch.float32))
@@ -140,7 +147,10 @@ def between(q: Tensor, k: Tensor, v: Tensor, scale: float, low: Tensor, high: Te
 
 
 def _blocked(p: Problem, blocks: Blocks, out: Output) -> None:
-    """Head by head: the key blocks all rows of a query block see whole; then the ones some see a part of."""
+    """Compute block-sparse attention head by head.
+
+    First come the key blocks that all rows of a query block see whole, then those that some rows see in part.
+    """
     (m, n), (B, _, Q, _) = blocks.size, p.q.shape
     start, reach = p.start(), p.reach()
     h = max(start.shape[1], reach.shape[1], blocks.indices.shape[1])
@@ -160,16 +170,16 @@ def _blocked(p: Problem, blocks: Blocks, out: Output) -> None:
             if (blind := rows[b, x] == 0).any():
                 o.masked_fill_(blind[..., None], 0.0)
                 lse.masked_fill_(blind, float("-inf"))
-            if Q % m:  # else these are views
+            if Q % m:  # otherwise `o` and `lse` are views of `out`
                 out.o[b, heads], out.lse[b, heads] = o.flatten(1, 2)[:, :Q], lse.flatten(1, 2)[:, :Q]
 
 
 def _cropped(
     lists: Tensor, whole: Tensor, part: Tensor, first: Tensor, rows: Tensor, n: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The lists without the blocks before the window, those that all rows see whole still first, and how many each.
+    """Return the lists without the blocks before the window, and the numbers of blocks that rows see whole and in part.
 
-    `first` and `rows` [B, h, I, m] are where the slots begin and end that each row sees.
+    Blocks that all rows see whole still come first. Each row sees the slots from `first` to `rows` [B, h, I, m].
     """
     place = torch.arange(lists.shape[-1], device=lists.device)
     blind = rows == 0
@@ -181,7 +191,7 @@ def _cropped(
 
 
 def _padded(x: Tensor, size: int, dim: int = -2) -> Tensor:
-    """The tokens, along `dim`, in blocks: [..., n, D] -> [..., I, size, D]; a view where the last block is full."""
+    """Split the tokens, along `dim`, into blocks: [..., n, D] -> [..., I, size, D]. A view if all blocks are full."""
     missing = -x.shape[dim] % size
     if missing:
         x = pad(x, (*(0, 0) * (-dim - 1), 0, missing))
@@ -189,13 +199,13 @@ def _padded(x: Tensor, size: int, dim: int = -2) -> Tensor:
 
 
 def _whole_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float, lists: Tensor, whole: Tensor, out: Output) -> None:
-    """Writes to `out` [R, I, m, Dv] the attention over the first `whole` [I] blocks of each list [I, W].
+    """Write to `out` [R, I, m, Dv] the attention over the first `whole` [I] blocks of each list [I, W].
 
-    Query blocks with equally many run together, as many as fit the cache with their gathered keys.
+    Query blocks with the same number of key blocks run together, as many as fit the cache with their gathered keys.
     """
     g, (n, _) = k.shape[0], k.shape[2:]
     longest = int(whole.max())
-    room = max(longest, GATHERED // n)  # blocks; memory is gathered to is reused: fresh pages cost as much as the copy
+    room = max(longest, GATHERED // n)  # blocks; the buffers are reused: fresh pages cost as much as the copy
     buffers = [y.new_empty(g, room, *y.shape[2:]) for y in (k, v)]
     for count in whole.unique().tolist():
         if not count:
@@ -214,9 +224,9 @@ def _part_blocks(
     q: Tensor, k: Tensor, v: Tensor, scale: float, lists: Tensor, whole: Tensor, part: Tensor, first: Tensor,
     seen: Tensor, out: Output,
 ) -> None:  # fmt: skip
-    """Merges into `out` the `part` [I] blocks after the first `whole`; a row sees keys `first` to `seen` [I, m].
+    """Merge into `out` the `part` [I] blocks after the first `whole`; a row sees keys `first` to `seen` [I, m].
 
-    With causality and aligned blocks they are the diagonal, one a query block.
+    In causal attention with aligned blocks they are the diagonal: one key block per query block.
     """
     (R, I, m, _), (g, _, n, _), width = q.shape, k.shape, int(part.max())
     step = max(1, MOST // (m * n * max(width, 1) * R))
@@ -248,5 +258,5 @@ def _part_blocks(
 
 
 def _swap(x: Tensor, g: int) -> Tensor:
-    """[g R, i, ...] <-> [g i, R, ...]: query blocks as a batch, with the R heads that read the same keys together."""
+    """Swap [g R, i, ...] and [g i, R, ...]: a batch of query blocks with the R heads of a group side by side."""
     return x.unflatten(0, (g, -1)).transpose(1, 2).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Block means without a mask, where no token is padding: the rows are read once."""
+"""Block means without a mask if no token is padding: the rows are read once."""
 
 import torch
 

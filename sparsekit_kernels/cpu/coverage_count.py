@@ -1,4 +1,4 @@
-"""How many entries lie within a mass: numpy sorts values alone, faster than torch, which says where they were."""
+"""The number of entries within a mass. numpy sorts values alone, faster than torch, which also sorts their indices."""
 
 import numpy as np
 import torch

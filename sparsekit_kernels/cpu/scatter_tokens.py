@@ -1,4 +1,4 @@
-"""The output at full length, with this backend's sliding window."""
+"""The output at full length, filled by this backend's sliding window."""
 
 from sparsekit.plan import Plan
 from sparsekit.problem import Output, Problem

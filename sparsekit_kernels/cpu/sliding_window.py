@@ -1,6 +1,7 @@
-"""The sliding-window fill: runs of rows against the keys their windows cover, by fused attention.
+"""The sliding-window fill: fused attention of runs of rows over the keys that their windows cover.
 
-Of narrow windows many runs are one call, masked. Of wide ones most keys are seen by all rows of a run, without a mask.
+If windows are narrow, one masked call computes many runs. If they are wide, all rows of a run see most of its keys,
+and those need no mask.
 """
 
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ from sparsekit.problem import Output, Problem, to_heads
 from . import head_slices, masked
 from .attend import between
 
-RUN = 512  # rows of a run at most: longer ones read keys less often, but more of them in vain
-WIDE = 2048  # tokens of a window from which on each run is a call, unmasked where all its rows see all keys
+RUN = 512  # rows of a run, at most: longer runs read keys less often, but more keys that few of their rows see
+WIDE = 2048  # tokens of a window; from this width on each run has calls of its own, unmasked if all rows see all keys
 MOST = 2**24  # masked pairs at a time: 64 MiB in float32
 
 
@@ -53,7 +54,7 @@ def sliding_window(problem: Problem, plan: Plan) -> Output:
 def _narrow(
     q: Tensor, k: Tensor, v: Tensor, scale: float, spans: Tensor, needed: Tensor, m: int
 ) -> Iterator[tuple[slice, Output]]:
-    """Rows of q [R, Q, D] and what they get of k, v [K, D], a batch of one: as many runs of m rows as MOST allows."""
+    """Yield rows of q [R, Q, D] and their output over k, v [K, D], batch of one: as many m-row runs as MOST allows."""
     (R, Q, _), K = q.shape, len(k)
     low, high, sinks, start = pad(spans, (0, -Q % m)).unflatten(1, (-1, m))  # [I, m]
     begin = low.masked_fill(high <= low, K).amin(-1)  # [I]
@@ -84,7 +85,7 @@ def _narrow(
 def _wide(
     q: Tensor, k: Tensor, v: Tensor, scale: float, spans: Tensor, needed: Tensor, m: int
 ) -> Iterator[tuple[slice, Output]]:
-    """The same, run by run."""
+    """Yield the rows and outputs that `_narrow` yields, one run at a time."""
     keys, values = k[None, None], v[None, None]
     for i in range(0, q.shape[1], m):
         rows = slice(i, i + m)
@@ -99,5 +100,5 @@ def _wide(
 
 
 def _far(slot: Tensor, low: Tensor, high: Tensor, sinks: Tensor, start: Tensor) -> Tensor:
-    """Whether a row sees a sink that its window has not."""
+    """Return whether a row sees a sink that lies outside its window."""
     return (slot < sinks) & ((slot < low) | (slot >= high)) & (slot >= start)

@@ -1,8 +1,8 @@
-"""The scores of the last queries, a head at a time, by matrix products: the definition goes through memory more often.
+"""The scores of the last queries, one head at a time, by matrix products: memory is read less often than by reference.
 
-The scores of a head lie in one buffer, and are made, and turned into exponentials, a few keys at a time, which stay in
-the cache. What each query's row adds up to is known then, so the sums over queries are products with one row of
-weights; those by distance, too, with each row of the buffer read a place further on.
+The scores of a head lie in one buffer. They are computed and turned into exponentials a few keys at a time, so that
+these stay in the cache. The sum of each query's row is then known, so the sums over queries are products with one row
+of weights. The sums by distance are such products too: each row of the buffer is read one place further on.
 """
 
 from itertools import product
@@ -22,7 +22,7 @@ def why_not(problem: Problem, voters: int, diagonals: bool = False) -> str | Non
     if not p.q.is_cpu:
         return f"it needs a CPU, and the tensors are on {p.q.device.type}"
     if not (p.causal and p.full and p.queries_last and p.sliding_window is None):
-        return "it knows causal problems without padding and without a window: take reference"
+        return "it needs a causal problem without padding and without a sliding window: take reference"
     return None
 
 
@@ -30,17 +30,17 @@ def window_scores(problem: Problem, voters: int, diagonals: bool = False) -> Sco
     p, (B, H, Q), (G, K) = problem, problem.q.shape[:3], problem.k.shape[1:3]
     W, wide = min(voters, Q), torch.promote_types(p.q.dtype, torch.float32)
     out = torch.zeros(2 if diagonals else 1, B, H, K, dtype=wide, device=p.q.device)
-    before = min(W, ROWS) - 1 if diagonals else 0  # zeros around the keys, which distances beyond the ends find
+    before = min(W, ROWS) - 1 if diagonals else 0  # zeros around the keys, for distances beyond the ends
     room = torch.zeros(min(W, ROWS), before + K + before, dtype=wide, device=p.q.device)
     for b, h in product(range(B), range(H)):
         q, k = p.q[b, h, Q - W :].to(wide) * p.scale, p.k[b, h * G // H]
         for first in range(0, W, ROWS):
             some = q[first : first + ROWS]
-            rows, own = len(some), K - W + first  # the last key that the first of them sees
+            rows, own = len(some), K - W + first  # the last key that the first of these rows sees
             scores = room[:rows, before : before + K]
             weights = _exponentials(some, k, scores, own) / W
             out[0, b, h] += scores.t() @ weights
-            if diagonals:  # entry (r, e) is key e + r - (rows - 1): own keys are in one column
+            if diagonals:  # entry (r, e) is key e + r - (rows - 1): the last visible keys are in one column
                 last = own + rows - 1
                 places = room.as_strided((rows, last + 1), (room.stride(0) + 1, 1), before - (rows - 1))
                 out[1, b, h, : last + 1] += (places.t() @ weights).flip(0)
@@ -50,7 +50,7 @@ def window_scores(problem: Problem, voters: int, diagonals: bool = False) -> Sco
 
 
 def _exponentials(q: Tensor, k: Tensor, scores: Tensor, own: int) -> Tensor:
-    """Write exp(q k^T - largest of the row) into `scores` [R, K], 0 where hidden: returns [R], 1 over their sums.
+    """Write exp(q k^T - largest of the row), 0 for hidden keys, into `scores` [R, K]; return 1 / sum of each row [R].
 
     `own` is the last key that the first row sees; each further row sees one more.
     """

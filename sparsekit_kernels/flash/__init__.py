@@ -1,6 +1,6 @@
-"""FlashAttention, the kernels of its authors, called through their public functions and imported when first needed.
+"""FlashAttention: its authors' kernels, imported when first needed.
 
-But for one thing: see `launch`.
+They are called through their public functions; `launch` alone looks inside.
 """
 
 import importlib
@@ -17,11 +17,11 @@ from torch import Tensor
 
 from sparsekit import dispatch
 
-FOURTH = (9, 10, 11)  # compute capabilities, major, where FlashAttention-4 knows block lists
+FOURTH = (9, 10, 11)  # major compute capabilities on which FlashAttention-4 supports block lists
 
 
 def missing(device: torch.device) -> str | None:
-    """In words, why FlashAttention cannot run on this device, whichever of its versions; torch ships one."""
+    """Return why no version of FlashAttention can run on this device, or None; torch ships one version."""
     if reason := dispatch.no_gpu(device, "an NVIDIA GPU"):
         return reason
     if torch.version.hip:
@@ -32,7 +32,7 @@ def missing(device: torch.device) -> str | None:
 
 
 def fourth_missing(major: int) -> str | None:
-    """In words, why FlashAttention-4 does not serve GPUs of compute capability `major`.x here."""
+    """Return why FlashAttention-4 cannot be used here on GPUs of compute capability `major`.x, or None."""
     if major not in FOURTH:
         does = "silently ignores them" if major == 8 else "has no kernel for them"
         return f"it {does} on GPUs of compute capability {major}.x"
@@ -53,7 +53,7 @@ def _not_imported() -> str | None:
 
 @cache
 def third() -> ModuleType | None:
-    """FlashAttention-3, if it is installed: it is built by hand, for Hopper."""
+    """Return FlashAttention-3 if it is installed, or None: it is built by hand, for Hopper."""
     try:
         return importlib.import_module("flash_attn_interface")
     except ImportError:
@@ -65,11 +65,11 @@ _noting = Lock()
 
 
 def launch(attend: Callable[..., tuple[Tensor, ...]], q: Tensor, k: Tensor, v: Tensor) -> Launch | None:
-    """What FlashAttention-4 launches for `attend(q, k, v)`: a function of q, k, v and room for the output, all `plain`.
+    """Return the launch of `attend(q, k, v)` by FlashAttention-4: a function of `plain` tensors q, k, v and output.
 
-    It serves all tensors of these shapes. FlashAttention-4 finds out anew in each call which of its compiled kernels it
-    wants, which takes its host longer than a short kernel takes the GPU. Here that is asked once, with nothing
-    launched. None where it is not one kernel on these four tensors, as it may be in another version.
+    It serves all tensors of these shapes. In each call FlashAttention-4 looks up its compiled kernel, which takes the
+    host longer than a short kernel takes the GPU. Here it is looked up once, and nothing is launched. Return None
+    unless the call launches one kernel on these four tensors: another version may do otherwise.
     """
     from flash_attn.cute import interface
 
@@ -93,7 +93,7 @@ def launch(attend: Callable[..., tuple[Tensor, ...]], q: Tensor, k: Tensor, v: T
 
 
 def plain(x: Tensor) -> bool:
-    """Whether a compiled kernel may be given it: rows of 16 bytes in a row, without gradients."""
+    """Return whether a compiled kernel can read the tensor: contiguous rows aligned to 16 bytes, without gradients."""
     *steps, last = x.stride()
     step = 16 // x.itemsize
     aligned = last == 1 and x.data_ptr() % 16 == 0 and not any(n % step for n in steps)
@@ -105,7 +105,7 @@ def _place(x: Any) -> int | None:
 
 
 class _Notes:
-    """In the place of a cache of compiled kernels: what this thread would launch is taken down, and not done."""
+    """A stand-in for a cache of compiled kernels: it records what this thread would launch, and launches nothing."""
 
     def __init__(self, cache: Any) -> None:
         self.cache = cache

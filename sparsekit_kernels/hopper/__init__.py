@@ -1,8 +1,8 @@
-"""Our own kernels for Hopper, in Gluon, the language of Triton's compiler in which a kernel's parts are named.
+"""Our own kernels for Hopper, in Gluon: a language of Triton's compiler in which a kernel assigns work to its warps.
 
-One warp of a program copies tiles into shared memory, by the copy engine; two groups of four warps compute, each 64
-rows. Who waits for whom is said by barriers. A program goes on to the next piece of work, so that the copies of one
-are made while the other is computed.
+One warp of a program lets the copy engine copy tiles into shared memory. Two groups of four warps compute, 64 rows
+each. Barriers make them wait for each other. A program computes several items in turn, and copies the next one while
+it computes the current one.
 """
 
 from functools import cache
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from sparsekit.dispatch import capability, no_gpu
 
-VERSIONS = ("3.6",)  # of Triton, on which these kernels were run: Gluon changes from one to the next
+VERSIONS = ("3.6",)  # versions of Triton that these kernels were tested on: Gluon changes with each
 HEAD_DIMS = (64, 128)
-REGISTERS = 168  # of a thread when a program starts: 65,536 of an SM over 384 threads
-COMPUTING, COPYING = 240, 24  # of a thread once the warps have parted
+REGISTERS = 168  # registers of a thread when a program starts: an SM has 65,536 for 384 threads
+COMPUTING, COPYING = 240, 24  # registers of a thread once warps compute or copy
 
 
 def missing(device: torch.device) -> str | None:
-    """In words, what these kernels lack to run on this device: a Hopper GPU, or the Triton they were written for."""
+    """Return why these kernels cannot run on this device, or None: they need a Hopper GPU and one version of Triton."""
     if reason := no_gpu(device, "a Hopper GPU"):
         return reason
     if torch.version.hip:
@@ -37,7 +37,7 @@ def missing(device: torch.device) -> str | None:
 
 
 def why_not_here(*tensors: Tensor) -> str | None:
-    """In words, why these kernels, on a GPU that has them, cannot run on these tensors."""
+    """Return why these kernels, on a Hopper GPU, cannot run on these tensors, or None."""
     for x in tensors:
         if x.dtype not in (torch.float16, torch.bfloat16):
             return f"{x.dtype} is not supported: cast to bfloat16 or float16"
@@ -48,26 +48,26 @@ def why_not_here(*tensors: Tensor) -> str | None:
 
 @cache
 def programs(device: torch.device) -> int:
-    """How many programs run at a time: one on each SM."""
+    """Return the number of programs that run at a time: one per SM."""
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def readable(x: Tensor) -> Tensor:
-    """The tensor itself if the copy engine can read it, or a copy."""
+    """Return the tensor itself if the copy engine can read it, otherwise a copy."""
     from ..triton.attend import fits_descriptor
 
     return x if x.stride(3) == 1 and fits_descriptor(x) else x.contiguous()
 
 
 def described(x: Tensor, box: list[int]) -> Any:
-    """A description of the tensor by which the copy engine reads boxes of this shape from it."""
+    """Return the descriptor by which the copy engine reads boxes of this shape from the tensor."""
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     return TensorDescriptor(x, list(x.shape), list(x.stride()), box, layout(box, x.dtype))
 
 
 def layout(box: list[int], dtype: torch.dtype) -> Any:
-    """How such a box lies in shared memory, as the tensor cores read it."""
+    """Return the layout of such a box in shared memory, as the tensor cores read it."""
     from triton.experimental.gluon import language as gl
 
     kind = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}[dtype]

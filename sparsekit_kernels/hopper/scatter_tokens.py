@@ -1,10 +1,9 @@
-"""Decompress: all queries attend to their sliding window and to the sinks before it, in one kernel; the kept ones get
-their rows afterwards.
+"""Decompress: all queries attend to their sliding window and to the sinks before it, in one kernel.
 
-Few are kept, so little is done in vain. A tile is 128 rows: the same rows of several query heads that share their keys
-and values, as far as there are such heads. So a tile reads little more than one window of keys, in tiles of 64. The
-sinks are one more tile, of 16 keys. The weights of a tile of keys meet its values while the scores of the next tile
-are computed, and the softmax of those scores goes on meanwhile.
+Kept queries get their rows afterwards: they are few, so little work is wasted. A tile has 128 rows: the same rows of
+as many query heads of a group as there are. So a tile reads little more than one window of keys, in tiles of 64 keys.
+The sinks are one more tile of keys. The weights of one tile of keys are multiplied by its values while the scores of
+the next tile and their softmax are computed.
 """
 
 import math
@@ -28,16 +27,16 @@ from ..triton.scatter_tokens import put_rows
 from . import COMPUTING, COPYING, REGISTERS, described, programs, readable, why_not_here
 
 LN2 = gl.constexpr(math.log(2))
-KEYS = 64  # of a tile
-STAGES = {0: 4, 16: 4, 32: 3, 64: 2}  # tiles of keys, and of values, in shared memory, by the sinks there is room for
+KEYS = 64  # keys of a tile
+STAGES = {0: 4, 16: 4, 32: 3, 64: 2}  # room for sinks: tiles of keys, and as many of values, in shared memory
 
 
 def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
     p, fill = problem, plan.local
     if fill is None or plan.queries is None:
-        return "the plan fills no sliding window: there is nothing to attend to"
+        return "no dropped query is filled by a sliding window: there is nothing to attend to"
     if not p.causal or p.sliding_window is not None:
-        return "its sliding window is one of causal attention, and the problem has none of its own: take triton"
+        return "it needs causal attention without a sliding window of the problem's own: take triton"
     if p.q.shape[3] != p.v.shape[3]:
         return f"head dims of keys and values differ, {p.q.shape[3]} and {p.v.shape[3]}: take triton"
     if min(fill.sinks, p.k.shape[2]) > max(STAGES):
@@ -55,7 +54,7 @@ def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> Output:
 
 
 def window_and_sinks(problem: Problem, window: int, sinks: int) -> Output:
-    """What every query gets from its last `window` keys and from the keys at positions below `sinks`."""
+    """Compute attention of every query to its last `window` keys and to the keys at positions below `sinks`."""
     p, (B, H, Q, D), (G, K) = problem, problem.q.shape, problem.k.shape[1:3]
     q, k, v = (readable(x) for x in (p.q, p.k, p.v))
     heads, rows, both = split(H // G)
@@ -74,20 +73,20 @@ def window_and_sinks(problem: Problem, window: int, sinks: int) -> Output:
 
 
 def split(heads: int) -> tuple[int, int, bool]:
-    """Heads and rows of a group of warps, and whether the second group has other heads and not the next rows."""
-    even = min(heads & -heads, 8)  # the largest power of two in it
+    """Return heads and rows of a group of warps, and whether the second group has other heads instead of later rows."""
+    even = min(heads & -heads, 8)  # the largest power of two that divides it
     return (even // 2, 128 // even, True) if even > 1 else (1, 64, False)
 
 
 def room(sinks: int, keys: int) -> int:
-    """A tile that holds the sinks; 0 for none."""
+    """Return the size of the tile that holds the sinks; 0 for no sinks."""
     return max(16, triton.next_power_of_2(min(sinks, keys))) if sinks else 0
 
 
 @gluon.jit
 def _place(tile, n_rows, chunks, G, Q, K, window, HEADS: gl.constexpr, ROWS: gl.constexpr, BOTH: gl.constexpr,
            N: gl.constexpr):  # fmt: skip
-    """Of a tile: sequence, group, first head within it, first row, first key of the window, tiles of keys."""
+    """Return a tile's sequence, group, first head within it, first row, first key of the window and tiles of keys."""
     heads: gl.constexpr = HEADS * 2 if BOTH else HEADS
     rows: gl.constexpr = ROWS if BOTH else ROWS * 2
     row, rest = tile % n_rows * rows, tile // n_rows
@@ -103,7 +102,7 @@ def _copy(
     HEADS: gl.constexpr, ROWS: gl.constexpr, BOTH: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr,
     SINKS: gl.constexpr,
 ):  # fmt: skip
-    """The warp that copies: the rows of a tile and the sinks, then its keys and values."""
+    """Copy, in the one warp that copies, the rows of a tile and the sinks, then its keys and values."""
     q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
     q_room, k_room, v_room, k_sink_room, v_sink_room = room
     step, turn = 0, 0
@@ -138,9 +137,9 @@ def _step(
     q, weights, top, total, acc, bars, room, step, key, place, window, scale, more,
     N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, WHOLE: gl.constexpr,
 ):  # fmt: skip
-    """Scores of the tile of keys from `key` on, [N], while the weights of the tile before meet its values.
+    """Compute the scores of the tile of keys `key` [N] while the weights of the last tile are multiplied by its values.
 
-    Its barrier has been waited for. Unless it is WHOLE some row does not see all of it.
+    The caller has waited for the tile's barrier. If it is WHOLE, every row sees all of it.
     """
     q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
     q_room, k_room, v_room, k_sink_room, v_sink_room = room
@@ -162,7 +161,7 @@ def _step(
     decay = gl.exp2(top - new)
     total = total * decay + gl.sum(x, 1)
     weights = gl.convert_layout(x.to(k_room.dtype), gl.DotOperandLayout(0, OUT, 2))
-    # here, for the compiler moves a wait for the tensor cores up to the last wait for a barrier
+    # wait here: the compiler moves a wait for the tensor cores up to the last wait for a barrier
     mbarrier.wait(k_full.index((step + 1) % STAGES), ((step + 1) // STAGES) & 1, pred=more)
     acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
     mbarrier.arrive(v_empty.index(before), count=1)
@@ -175,7 +174,7 @@ def _attend(
     GROUP: gl.constexpr, HEADS: gl.constexpr, ROWS: gl.constexpr, BOTH: gl.constexpr, N: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr, SINKS: gl.constexpr,
 ):  # fmt: skip
-    """A group of four warps: its 64 rows of every tile."""
+    """Compute, in one group of four warps, its 64 rows of every tile."""
     q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
     q_room, k_room, v_room, k_sink_room, v_sink_room = room
     DTYPE: gl.constexpr = q_room.dtype
@@ -194,7 +193,7 @@ def _attend(
             h += GROUP * HEADS
         else:
             at += GROUP * ROWS
-        begin = K - Q + at  # where the first row is among the keys
+        begin = K - Q + at  # index of the first row among the keys
         place = begin + row % ROWS
         u, s = turn % 2, step % STAGES
         mbarrier.wait(q_full.index(u), (turn // 2) & 1)
@@ -218,7 +217,7 @@ def _attend(
         if SINKS:
             slot = gl.arange(0, SINKS, layout=gl.SliceLayout(0, FAR))
             last = gl.convert_layout(place, gl.SliceLayout(1, FAR)) - window
-            real = slot < sinks - gl.load(k_pos + b * p_b)  # sinks are first by position
+            real = slot < sinks - gl.load(k_pos + b * p_b)  # sinks are the lowest positions
             y = gl.where(real[None, :] & (slot[None, :] <= last[:, None]), y, -float("inf"))
             top = gl.maximum(top, gl.convert_layout(gl.max(y, 1) * scale, gl.SliceLayout(1, SCORES)))
             safe = gl.where(top == -float("inf"), 0.0, top)
@@ -234,8 +233,8 @@ def _attend(
             total += of_sinks
             acc = warpgroup_mma_wait(0, deps=(acc,))
         mbarrier.wait(k_full.index((step + 1) % STAGES), ((step + 1) // STAGES) & 1, pred=n > 1)
-        free = gl.maximum(gl.cdiv(begin + ROWS - window - first, N), 1)  # from this tile on no row's window begins
-        late = gl.maximum((begin + 1 - first) // N, free)  # from this tile on some row's window ends
+        free = gl.maximum(gl.cdiv(begin + ROWS - window - first, N), 1)  # no row's window begins in this tile or later
+        late = gl.maximum((begin + 1 - first) // N, free)  # some row's window ends in this tile or later
         for t in range(1, gl.minimum(free, n)):
             step, weights, top, total, acc = _step(
                 q, weights, top, total, acc, bars, room, step, first + t * N + key, place, window, scale, t + 1 < n,

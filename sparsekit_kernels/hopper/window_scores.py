@@ -1,10 +1,10 @@
-"""The attention the last queries give each key, in two passes over the keys.
+"""The attention that the last queries give each key, in two passes over the keys.
 
-The first pass leaves, per 256 keys, each row's largest score and sum of exponentials; a small kernel joins them; the
-second pass sums probabilities over the rows. No sum is shared between programs: the same bits each run.
-In the first pass a program holds keys and its two groups of warps take 64 rows of queries a step. In the second each
-group holds 64 keys in registers, so that it sums over rows within a thread, and the two take turns at the tensor
-cores: the exponentials of one are computed beside the scores of the other.
+The first pass writes each row's largest score and sum of exponentials per 256 keys. A small kernel joins them. The
+second pass sums probabilities over the rows. No two programs add to the same sum, so each run returns the same bits.
+In the first pass a program holds keys, and its two groups of warps read 64 rows of queries per step. In the second
+pass each group holds 64 keys in registers, so that it sums over rows within a thread. The two groups take turns at the
+tensor cores: one computes its exponentials while the other computes its scores.
 """
 
 import math
@@ -29,7 +29,7 @@ from . import COMPUTING, COPYING, REGISTERS, described, programs, readable, why_
 
 LEAST = 128  # rows of a step; fewer queries leave tensor cores idle
 HELD = 256  # keys of a program in the first pass
-STAGES = 3, 4  # steps' rows in shared memory, by pass
+STAGES = 3, 4  # steps whose rows are in shared memory, in the first and second pass
 
 
 def why_not(problem: Problem, voters: int, diagonals: bool = False) -> str | None:
@@ -47,8 +47,8 @@ def window_scores(problem: Problem, voters: int, diagonals: bool = False) -> Sco
     p, (B, H, Q, D), (G, K) = problem, problem.q.shape, problem.k.shape[1:3]
     q, k, W, R, n = readable(p.q), readable(p.k), min(voters, Q), H // G, programs(p.q.device)
     scale, causal = p.scale / math.log(2), int(p.causal)
-    steps = -(-W // LEAST)  # of a head
-    lines = B * H * steps * LEAST  # places for a row
+    steps = -(-W // LEAST)  # steps of a head
+    lines = B * H * steps * LEAST  # room for so many rows
     launch = dict(D=D, COMPUTING=COMPUTING, COPYING=COPYING, num_warps=4, maxnreg=REGISTERS)
 
     tiles = -(-K // HELD)
@@ -74,13 +74,13 @@ def window_scores(problem: Problem, voters: int, diagonals: bool = False) -> Sco
 
 
 def split(items: int, heads: int, programs: int) -> int:
-    """In how many parts the heads of an item are taken: as few as leave two items for every program."""
+    """Return the number of parts to split the heads of an item into: the fewest that give each program two items."""
     return next(n for n in range(1, heads + 1) if heads % n == 0 and (items * n >= 2 * programs or n == heads))
 
 
 @gluon.jit
 def _place(item, tiles, parts, HP, G, R):
-    """Of an item: tile of keys, sequence, group, first head."""
+    """Return an item's tile of keys, sequence, group and first head."""
     part, rest = item % parts, item // parts
     tile, rest = rest % tiles, rest // tiles
     return tile, rest // G, rest % G, rest % G * R + part * HP
@@ -88,7 +88,7 @@ def _place(item, tiles, parts, HP, G, R):
 
 @gluon.jit
 def _barriers(STAGES: gl.constexpr):
-    """By stage and by keys whether they are there and read; and whose turn it is."""
+    """Return barriers: `full` and `empty` per stage of rows, the same per tile of keys, and whose turn it is."""
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     k_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
@@ -110,7 +110,7 @@ def _copy(
     q, k, log, bars, room, items, tiles, parts, HP, G, R, Q, W, steps,
     KEYS: gl.constexpr, BOXES: gl.constexpr, ROWS: gl.constexpr, HALVES: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """The warp that copies: BOXES boxes of KEYS keys an item, HALVES boxes of ROWS rows a step, and their logs."""
+    """Copy, in one warp, BOXES boxes of KEYS keys per item, HALVES boxes of ROWS rows per step, and their logs."""
     full, empty, k_full, k_empty, turns = bars
     q_room, k_room, log_room = room
     step, turn = 0, 0
@@ -138,7 +138,7 @@ def _copy(
 
 @gluon.jit
 def _largest_and_sum(x, key, seen, scale, WHOLE: gl.constexpr):
-    """Of each row over a tile of keys: the largest score, base 2, and the sum of exponentials below it."""
+    """Return each row's largest score (base 2) over a tile of keys, and its sum of exponentials below that."""
     if not WHOLE:
         x = gl.where(key[None, :] < seen[:, None], x, -float("inf"))
     most = gl.max(x, 1) * scale
@@ -187,7 +187,7 @@ def _exponentials(
     q, k, top, total, items, tiles, parts, HP, G, R, Q, K, W, steps, lines, scale, causal,
     N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, COMPUTING: gl.constexpr, COPYING: gl.constexpr,
 ):  # fmt: skip
-    """Of each row, over each tile of N keys: the largest score, base 2, and the sum of exponentials below it."""
+    """Write each row's largest score (base 2) over each tile of N keys, and its sum of exponentials below that."""
     q_room = gl.allocate_shared_memory(q.dtype, [STAGES * 2, 1, 1, 64, D], q.layout)
     k_room = gl.allocate_shared_memory(k.dtype, [2, 1, 1, N, D], k.layout)
     bars, room = _barriers(STAGES), (q_room, k_room, None)
@@ -206,7 +206,7 @@ def _exponentials(
 
 @triton.jit
 def _join(top, total, log, tiles, lines, W, room, N: tl.constexpr, T: tl.constexpr):
-    """Of each row, over all keys: the log of (the sum of exponentials x number of rows), base 2."""
+    """Write each row's log (base 2) of (its sum of exponentials over all keys x number of rows)."""
     lane, tile = tl.program_id(0) * N + tl.arange(0, N), tl.arange(0, T)
     most = tl.full([T, N], -float("inf"), tl.float32)
     sums = tl.zeros([T, N], tl.float32)
@@ -219,9 +219,9 @@ def _join(top, total, log, tiles, lines, W, room, N: tl.constexpr, T: tl.constex
     highest = tl.max(most, 0)
     highest = tl.where(highest == -float("inf"), 0.0, highest)
     whole = tl.sum(sums * tl.exp2(most - highest[None, :]), 0) * W
-    # not a row that sees no key, or has NaN or inf among its scores, nor a place without a row
+    # false for a row that sees no key, for one with NaN or inf among its scores, and for a lane without a row
     good = (whole > 0.0) & (whole < float("inf")) & (lane % room < W)
-    # inf: such a row gives nothing to any key
+    # a log of inf: such a row gives nothing to any key
     tl.store(log + lane, tl.where(good, highest + tl.log2(tl.where(good, whole, 1.0)), float("inf")))
 
 
@@ -259,7 +259,7 @@ def _probabilities_of(
             x = warpgroup_mma_wait(0, deps=(x,))
             mbarrier.arrive(empty.index(s), count=1)
             step += 1
-            x = gl.maximum(gl.exp2(x * scale - logs[None, :]), 0.0)  # not NaN: inf - inf in a row that gives nothing
+            x = gl.maximum(gl.exp2(x * scale - logs[None, :]), 0.0)  # NaN to 0: inf - inf in a row that gives nothing
             if not whole:
                 seen = gl.minimum(K - causal * (W - 1 - i % steps * N - row), K)
                 x = gl.where(key[:, None] < seen[None, :], x, 0.0)
@@ -275,7 +275,7 @@ def _probabilities(
     q, k, log, scores, items, tiles, parts, HP, G, R, Q, K, W, steps, scale, causal,
     N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, COMPUTING: gl.constexpr, COPYING: gl.constexpr,
 ):  # fmt: skip
-    """Of each key, for each head, the sum over the rows of their probabilities, N rows a step."""
+    """Write each key's sum of probabilities over the rows, for each head, N rows per step."""
     q_room = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, N, D], q.layout)
     k_room = gl.allocate_shared_memory(k.dtype, [4, 1, 1, 64, D], k.layout)
     log_room = gl.allocate_shared_memory(gl.float32, [STAGES, N], log.layout)

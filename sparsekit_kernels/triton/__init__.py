@@ -1,4 +1,4 @@
-"""Our own kernels, in Triton: no nvcc, any GPU Triton knows; in its interpreter also on a CPU, for tests."""
+"""Our own kernels, in Triton: without nvcc, on any GPU that Triton supports. Tests run them on a CPU, interpreted."""
 
 import os
 from functools import cache
@@ -10,7 +10,7 @@ from sparsekit.dispatch import no_gpu
 
 
 def missing(device: torch.device) -> str | None:
-    """In words, what Triton lacks to run on this device: a GPU, unless it is interpreted, and itself."""
+    """Return why Triton cannot run on this device, or None; it needs a GPU, unless it is interpreted."""
     if not _interpreted() and (reason := no_gpu(device)):
         return reason
     try:
@@ -21,13 +21,13 @@ def missing(device: torch.device) -> str | None:
 
 
 def why_not_here(*tensors: Tensor) -> str | None:
-    """In words, why Triton, which is here, cannot run on these tensors."""
+    """Return why Triton, on a device that it supports, cannot run on these tensors, or None."""
     interpreted = _interpreted()
     for x in tensors:
         if x.dtype.itemsize == 8 and not interpreted:
             return f"{x.dtype} is not supported: cast to float32"
         if str(x.dtype) == "torch.bfloat16" and interpreted:
-            return "Triton's interpreter gets bfloat16 wrong"
+            return "Triton's interpreter computes bfloat16 wrongly: cast to float16 or float32"
     return None
 
 
@@ -37,7 +37,7 @@ def _interpreted() -> bool:
 
 @cache
 def target(device: torch.device) -> str:
-    """The family of GPUs that tiles are chosen for: sm_80, sm_90, sm_100, gfx942; the first for any other."""
+    """Return the family of GPUs that tiles are chosen for: sm_80 (also for unknown GPUs), sm_90, sm_100 or gfx942."""
     if device.type != "cuda":
         return "sm_80"
     if torch.version.hip:
@@ -46,5 +46,5 @@ def target(device: torch.device) -> str:
 
 
 def tile(n: int, most: int) -> int:
-    """A power of two that tl.dot takes, near n."""
+    """Return the size of a tile for n: the next power of two, at least 16 as tl.dot needs, and at most `most`."""
     return max(16, min(1 << (n - 1).bit_length(), most))

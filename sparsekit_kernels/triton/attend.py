@@ -1,9 +1,9 @@
 """Dense, block-sparse and indexed attention with log-sum-exp, one kernel.
 
-A program answers one tile of query rows of one head. Positions ascend, so a row sees the first `reach` keys: causality,
-chunks, padding and ragged ends are that one comparison. The key blocks of a list ascend too: those that every row of
-the query block sees whole come first and need no mask. Kept tokens are read where they lie, through their indices, and
-output rows written where they belong; the rest of such an output is zero before the kernel starts.
+A program computes one tile of query rows of one head. Positions ascend, so a row sees the first `reach` keys: this one
+comparison covers causality, chunks, padding and ragged ends. The key blocks of a list ascend too: those that every row
+of the query block sees whole come first and need no mask. Kept tokens are read through their indices, without a copy,
+and their output rows are written at full length; all other rows are zero before the kernel starts.
 """
 
 import math
@@ -23,16 +23,16 @@ from .seen_blocks import seen_blocks
 
 DESCRIBED = ("sm_90", "sm_100")  # targets with a copy engine that reads tiles through tensor descriptors
 LN2 = tl.constexpr(math.log(2))
-# per target, for head dims up to 64, 128, 256: query rows and keys of a tile, warps, stages; with 16 bits compiled
-# without spills, and within the shared memory that every GPU of the family has
+# per target, for head dims up to 64, 128, 256: query rows and keys of a tile, warps, stages; in 16 bits they compile
+# without spills, and fit the shared memory that every GPU of the family has
 TILES = {
     "sm_80": ((128, 64, 8, 3), (64, 64, 8, 2), (32, 32, 8, 2)),
     "sm_90": ((128, 128, 8, 3), (128, 64, 8, 3), (64, 32, 8, 2)),
     "sm_100": ((128, 64, 8, 3), (128, 64, 8, 3), (64, 64, 8, 2)),
     "gfx942": ((128, 64, 8, 2), (128, 64, 8, 2), (64, 32, 8, 2)),
 }
-DENSE = {("sm_90", 128): (128, 128, 8, 3)}  # without lists fewer registers are needed
-PRECISE = ((32, 32, 4, 2), (32, 32, 4, 2), (16, 16, 4, 2))  # float32, on any target: exact, and no tensor cores
+DENSE = {("sm_90", 128): (128, 128, 8, 3)}  # without block lists it needs fewer registers
+PRECISE = ((32, 32, 4, 2), (32, 32, 4, 2), (16, 16, 4, 2))  # float32, on any target: exact, without tensor cores
 
 
 def why_not(problem: Problem, plan: Plan) -> str | None:
@@ -45,10 +45,10 @@ def attend(problem: Problem, plan: Plan) -> Output:
     p, blocks = problem, plan.blocks
     (B, H, n_q, D), (G, n_k, Dv) = p.q.shape, (*p.k.shape[1:3], p.v.shape[3])
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (p.q, p.k, p.v))
-    # of the kept tokens only the positions are gathered
+    # gather only the positions of the kept tokens
     short = plan.compress(replace(p, q=q[..., :0], k=k[..., :0], v=v[..., :0]))
     Q, K = short.q.shape[2], short.k.shape[2]
-    reach = first = short.reach()  # without a window nobody looks at `first`
+    reach = first = short.reach()  # `first` is read only with a sliding window
     if p.sliding_window is not None:
         first = short.start().contiguous()
         reach = to_heads(reach, first.shape[1]).contiguous()
@@ -64,7 +64,7 @@ def attend(problem: Problem, plan: Plan) -> Output:
         size, width, indices = blocks.size, blocks.indices.shape[-1], blocks.indices.contiguous()
         whole, part = seen_blocks(blocks, reach)
         counts, heads, list_heads = whole + part, whole.shape[1], indices.shape[1]
-        if p.sliding_window is not None:  # seen whole by their ends alone
+        if p.sliding_window is not None:  # `seen_blocks` looks at their ends only; the window may hide their starts
             whole = torch.zeros_like(whole)
     nothing = reach.new_empty(0, dtype=torch.int32)
     q_idx, k_idx = (t.idx.contiguous() if t else nothing for t in (plan.queries, plan.keys))
@@ -89,14 +89,14 @@ def attend(problem: Problem, plan: Plan) -> Output:
 
 
 def tiles(head_dim: int, dtype: torch.dtype, target: str, sparse: bool) -> tuple[int, int, int, int]:
-    """Query rows and keys of a tile, at most, warps and stages."""
+    """Return the largest numbers of query rows and keys of a tile, its warps and its stages."""
     most = 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256
     row = (PRECISE if dtype.itemsize > 2 else TILES.get(target, TILES["sm_80"]))[(64, 128, 256).index(most)]
     return row if sparse or dtype.itemsize > 2 else DENSE.get((target, most), row)
 
 
 def fits_descriptor(x: Tensor) -> bool:
-    """Whether the copy engine can read the tensor: rows of 16 aligned bytes, and no repeated ones."""
+    """Return whether the copy engine can read the tensor: rows aligned to 16 bytes, and no expanded axis."""
     steps = zip(x.stride()[:3], x.shape[:3], strict=True)
     return x.data_ptr() % 16 == 0 and all(s * x.element_size() % 16 == 0 and (s or n == 1) for s, n in steps)
 
@@ -128,7 +128,7 @@ def _attend(
         first += b * reach_b + h * reach_heads // H * reach_h
         start_at = tl.load(first + row * reach_l, mask=real, other=0).to(tl.int32)
         lowest = tl.min(tl.where(seen > start_at, start_at, last), 0)
-    place = row  # in the original sequence
+    place = row  # of the row in the original sequence
     if SOME_QUERIES:
         place = tl.load(q_idx + (b * q_heads + h * q_heads // H) * Q + row, mask=real, other=n_q)
         real = real & (place < n_q)
@@ -150,7 +150,7 @@ def _attend(
         at = (b * heads + h * heads // H) * I + i
         n_whole, n_all = tl.load(whole + at), tl.load(counts + at)
         lists = indices + ((b * list_heads + h * list_heads // H) * I + i) * width
-        # the next block is known a step ahead, so that its address waits for no load and its copy can begin early
+        # load the next block's index a step ahead, so that its address waits for no load and its copy begins early
         start = tl.load(lists, mask=n_all > 0, other=0) * block_k
         for t in range(0, n_whole * PER):
             top, total, acc = _step(
@@ -168,7 +168,7 @@ def _attend(
                     DESCRIBED, WINDOW, PRECISION,
                 )  # fmt: skip
     else:
-        # every row that sees anything sees the keys before the first of these
+        # every row that sees any key sees all keys before `free`
         free = lowest // N * N if WINDOW else tl.minimum(tl.min(tl.where(seen > 0, seen, K), 0), last) // N * N
         for key in range(0, 0 if WINDOW else free, N):
             top, total, acc = _step(
@@ -195,9 +195,9 @@ def _step(
     WHOLE: tl.constexpr, SOME_KEYS: tl.constexpr, DESCRIBED: tl.constexpr, WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys; unless it is WHOLE it ends at `end`, where the block does.
+    """Add one tile of keys to the running softmax; unless it is WHOLE it ends at `end`, the end of the block.
 
-    Then each row sees the keys before `seen`, and with a WINDOW from `start_at` on.
+    Unless it is WHOLE, each row sees the keys before `seen`, with a WINDOW only those from `start_at` on.
     """
     slot = start + tl.arange(0, N)
     d, dv = tl.arange(0, D_TILE), tl.arange(0, DV_TILE)
@@ -225,9 +225,9 @@ def _step(
 
 @triton.jit
 def online_softmax(x, y, z, visible, scale, top, total, acc, WHOLE: tl.constexpr, PRECISION: tl.constexpr):
-    """Rows x [M, D] over the visible keys y [D, N] (all, if WHOLE) and values z [N, Dv] of one more tile.
+    """Add the visible keys y [D, N] (all, if WHOLE) and values z [N, Dv] of one tile to the softmax of rows x [M, D].
 
-    `scale` is above zero; `top`, the largest scaled score so far, is in base 2.
+    `scale` is above 0. `top` is the largest scaled score so far, in base 2.
     """
     scores = tl.dot(x, y, input_precision=PRECISION, out_dtype=acc.dtype)
     if not WHOLE:
@@ -235,7 +235,7 @@ def online_softmax(x, y, z, visible, scale, top, total, acc, WHOLE: tl.constexpr
     new = tl.maximum(top, tl.max(scores, 1) * scale)
     safe = new
     if not WHOLE:
-        safe = tl.where(new == -float("inf"), 0.0, new)  # a row that has seen nothing yet
+        safe = tl.where(new == -float("inf"), 0.0, new)  # for a row that has seen no key yet
     weights = tl.exp2(scores * scale - safe[:, None])
     decay = tl.exp2(top - safe)
     acc = acc * decay[:, None] + tl.dot(weights.to(z.dtype), z, input_precision=PRECISION, out_dtype=acc.dtype)

@@ -1,6 +1,6 @@
-"""Block means: a program a block, which reads its tokens once; padding is not read at all.
+"""Block means: one program per block, which reads its tokens once and no padding.
 
-Programs of the same tokens run together: models leave the heads of a token side by side.
+Programs of the same tokens run at the same time: models store the heads of a token side by side.
 """
 
 import torch

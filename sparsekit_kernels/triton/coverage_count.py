@@ -1,6 +1,6 @@
-"""How many entries lie within a mass: the search of coverage_mask, without the pass that marks them.
+"""The number of entries within a mass: the search of coverage_mask, without the pass that marks them.
 
-Few long rows are shared by many programs: coverage_mask searches them.
+A few long rows are each shared by many programs: coverage_mask searches them.
 """
 
 import torch
@@ -30,7 +30,7 @@ def coverage_count(scores: Scores, mass: Mass, largest: bool) -> Counts:
 
 
 def shared(rows: Tensor, limit: Tensor, smallest: bool) -> Tensor:
-    """The same of rows [R, n] that many programs share: [R]."""
+    """Return the counts [R] of rows [R, n] that many programs share."""
     where, _, constants = found(rows, limit, True, smallest)
     counts = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     _fit[(len(rows),)](*where[1:], counts, SMALLEST=smallest, SHARES=constants["SHARES"], WIDE=constants["WIDE"])

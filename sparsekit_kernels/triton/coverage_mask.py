@@ -1,11 +1,11 @@
 """The entries within a mass: the search of topk_mask, by sums instead of counts; of equal entries as many as fit.
 
-A long row is shared by many programs, or few rows would leave most of a GPU idle. A launch settles four bits of the
-key looked for: each program adds up its share of the row in 16 bins, by the next four bits of the keys that agree with
-what is settled. The next launch starts by adding up the bins of all shares, in a fixed order: every program of a row
-comes to the same key, without atomics. With MASS the entries are added up, else how many there are: then the target is
-a number of entries, less one, for the search is for the entry that exceeds it. Another launch counts in each share what
-lies above the key, and what equals it, and a last one does what is asked with these counts.
+A long row is shared by many programs, because a few rows would leave most of a GPU idle. A launch settles four bits of
+the wanted key. Each program sums its share of the row in 16 bins, by the next four bits of the keys that agree with the
+settled bits. The next launch starts by adding up the bins of all shares, in a fixed order: every program of a row gets
+the same key, without atomics. With MASS the bins sum the entries, otherwise they count them. The search is for the
+entry that exceeds the target, so a target of n entries is passed as n - 1. Another launch counts in each share the
+entries above the key and those equal to it. A last launch uses these counts to mark or write entries.
 """
 
 from typing import Any
@@ -20,10 +20,10 @@ from sparsekit.ops.coverage_mask import Mask, Mass, Scores
 from . import why_not_here
 from .topk_mask import AHEAD, HELD, choose, in_rows, keys, reached, search, sizes
 
-LONG = 2**18  # entries of a row: longer ones are shared where they are marked
-SPLIT, FEW = HELD, 256  # longer rows, if there are so few, are shared where they are counted or compacted
-SHARE, SHARES = 8192, 256  # entries of a share, unless the row has more than so many shares: all programs add them up
-TILE = 4, 128  # entries a step; a bin adds up each column, so that a thread holds few sums and loads much at once
+LONG = 2**18  # entries; longer rows are shared if their entries are marked
+SPLIT, FEW = HELD, 256  # rows with more entries, if at most so many, are shared to count or compact their entries
+SHARE, SHARES = 8192, 256  # entries of a share, and most shares of a row: each program adds up the bins of all shares
+TILE = 4, 128  # entries of a step; a bin sums each column, so that a thread holds few sums and loads many entries
 
 
 def why_not(scores: Tensor, mass: Tensor, largest: bool) -> str | None:
@@ -53,10 +53,10 @@ def are_shared(rows: Tensor) -> bool:
 
 
 def found(rows: Tensor, limit: Tensor, mass: bool, smallest: bool) -> tuple[tuple[Any, ...], tuple[int, ...], dict]:
-    """The key [R] at which each row [R, n] exceeds its limit, and counts in each share, as a later launch takes them.
+    """Return the arguments for a later launch, with the key [R] at which each row [R, n] exceeds its limit.
 
-    First what lies where: rows, limit, keys, the sum above the key, and [R, shares] of how many entries lie above it
-    and how many equal it; then the sizes of a share; then constants.
+    First come the tensors: rows, limit, keys, the sum above the key, and [R, shares] numbers of entries above the key
+    and equal to it. Then come the row's stride and length and the size of a share, and last the constants.
     """
     (R, n), wide, device = rows.shape, sizes(rows)["WIDE"], rows.device
     passes, shares = wide.primitive_bitwidth // 4, min(triton.next_power_of_2(triton.cdiv(n, SHARE)), SHARES)
@@ -74,7 +74,7 @@ def found(rows: Tensor, limit: Tensor, mass: bool, smallest: bool) -> tuple[tupl
 
 
 def limits(scores: Scores, mass: Mass) -> Tensor:
-    """The mass of each row, in the type the rows are summed in."""
+    """Return the mass of each row, in the type that the rows are summed in."""
     return mass.to(torch.promote_types(scores.dtype, torch.float32)).expand(scores.shape[:-1]).contiguous()
 
 
@@ -96,17 +96,17 @@ def _coverage_mask(
 
 @triton.jit
 def within_mass(scores, n, target, SMALLEST: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr):
-    """Bounds of the entry that leaves the mass, how many lie above them and within them, how many of those fit."""
+    """Return bounds of the entry that exceeds the mass, the numbers of entries above and within, and how many fit."""
     low, high, above, within, mass = search(scores, n, target, True, SMALLEST, N, WIDE)
     spare = 0
-    if low == high:  # equal entries; else one, which does not fit
+    if low == high:  # several equal entries; otherwise there is one, which does not fit
         spare = how_many_fit(low, mass, target, SMALLEST, WIDE)
     return low, high, above, within, spare
 
 
 @triton.jit
 def how_many_fit(key, mass, target, SMALLEST: tl.constexpr, WIDE: tl.constexpr):
-    """How many entries of this key the target has room for, beside the mass of those above."""
+    """Return how many entries of this key fit into the target after the mass of the entries above."""
     value = (~key if SMALLEST else key).to(WIDE, bitcast=True)
     fit = (target - mass) / tl.where(value > 0.0, value, float("inf"))
     fit = tl.ceil(fit) - 1 if SMALLEST else tl.floor(fit)
@@ -137,23 +137,23 @@ def _bin_share(
         key, x = keys(scores + row * row_stride, slot, n, MASS, SMALLEST, WIDE)
         if not MASS:
             x = tl.where(slot < n, 1.0, 0.0).to(WIDE)
-        bin = (key ^ low).to(BINS, bitcast=True) >> shift.to(BINS)  # 16 and more where settled bits differ
+        bin = (key ^ low).to(BINS, bitcast=True) >> shift.to(BINS)  # 16 or more if settled bits differ
         total += tl.sum(tl.where(bin[None, :, :] == bins[:, None, None], x[None, :, :], 0.0), 1)
     tl.store(sums + ((number * R + row) * SHARES + part) * 16 + bins, tl.sum(total, 1))
 
 
 @triton.jit
 def _settle(target, lows, masses, sums, number, SMALLEST: tl.constexpr, SHARES: tl.constexpr, WIDE: tl.constexpr):
-    """What is known before pass `number`: the settled bits, and the mass above their keys."""
+    """Return the bits settled before pass `number`, and the mass above their keys."""
     BITS: tl.constexpr = WIDE.primitive_bitwidth
     row, bins = tl.program_id(0).to(tl.int64), tl.arange(0, 16)
     last = (number - 1) * tl.num_programs(0) + row
     low, mass = tl.load(lows + last), tl.load(masses + last)
     parts = tl.arange(0, SHARES)[:, None] * 16 + bins[None, :]
     each = tl.sum(tl.load(sums + last * SHARES * 16 + parts), 0)
-    total = mass + tl.sum(tl.where(bins[None, :] >= bins[:, None], each[None, :], 0.0), 1)  # from each bin up
+    total = mass + tl.sum(tl.where(bins[None, :] >= bins[:, None], each[None, :], 0.0), 1)  # of a bin and those above
     over = reached(0, total, target, True, SMALLEST) & (bins > 0)
-    chosen = tl.sum(over.to(tl.int32), 0)  # the highest bin that reaches the target; bin 0 did before
+    chosen = tl.sum(over.to(tl.int32), 0)  # the highest bin that reaches the target; bin 0 always does
     mass = tl.max(tl.where(bins > chosen, total, mass), 0)
     return low + (chosen.to(low.dtype) << (BITS - 4 * number).to(low.dtype)), mass
 
@@ -180,7 +180,7 @@ def _count_share(
 
 @triton.jit
 def before(counts, part, SHARES: tl.constexpr):
-    """Of a row's counts [SHARES]: their sum, and that of the shares before this one."""
+    """Return the sum of a row's counts [SHARES], and the sum over the shares before this one."""
     parts = tl.arange(0, SHARES)
     each = tl.load(counts + tl.program_id(0).to(tl.int64) * SHARES + parts)
     return tl.sum(each, 0), tl.sum(tl.where(parts < part, each, 0), 0)

@@ -1,7 +1,7 @@
-"""Compress: the kept rows of q, k and v, and their positions, in one launch; grouped heads are read where they lie.
+"""Compress: copy the kept rows of q, k and v, and their positions, in one launch; grouped heads are not expanded.
 
-Bytes: each kept row read and written once, and its index read for each of q, k, v. Where heads have room for all of
-their tokens most rows are padding: of a problem that is `loose` only those near a kept row are written, as zeros.
+Each kept row is read and written once, and its index is read for each of q, k, v. If heads have room for all of their
+tokens, most rows are padding: in a `loose` problem only the padding rows near a kept row are written, as zeros.
 """
 
 from dataclasses import replace
@@ -15,8 +15,8 @@ from sparsekit.problem import PAD, Problem
 
 from . import tile, why_not_here
 
-ROWS, WARPS = 64, 4  # of a program
-NEAR = 512  # padding rows after the last kept one that a kernel may read: no tile of queries and of keys reach further
+ROWS, WARPS = 64, 4  # rows and warps of a program
+NEAR = 512  # padding rows after the last kept row that a kernel may read: no tile of queries or keys reaches further
 NOWHERE = tl.constexpr(PAD)
 
 
@@ -30,7 +30,7 @@ def gather_tokens(problem: Problem, plan: Plan) -> Problem:
         return p
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (p.q, p.k, p.v))
     q_side, k_side = _Side(plan.queries, q, p.q_pos), _Side(plan.keys, k, p.k_pos)
-    if plan.pairs_slots(p):  # both write the same there
+    if plan.pairs_slots(p):  # both write the same rows there
         k_side.pos = q_side.pos
     new_q, new_k, new_v = q_side.room(q), k_side.room(k), k_side.room(v)
     first, end = (0 if plan.queries else 1), (3 if plan.keys else 1)
@@ -51,7 +51,7 @@ def gather_tokens(problem: Problem, plan: Plan) -> Problem:
 
 
 class _Side:
-    """The tokens of one side and the sizes a launch needs; without tokens, sizes that keep its programs idle."""
+    """The tokens of one side and the sizes that a launch needs; without tokens, sizes that keep its programs idle."""
 
     def __init__(self, tokens: Tokens | None, x: Tensor, pos: Tensor) -> None:
         self.n, self.own = x.shape[2], x.shape[1]
@@ -104,7 +104,7 @@ def _gather(
 
 @triton.jit
 def _places(idx, row, n, S):
-    """Where the kept rows lie in the original: [ROWS], n for padding."""
+    """Return the indices of the kept rows in the original: [ROWS], n for padding."""
     return tl.load(idx + row, mask=row < S, other=n).to(tl.int64)
 
 
@@ -117,7 +117,7 @@ def _copy_rows(
     wide, some = (d < D)[None, :], True
     if NEAR:
         before = tl.program_id(0) * ROWS - NEAR
-        some = tl.load(idx + tl.maximum(before, 0), mask=before >= 0, other=0) < n  # is a kept row that near?
+        some = tl.load(idx + tl.maximum(before, 0), mask=before >= 0, other=0) < n  # whether a kept row is that near
     if some:
         values = tl.load(x + place[:, None] * x_l + d, mask=(place < n)[:, None] & wide, other=0.0)
         tl.store(out + (line * S + row)[:, None] * D + d, values, mask=(row < S)[:, None] & wide)
@@ -125,7 +125,7 @@ def _copy_rows(
 
 @triton.jit
 def _copy_positions(pos, pos_h, pos_l, out, b, h, place, row, heads, pos_heads, pos_own, n, S):
-    """By the first of the heads that share them."""
+    """Copy the positions, in the program of the first head that shares them."""
     share = heads // pos_heads
     if h % share == 0:
         own = h // share

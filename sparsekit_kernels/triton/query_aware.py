@@ -1,4 +1,4 @@
-"""Which heads are query-aware: a program a head reads the block means twice, for the softmax and for the distance."""
+"""The query-aware heads: one program per head reads the block means twice, for the softmax and for the distance."""
 
 import torch
 import triton
@@ -9,7 +9,7 @@ from sparsekit.ops.query_aware import Aware, Blocks, Means, Pooled, Probe
 
 from . import tile, why_not_here
 
-SIZE, WARPS = 8192, 16  # entries of a step, and who walks them
+SIZE, WARPS = 8192, 16  # entries of a step, and warps of a program
 
 
 def why_not(probe: Tensor, means: Tensor, pooled: Tensor, blocks: Tensor, scale: float, tau: float) -> str | None:

@@ -1,7 +1,7 @@
-"""Decompress: every row of the output written once, a kept query's from the compressed output, a dropped one's filled.
+"""Decompress: write every row of the output once. Kept queries get their compressed output, dropped ones the fill.
 
-A program answers one tile of original rows of one head. Neighbours share most of a sliding window, so it attends for
-all its rows at once, over the keys that the windows of the dropped ones cover.
+A program computes one tile of original rows of one head. Neighbours share most of a sliding window, so it attends for
+all its rows at once, over the keys that the windows of its dropped rows cover.
 """
 
 import math
@@ -19,10 +19,10 @@ from . import target, tile, why_not_here
 from .attend import DESCRIBED, LN2, PRECISE, online_softmax
 
 COPIED = 64  # rows of a program that only copies
-RANKED = 1024  # tokens of a program that says where each stands
+RANKED = 1024  # tokens of a program that ranks them
 ADDED = 64, 4  # rows and warps of a program that adds sinks
 NOWHERE = tl.constexpr(PAD)
-# for head dims up to 64, 128, 256: rows and keys of a tile that fills, warps, stages; anywhere, and on DESCRIBED
+# for head dims up to 64, 128, 256: rows and keys of a tile that fills, warps, stages; on any target, and on DESCRIBED
 FILLED = ((64, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2))
 LARGER = ((64, 32, 4, 3), (64, 32, 4, 3), (32, 32, 8, 2))
 
@@ -33,7 +33,7 @@ def why_not(problem: Problem, plan: Plan, short: Output) -> str | None:
 
 def why_not_rows(problem: Problem, plan: Plan) -> str | None:
     if problem.sliding_window is not None and plan.local:
-        return "it has no sliding window of the problem's own beside the fill's"
+        return "it supports a sliding window of the fill or of the problem, not both"
     if plan.local and max(problem.q.shape[3], problem.v.shape[3]) > 256:
         return f"head dim {max(problem.q.shape[3], problem.v.shape[3])} is larger than 256"
     return why_not_here(problem.q)
@@ -44,11 +44,11 @@ def scatter_tokens(problem: Problem, plan: Plan, short: Output) -> Output:
 
 
 def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
-    """The output at full length; without `short` the rows that see no window are zero, lse -inf."""
+    """Return the output at full length; without `short`, rows that see no window get zeros and an lse of -inf."""
     p, fill, t = problem, plan.local, plan.queries
     (B, H, Q, D), (G, K, Dv) = p.q.shape, (*p.k.shape[1:3], p.v.shape[3])
     wide = torch.promote_types(p.q.dtype, torch.float32)
-    # the heads of a token side by side, as FlashAttention-4 writes them and models read them
+    # store the heads of a token side by side, as FlashAttention-4 writes them and models read them
     out = Output(p.q.new_empty(B, Q, H, Dv).transpose(1, 2), p.q.new_empty(B, H, Q, dtype=wide))
     nothing = torch.empty(0, dtype=torch.int32, device=p.q.device)
     ranks = rank(t) if t else nothing.view(1, 1, 0)
@@ -75,7 +75,7 @@ def rows(problem: Problem, plan: Plan, short: Output | None) -> Output:
 
 
 def rank(tokens: Tokens) -> Tensor:
-    """`Tokens.rank` in two launches, a choice's indices as they are."""
+    """Return `Tokens.rank`, in two launches, from the indices of each choice."""
     idx, n = tokens.idx.contiguous(), tokens.n
     (B, h, S), ranks = idx.shape, idx.new_full((*idx.shape[:2], n), -1)
     _rank[(triton.cdiv(S, RANKED), B * h)](idx, ranks, S, n, N=RANKED)
@@ -83,7 +83,7 @@ def rank(tokens: Tokens) -> Tensor:
 
 
 def put_rows(tokens: Tokens, short: Output, out: Output) -> None:
-    """Write the kept queries' rows over those of `out`, in place."""
+    """Write the kept queries' rows into `out`, in place."""
     (B, H, S, Dv), idx = short.o.shape, tokens.idx.contiguous()
     _put[(triton.cdiv(S, COPIED), B * H)](
         idx, short.o, short.lse, out.o, out.lse,
@@ -93,9 +93,9 @@ def put_rows(tokens: Tokens, short: Output, out: Output) -> None:
 
 
 def add_sinks(problem: Problem, fill: SlidingWindow, out: Output) -> None:
-    """Merge the sinks before each query's window into `out`, in place, which holds what the query gets from its window.
+    """Merge the sinks before each query's window into `out`, in place; `out` holds attention over the window.
 
-    Each row is read and written once; the two parts are merged by log-sum-exp.
+    Each row is read and written once. The two parts are merged by log-sum-exp.
     """
     p = problem
     (B, H, Q, D), (G, K, Dv) = p.q.shape, (*p.k.shape[1:3], p.v.shape[3])
@@ -260,7 +260,7 @@ def _add_sinks(
 
 @triton.jit
 def _merged(x, x_lse, y, y_lse):
-    """The outputs over two disjoint key sets as one over both: rows and natural log-sum-exps."""
+    """Merge the outputs over two disjoint sets of keys; return rows and natural log-sum-exps over both."""
     top = tl.maximum(x_lse, y_lse)
     safe = tl.where(top == -float("inf"), 0.0, top)
     mine, theirs = tl.exp(x_lse - safe), tl.exp(y_lse - safe)
@@ -275,7 +275,7 @@ def _window_step(
     N: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D_TILE: tl.constexpr, DV_TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys: those in a row's window, and its sinks."""
+    """Add one tile of keys to the running softmax: those in each row's window, and its sinks."""
     slot = start + tl.arange(0, N)
     d, dv = tl.arange(0, D_TILE), tl.arange(0, DV_TILE)
     inside = slot < end

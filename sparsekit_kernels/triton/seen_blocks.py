@@ -1,4 +1,4 @@
-"""How much of each block list is seen: a program a list, which reads its rows' reach and the list once."""
+"""Numbers of blocks of each list that rows see: one program per list reads its rows' reach and the list once."""
 
 import triton
 import triton.language as tl
@@ -44,7 +44,7 @@ def _seen_blocks(
         most = tl.maximum(most, seen)
         least = tl.minimum(least, tl.where(seen > 0, seen, NOBODY))
     some = tl.max(most, 0)
-    every = tl.minimum(tl.min(least, 0), some) // n  # blocks before this one all rows see whole
+    every = tl.minimum(tl.min(least, 0), some) // n  # all rows see the blocks before this one whole
     last = (some + n - 1) // n
     line = (b * (heads // per_list) + h // per_list) * I + i
     length = tl.load(counts + line)

@@ -1,6 +1,6 @@
-"""The largest scores of each row, compacted: the search of topk_mask, then each tile's choice at a running offset.
+"""The indices of the largest scores of each row: the search of topk_mask, then each tile writes at a running offset.
 
-Few long rows are shared by many programs: coverage_mask searches them and counts what each share holds.
+A few long rows are each shared by many programs: coverage_mask searches them and counts the entries of each share.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""The sliding-window fill alone: the kernel that decompresses, with nothing to copy."""
+"""The sliding-window fill alone: the kernel of scatter_tokens, without rows to copy."""
 
 from sparsekit.fills import SlidingWindow
 from sparsekit.plan import Plan

@@ -1,8 +1,8 @@
-"""Block lists by the means of blocks: each program has 16 query blocks, and walks the key blocks that they see.
+"""Block lists by the means of blocks: each program has 16 query blocks, and reads the key blocks that they see.
 
-One kernel does so for each head and finds the score that is near enough to its best, another does so for each group
-and writes the lists. Both compute a score in the same way, so that the best one is near itself. Lists that are small
-anyhow are as wide as the grid; for larger ones the host counts first, and waits for the length of the longest.
+One kernel does so for each head and finds the threshold: the score that is near enough to its best. Another does so
+for each group and writes the lists. Both compute scores in the same way, so that the best one always passes. Small
+lists are as wide as the grid. For larger ones a launch counts first, and the host waits for the longest list.
 """
 
 import math
@@ -17,11 +17,11 @@ from sparsekit.problem import PAD, Problem
 from . import why_not_here
 from .block_means import block_means
 
-SMALL = 2**26  # entries of all lists together, 256 MiB: up to here the host need not wait
-ROWS = 16  # query blocks of a program: the fewest that tl.dot takes
+SMALL = 2**26  # entries of all lists together, 256 MiB: up to this size the host does not wait
+ROWS = 16  # query blocks of a program: the fewest that tl.dot supports
 KEYS = 64  # key blocks of a step
 DIMS = 16  # entries of a mean that are multiplied at a time: with more, registers spill
-FAR = 2**30  # tokens: no problem is as long
+FAR = 2**30  # tokens: no problem is that long
 NOBODY = tl.constexpr(PAD)
 
 
@@ -65,7 +65,7 @@ def threshold_blocks(problem: Problem, alpha: float, sinks: int, near: int, size
 def _bounds(
     reach, start, reach_l, start_l, rows, Q, m, near, M: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
-    """Of query blocks: the key blocks that some query sees are [begin, end), those near to a query from `own` on."""
+    """Return query blocks' key blocks: some query sees [begin, end); those from `own` on are near a query."""
     least, most = tl.full([M], NOBODY, tl.int32), tl.zeros([M], tl.int32)
     for first in range(0, m, S):
         slot = first + tl.arange(0, S)
@@ -83,7 +83,7 @@ def _bounds(
 
 @triton.jit
 def _scores(q, k, rows, keys, I, J, D, scale, D_STEP: tl.constexpr, WIDE: tl.constexpr):
-    """[M, N]: mean query . mean key * scale; what is no number is zero."""
+    """Compute mean query . mean key * scale, [M, N]; NaN and inf become 0."""
     scores = tl.zeros([rows.shape[0], keys.shape[0]], WIDE)
     for first in range(0, D, D_STEP):
         d = first + tl.arange(0, D_STEP)

@@ -1,6 +1,6 @@
-"""How many tokens may be dropped: the sum of a row, then the search of coverage_mask for a share of it.
+"""The number of tokens that may be dropped: the sum of a row, then the search of coverage_mask for a part of it.
 
-A row that stays in registers is read once, and each pass of its search settles a single bit. Of longer ones few are
+A row that fits in registers is read once, and each pass of its search settles one bit. A few longer rows are each
 shared by many programs.
 """
 
@@ -23,7 +23,7 @@ def why_not(votes: Tensor, tau: float, most: Tensor) -> str | None:
 
 def token_budget(votes: Votes, tau: float, most: Most) -> Drop:
     if are_shared(votes):
-        finite = votes.masked_fill(~(votes < torch.inf), 0.0)  # a vanishing sum drops nothing that counts
+        finite = votes.masked_fill(~(votes < torch.inf), 0.0)  # if the sum is 0, dropped votes do not matter
         under = shared(in_rows(votes), limits(votes, (finite.sum(-1) + 1e-8) * tau), True)
         return torch.where(under > 0, under + 1, 0).minimum(most)
     drop = torch.empty(len(votes), dtype=torch.int64, device=votes.device)
@@ -54,7 +54,7 @@ def _token_budget(
 
 @triton.jit
 def _below(votes, n, tau, N: tl.constexpr, WIDE: tl.constexpr):
-    """How many of the smallest votes have a running sum below `tau` of all finite ones."""
+    """Return how many of the lowest votes have a running sum below `tau` times the sum of all finite votes."""
     sums = tl.zeros([N // 2], WIDE)
     for start in range(0, n, N):
         slot = start + tl.arange(0, 2)[:, None] * (N // 2) + tl.arange(0, N // 2)
@@ -67,10 +67,11 @@ def _below(votes, n, tau, N: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def _below_held(x, n, tau, WIDE: tl.constexpr):
-    """The same of a row in registers, inf beyond its end.
+    """Return what `_below` returns, for a row in registers, inf beyond its end.
 
-    Of votes, none below 0, the bits are in their order. Looked for are the largest bits of which all smaller votes
-    have a sum below the target. n votes of less than half its n-th part have; no vote from the target up is below it.
+    No vote is below 0, so the bits of votes are in the order of the votes. The search is for the largest bits such
+    that all smaller votes sum to less than the target. It starts between two bounds: n votes, each below half of
+    target / n, sum to less; a vote that is the target or more does not.
     """
     KEY: tl.constexpr = tl.int64 if WIDE.primitive_bitwidth == 64 else tl.int32
     target = (tl.sum(tl.where(x == float("inf"), 0.0, x), 0) + 1e-8) * tau

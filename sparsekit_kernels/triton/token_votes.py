@@ -1,6 +1,6 @@
-"""Votes smoothed and averaged over heads in one pass: a program owns a tile of tokens and goes through the heads.
+"""Votes, smoothed and averaged over heads in one pass: a program owns a tile of tokens and reads all heads.
 
-It takes several heads at once: what it loads for one need not wait until another's votes are stored.
+It reads several heads at once, so that loads for one head do not wait until the votes of another are stored.
 """
 
 import triton
@@ -12,7 +12,7 @@ from sparsekit.problem import to_heads
 
 from . import why_not_here
 
-HEADS, TOKENS, WARPS = 8, 128, 4  # of a tile
+HEADS, TOKENS, WARPS = 8, 128, 4  # heads, tokens and warps of a tile
 
 
 def why_not(scores: Tensor, scored: Tensor, real: Tensor, pool: int, sinks: int) -> str | None:

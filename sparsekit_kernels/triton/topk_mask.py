@@ -1,7 +1,7 @@
-"""The largest entries of each row: a search for the smallest of them on the order-preserving bits, not a sort.
+"""The largest entries of each row: a search for the smallest of them by order-preserving bits, not a sort.
 
 A program owns a row. A pass reads it once and counts the entries at or above three thresholds, which settles two bits
-of the one looked for; it ends early once one entry is left between the bounds. The loads of a few steps overlap.
+of the wanted key. The search ends early once one entry is left between the bounds. The loads of a few steps overlap.
 `search` also sums the entries, for coverage_mask. A row of 128K float32 is 512 KiB: it stays in L2, and at most 16
 passes read it. A shorter row stays in the registers of its program: `search_held` reads it once.
 """
@@ -15,11 +15,11 @@ from sparsekit.ops.topk_mask import Keep, Mask, Scores
 
 from . import why_not_here
 
-STEP = 4096  # entries, at most: a row waits for the entries of each step, so few and large ones
-AHEAD = tl.constexpr(4)  # steps whose entries are on their way at once
+STEP = 4096  # entries of a step, at most: a row waits for the entries of each step, so steps are few and large
+AHEAD = tl.constexpr(4)  # steps whose entries are loaded at once
 HELD = 2**15  # entries, at most, of a row that is held in registers
-EACH, WARPS = 32, 16  # of these a thread has, and warps at most: no more threads than any GPU runs together
-TAKEN = 4  # of these a thread chooses from at once
+EACH, WARPS = 32, 16  # held entries of a thread, and warps, at most: a program's threads run together on any GPU
+TAKEN = 4  # held entries that a thread chooses from at once
 
 
 def why_not(scores: Tensor, keep: Tensor) -> str | None:
@@ -35,20 +35,20 @@ def topk_mask(scores: Scores, keep: Keep) -> Mask:
 
 
 def in_rows(scores: Tensor) -> Tensor:
-    """[..., n] -> [rows, n], the entries of a row next to each other: every pass walks them."""
+    """Reshape [..., n] to [rows, n] with the entries of a row side by side: every pass reads them."""
     rows = scores.reshape(-1, scores.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 def sizes(rows: Tensor, mass: bool = False) -> dict:
-    """How a program walks a row [rows, n], to count or to add up its entries: entries a step, their type, warps."""
+    """Return how a program reads a row of [rows, n], to count or sum its entries: entries per step, type, warps."""
     step = min(max(triton.next_power_of_2(rows.shape[1]), 128), STEP // 2 if mass else STEP)
     wide = tl.float64 if rows.dtype == torch.float64 else tl.float32
-    return dict(N=step, WIDE=wide, num_warps=max(step // 256, 1))  # of a step's halves a thread has 4 entries each
+    return dict(N=step, WIDE=wide, num_warps=max(step // 256, 1))  # a thread has 4 entries of each half of a step
 
 
 def places(rows: Tensor) -> dict:
-    """How a program holds a row [rows, n]: places for its entries, their type, warps; nothing if it is too long."""
+    """Return how a program holds a row of [rows, n]: room for its entries, type, warps; {} if the row is too long."""
     if rows.shape[1] > HELD:
         return {}
     held = max(triton.next_power_of_2(rows.shape[1]), 128)
@@ -73,10 +73,11 @@ def _topk_mask(scores, keep, mask, row_stride, n, N: tl.constexpr, WIDE: tl.cons
 
 @triton.jit
 def keys(scores, slot, n, MASS: tl.constexpr, SMALLEST: tl.constexpr, WIDE: tl.constexpr):
-    """Integers in the order of the entries (with SMALLEST the reverse), NaN as inf; and the entries."""
+    """Return integers in the order of the entries (with SMALLEST in reverse), NaN as inf; and the entries."""
     BITS: tl.constexpr = WIDE.primitive_bitwidth
     x = entries(scores, slot, n, 0.0, WIDE)
-    return tl.where(slot < n, key_of(x, MASS, SMALLEST, WIDE), -(2 ** (BITS - 1))), x  # beyond: below every threshold
+    # past the end: below every threshold
+    return tl.where(slot < n, key_of(x, MASS, SMALLEST, WIDE), -(2 ** (BITS - 1))), x
 
 
 @triton.jit
@@ -100,7 +101,7 @@ def entries(scores, slot, n, beyond, WIDE: tl.constexpr):
 
 @triton.jit
 def entry_of(key, MASS: tl.constexpr, SMALLEST: tl.constexpr, WIDE: tl.constexpr):
-    """The entry that has a key. Of keys that none has those below all give the last entry, those above NaN."""
+    """Return the entry that has a key; for a key below all entries' the last entry, for one above them NaN."""
     BITS: tl.constexpr = WIDE.primitive_bitwidth
     INF: tl.constexpr = 0x7F800000 if BITS == 32 else 0x7FF0000000000000
     if SMALLEST:
@@ -115,12 +116,12 @@ def entry_of(key, MASS: tl.constexpr, SMALLEST: tl.constexpr, WIDE: tl.constexpr
 
 @triton.jit
 def bounds(scores, n, target, N: tl.constexpr, PLACES: tl.constexpr, WIDE: tl.constexpr):
-    """Bounds low <= key <= high of the entry that `target` entries reach; how many lie above them and within them."""
+    """Return bounds low <= key <= high of the entry that `target` entries reach, and the numbers above and within."""
     if PLACES:
-        # beyond the end: as small as any, and as the last of the smallest never needed
+        # entries beyond the end are as small as any; with SMALLEST they come last and are never needed
         slot = tl.arange(0, PLACES)
         x = entries(scores, slot, n, -float("inf"), WIDE)
-        if not scores.dtype.element_ty.is_floating():  # which have no such entry to load
+        if not scores.dtype.element_ty.is_floating():  # integers have no such entry to load
             x = tl.where(slot < n, x, -float("inf"))
         low, high, above, within = search_held(key_of(x, False, False, WIDE), n, target, WIDE)
     else:
@@ -130,11 +131,11 @@ def bounds(scores, n, target, N: tl.constexpr, PLACES: tl.constexpr, WIDE: tl.co
 
 @triton.jit
 def search(scores, n, target, MASS: tl.constexpr, SMALLEST: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr):
-    """Bounds low <= key <= high of the entry that reaches `target`, counted from the largest key down.
+    """Return bounds low <= key <= high of the entry that reaches `target`, counted from the largest key down.
 
-    With MASS the target is a sum: reached where the sum is more, with SMALLEST where it is no longer less. Returns
-    the bounds, how many entries lie above them and within them, and the sum of those above. Within lies one entry, or
-    equal ones, or, if the row does not reach the target, nothing.
+    With MASS the target is a sum: it is reached once the sum exceeds it, with SMALLEST once the sum is not below it.
+    Also return the numbers of entries above and within the bounds, and the sum of those above. Within the bounds is
+    one entry, or several equal ones, or no entry if the row does not reach the target.
     """
     BITS: tl.constexpr = WIDE.primitive_bitwidth
     HALF: tl.constexpr = N // 2
@@ -142,9 +143,9 @@ def search(scores, n, target, MASS: tl.constexpr, SMALLEST: tl.constexpr, N: tl.
     KEY: tl.constexpr = tl.int64 if BITS == 64 else tl.int32
     low, high = tl.full([], LEAST, KEY), tl.full([], -LEAST - 1, KEY)
     shift = tl.full([], BITS, KEY)
-    above, upward = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32) + n  # entries above high, and from low up
+    above, upward = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32) + n  # entries above high, entries from low up
     mass = tl.full([], 0.0, WIDE)
-    beyond = float("inf") if SMALLEST else -1.0 if MASS else -float("inf")  # counted with the very last entry only
+    beyond = float("inf") if SMALLEST else -1.0 if MASS else -float("inf")  # counted only together with the last entry
     while (shift > 0) & ((upward - above > 1) | (low == LEAST)):
         shift -= 2
         step = tl.full([], 1, KEY) << shift
@@ -156,7 +157,7 @@ def search(scores, n, target, MASS: tl.constexpr, SMALLEST: tl.constexpr, N: tl.
         n1, n2, n3 = tl.zeros([HALF], tl.int32), tl.zeros([HALF], tl.int32), tl.zeros([HALF], tl.int32)
         m1, m2, m3 = tl.zeros([HALF], WIDE), tl.zeros([HALF], WIDE), tl.zeros([HALF], WIDE)
         for start in tl.range(0, n, N, num_stages=AHEAD):
-            slot = start + tl.arange(0, 2)[:, None] * HALF + tl.arange(0, HALF)  # both halves in the same threads
+            slot = start + tl.arange(0, 2)[:, None] * HALF + tl.arange(0, HALF)  # the same threads hold both halves
             x = entries(scores, slot, n, beyond, WIDE)
             if SMALLEST:
                 over1, over2, over3 = x <= t1, x <= t2, x <= t3
@@ -176,7 +177,7 @@ def search(scores, n, target, MASS: tl.constexpr, SMALLEST: tl.constexpr, N: tl.
             reached(c2, s2, target, MASS, SMALLEST),
             reached(c3, s3, target, MASS, SMALLEST),
         )
-        # the highest threshold that still reaches the target is the new low, the next one bounds it
+        # the highest threshold that still reaches the target is the new low, the next higher one the new high
         above = tl.where(r3, above, tl.where(r2, c3, tl.where(r1, c2, c1)))
         mass = tl.where(r3, mass, tl.where(r2, s3, tl.where(r1, s2, s1)))
         upward = tl.where(r3, c3, tl.where(r2, c2, tl.where(r1, c1, upward)))
@@ -187,15 +188,15 @@ def search(scores, n, target, MASS: tl.constexpr, SMALLEST: tl.constexpr, N: tl.
 
 @triton.jit
 def search_held(key, n, target, WIDE: tl.constexpr):
-    """The same bounds, of a row in registers, where a pass costs so little that each settles a single bit.
+    """Return the bounds of `search` for a row in registers: a pass costs so little that each settles one bit.
 
-    Once exactly `target` keys are left no more bits are needed: all of these lie within the bounds.
+    Once exactly `target` keys are left no more bits are needed: all of these keys lie within the bounds.
     """
     BITS: tl.constexpr = WIDE.primitive_bitwidth
     KEY: tl.constexpr = tl.int64 if BITS == 64 else tl.int32
     LEAST: tl.constexpr = -(2 ** (BITS - 1))
     low, shift = tl.full([], LEAST, KEY), tl.full([], BITS, KEY)
-    target, upward = tl.minimum(target, n), tl.full([], 0, tl.int32) + n  # entries from low up
+    target, upward = tl.minimum(target, n), tl.full([], 0, tl.int32) + n  # number of entries from low up
     while (shift > 0) & (upward != target):
         shift -= 1
         middle = low + (tl.full([], 1, KEY) << shift)
@@ -212,12 +213,12 @@ def search_held(key, n, target, WIDE: tl.constexpr):
 def reached(count, mass, target, MASS: tl.constexpr, SMALLEST: tl.constexpr):
     if not MASS:
         return count >= target
-    return (mass < target) == 0 if SMALLEST else (mass <= target) == 0  # so that NaN reaches it
+    return (mass < target) == 0 if SMALLEST else (mass <= target) == 0  # written so that NaN reaches it
 
 
 @triton.jit
 def choose(key, low, high, spare, within, tied):
-    """Of a tile all above the bounds and the first `spare` within them; `tied` of those came before the tile."""
+    """Choose a tile's entries above the bounds and the row's first `spare` within; `tied` of these precede the tile."""
     inside = (key >= low) & (key <= high)
     chosen = (key > high) | (inside & (spare >= within))
     if (spare > 0) & (spare < within):

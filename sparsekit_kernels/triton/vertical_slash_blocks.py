@@ -1,7 +1,7 @@
-"""Block lists of a vertical-slash pattern, without the [B, H, I, J] grid: a program a list, which walks the key blocks.
+"""Block lists of a vertical-slash pattern, without the [B, H, I, J] grid: one program per list reads the key blocks.
 
-Twice, once to count and once to write. Lists that are small anyhow are as wide as the grid; for larger ones the host
-waits for the length of the longest. The walk reads 3 bytes a block pair, all from L2.
+It reads them twice, to count and to write. Small lists are as wide as the grid; for larger ones the host waits for the
+length of the longest. Each reading takes 3 bytes per pair of blocks, all from L2.
 """
 
 import triton
@@ -13,7 +13,7 @@ from sparsekit.plan import Blocks
 
 from . import why_not_here
 
-SMALL = 2**26  # entries of all lists together, 256 MiB: up to here the host need not wait
+SMALL = 2**26  # entries of all lists together, 256 MiB: up to this size the host does not wait
 
 
 def why_not(
@@ -45,7 +45,7 @@ def vertical_slash_blocks(
 
 @triton.jit
 def _kept(verticals, slashes, extra, line, first, last, j, J, EXTRA: tl.constexpr):
-    """Whether the key blocks j are in the list of a query block."""
+    """Return whether the key blocks j are in the list of a query block."""
     head = (line // tl.num_programs(0)) * J
     open_ = j <= last
     kept = tl.load(verticals + head + j, mask=open_, other=0)

@@ -1,15 +1,15 @@
-"""The attention the last queries give each key, and each distance, in two passes over the keys.
+"""The attention that the last queries give each key, and each distance, in two passes over the keys.
 
-A program owns a tile of keys and answers every row of every query head of their group, so K comes from memory once a
-pass. The first pass leaves, per tile, each row's largest score and sum of exponentials; a small kernel joins the
-tiles; the second pass sums probabilities down the columns. No sum is shared between programs: no atomics, the same
-bits each run.
-Distances: key minus row is constant along a diagonal. Of FOLD steps the r-th takes the rows a FOLD + r, for all a, and
-the keys moved on by r: key minus row is the same in each, so their probabilities add up in registers, where a sum
-along the diagonals of one tile would send each probability to another thread. These sums, W / FOLD a key, go through
+A program owns a tile of keys and computes every row of every query head of their group, so each pass reads K from
+memory once. The first pass writes each row's largest score and sum of exponentials per tile. A small kernel joins the
+tiles. The second pass sums probabilities down the columns. No two programs add to the same sum: there are no atomics,
+and each run returns the same bits.
+Distances: key minus row is constant along a diagonal. Step r of FOLD steps reads the rows a FOLD + r, for all a, and
+the keys shifted by r: key minus row is the same in each step, so their probabilities add up in registers. A sum along
+the diagonals of one tile would send each probability to another thread. These sums, W / FOLD per key, go through
 memory to a last kernel. With a sliding window the keys before it are left out.
-A first kernel copies the rows in the order in which the steps take them: all else about them
-is then contiguous, and what no longer depends on padding, heads or strides costs the passes no registers.
+A first kernel copies the rows in the order in which the steps read them. The passes then read contiguous rows, and
+spend no registers on padding, heads or strides.
 """
 
 import math
@@ -23,9 +23,9 @@ from sparsekit.problem import Problem, to_heads
 
 from . import target, tile, why_not_here
 
-FOLD = 8  # steps; twice as many halve what goes through memory, and read K twice as often, from the caches
+FOLD = 8  # steps; twice as many halve the sums that go through memory, but read K twice as often, from the caches
 
-# per target and pass, for head dims up to 128, 256: rows and keys of a tile at most, warps, stages; none spills
+# per target and pass, for head dims up to 128, 256: most rows and keys of a tile, warps, stages; no kernel spills
 TILES = {
     "sm_80": {
         "exponentials": ((128, 128, 8, 2), (64, 64, 8, 2)),
@@ -47,7 +47,7 @@ TILES = {
         "columns": ((64, 64, 8, 2), (32, 32, 4, 2)),
         "diagonals": ((64, 64, 8, 2), (32, 32, 4, 2)),
     },
-    "float32": {  # on any
+    "float32": {  # on any target
         "exponentials": ((32, 32, 4, 2), (32, 32, 4, 2)),
         "columns": ((32, 32, 4, 2), (32, 32, 4, 2)),
         "diagonals": ((32, 16, 4, 2), (32, 32, 4, 2)),
@@ -80,8 +80,8 @@ def _scores(problem: Problem, voters: int, diagonals: bool) -> Scores:
     most, N, launch = tiles(D, q.dtype.itemsize, target(q.device), step)
     HEADS, ROWS = split(H // G, -(-W // R), most)
     per_head = -(-W // (R * ROWS))
-    n_rows = -(-H // (G * HEADS)) * per_head  # tiles of rows in a step
-    lanes = n_rows * R * HEADS * ROWS  # places for a row, of a group
+    n_rows = -(-H // (G * HEADS)) * per_head  # tiles of rows per step
+    lanes = n_rows * R * HEADS * ROWS  # room for so many rows of a group
     order = dict(R=R, HEADS=HEADS, ROWS=ROWS)
     rows = q.new_empty(B * G, lanes, D_TILE)
     last, number = q.new_empty(2, B * G, lanes, dtype=torch.int32)
@@ -90,8 +90,8 @@ def _scores(problem: Problem, voters: int, diagonals: bool) -> Scores:
         q, reach, start, real, rows, first, last, number, *q.stride(), int(p.causal),
         1 if reach is None else reach.shape[1], H, G, Q, K, W, per_head, N=16, D=D, D_TILE=D_TILE, **order,
     )  # fmt: skip
-    lowest = None if first is None else first.amin(1)  # of each group, the first key that any row sees
-    empty = q.new_empty if first is None else q.new_zeros  # for what no program writes then
+    lowest = None if first is None else first.amin(1)  # the first key that any row of a group sees
+    empty = q.new_empty if first is None else q.new_zeros  # zeros, for entries that no program writes then
 
     M1, N1, launch1 = tiles(D, q.dtype.itemsize, target(q.device), "exponentials")
     n_keys = -(-K // N1)
@@ -123,13 +123,13 @@ def _scores(problem: Problem, voters: int, diagonals: bool) -> Scores:
 
 
 def tiles(head_dim: int, itemsize: int, target: str, step: str) -> tuple[int, int, dict[str, int]]:
-    """Rows and keys of a tile at most, and how it is launched."""
+    """Return the largest numbers of rows and keys of a tile, and its launch options."""
     M, N, warps, stages = TILES["float32" if itemsize > 2 else target][step][head_dim > 128]
     return M, N, dict(num_warps=warps, num_stages=stages)
 
 
 def split(heads: int, rows: int, most: int) -> tuple[int, int]:
-    """Heads of a tile, and rows of each: all of a head before a second head."""
+    """Return the heads of a tile and the rows of each: all rows of one head come before a second head."""
     rows = triton.next_power_of_2(rows)
     M = tile(triton.next_power_of_2(heads) * rows, most)
     return M // min(rows, M), min(rows, M)
@@ -140,9 +140,10 @@ def _rows(
     q, reach, start, real, rows, first, last, number, q_b, q_h, q_l, q_d, causal, reach_heads, H, G, Q, K, W, per_head,
     R: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, D: tl.constexpr, D_TILE: tl.constexpr,
 ):  # fmt: skip
-    """Rows in the order of the second pass: of each tile the R steps, of each step the heads, of each every R-th row.
+    """Copy rows in the order of the second pass: by tile, then by its R steps, then by head, then every R-th row.
 
-    With each row where the keys it sees begin and end, and of how many rows it is one: 0 where a place is left over.
+    With each row, write where the keys that it sees begin and end, and the number of rows of its head: 0 if the lane
+    has no row.
     """
     b, g = tl.program_id(1) // G, tl.program_id(1) % G
     lane = tl.program_id(0) * N + tl.arange(0, N)
@@ -171,7 +172,7 @@ def _rows(
 
 @triton.jit
 def _keys(k, k_b, k_h, k_l, k_d, slot, G, K, D: tl.constexpr, D_TILE: tl.constexpr):
-    """A tile of keys, [N, D], of the program's group; any key in a slot where there is none."""
+    """Load a tile of keys, [N, D], of the program's group; a slot without a key gets any key."""
     b, g, d = tl.program_id(1) // G, tl.program_id(1) % G, tl.arange(0, D_TILE)
     near = k + b.to(tl.int64) * k_b + g.to(tl.int64) * k_h
     near += tl.minimum(tl.maximum(slot, 0), K - 1).to(tl.int64)[:, None] * k_l
@@ -183,7 +184,7 @@ def _exponentials(
     rows, lowest, first, last, k, top, total, k_b, k_h, k_l, k_d, scale, sure, G, K, lanes,
     M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, D_TILE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Of each row, over one tile of keys: the largest score, base 2, and the sum of exponentials below it."""
+    """Write each row's largest score (base 2) over one tile of keys, and its sum of exponentials below that."""
     end = (tl.program_id(0) + 1) * N
     slot = end - N + tl.arange(0, N)
     keys = _keys(k, k_b, k_h, k_l, k_d, slot, G, K, D, D_TILE)
@@ -200,14 +201,14 @@ def _exponentials(
         if first is not None:
             scores = tl.where(slot >= tl.load(first + at + x + m)[:, None], scores, -float("inf"))
         most = tl.max(scores, 1) * scale
-        safe = tl.where(most == -float("inf"), 0.0, most)  # a row that sees no key of the tile
+        safe = tl.where(most == -float("inf"), 0.0, most)  # for a row that sees no key of the tile
         tl.store(top + mine + x + m, most)
         tl.store(total + mine + x + m, tl.sum(tl.exp2(scores * scale - safe[:, None]), 1))
 
 
 @triton.jit
 def _join(top, total, number, log, n_keys, lanes, N: tl.constexpr, T: tl.constexpr, WIDE: tl.constexpr):
-    """Of each row, over all keys: the log of (the sum of exponentials x number of rows), base 2."""
+    """Write each row's log (base 2) of (its sum of exponentials over all keys x number of rows)."""
     lane, tile = tl.program_id(0) * N + tl.arange(0, N), tl.arange(0, T)
     most = tl.full([T, N], -float("inf"), WIDE)
     for t in range(0, n_keys, T):
@@ -221,8 +222,8 @@ def _join(top, total, number, log, n_keys, lanes, N: tl.constexpr, T: tl.constex
         decay = tl.exp2(tl.load(top + at, mask=here, other=-float("inf")) - highest[None, :])
         sums += decay * tl.load(total + at, mask=here, other=0.0)
     whole = tl.sum(sums, 0) * tl.load(number + lane)
-    good = (whole > 0.0) & (whole < float("inf"))  # not a row that sees no key, or has NaN or inf among its scores
-    # inf: such a row gives nothing to any key
+    good = (whole > 0.0) & (whole < float("inf"))  # false for a row without keys, or with NaN or inf
+    # a log of inf: such a row gives nothing to any key
     tl.store(log + lane, tl.where(good, highest + tl.log2(tl.where(good, whole, 1.0)), float("inf")))
 
 
@@ -232,7 +233,7 @@ def _probabilities(
     R: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, D: tl.constexpr, D_TILE: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Of each key, for each head, the sums over the rows of each step; of each place the sum over the steps."""
+    """Write each key's sums of probabilities over the rows of each step, per head; each lane's sum over the steps."""
     M: tl.constexpr = HEADS * ROWS
     width = tl.num_programs(0) * N if R > 1 else K
     end = (tl.program_id(0) + 1) * N
@@ -244,19 +245,19 @@ def _probabilities(
     if first is not None:
         places = tl.where(end > tl.load(lowest + tl.program_id(1)), n_rows, 0)
     for x in range(places):
-        x += tl.program_id(1).to(tl.int64) * n_rows  # among the tiles of all groups
+        x += tl.program_id(1).to(tl.int64) * n_rows  # tiles of all groups
         sums = tl.zeros([N, M], WIDE)
         for r in range(R):
-            key = slot - (R - 1) + r  # step r takes every R-th row from the r-th on: key - row is the same in each
+            key = slot - (R - 1) + r  # step r reads rows r, r + R, ...: key - row is the same in each step
             if R > 1:
                 keys = _keys(k, k_b, k_h, k_l, k_d, key, G, K, D, D_TILE)
             at = (x * R + r) * M
             q = tl.load(rows + at * D_TILE + m[:, None] * D_TILE + d)
-            # keys by rows here, rows by keys above: the axis that is summed lies within a thread
+            # keys by rows here, rows by keys in the first pass: the summed axis lies within a thread
             scores = tl.dot(keys, tl.trans(q), input_precision="ieee", out_dtype=WIDE)  # [N, M]
             p = scores * scale - tl.load(log + at + m)
             # inf - inf in a row that gives nothing. On a GPU the larger of NaN and a number is the number, and the
-            # assembler drops the comparison, which no power of two fails; in Triton's interpreter it is the other way
+            # assembler drops the comparison, as no power of two fails it; Triton's interpreter needs the comparison
             p = tl.exp2(tl.maximum(p, -1e3))
             p = tl.where(p >= 0.0, p, 0.0)
             if first is not None:
@@ -276,10 +277,10 @@ def _sums(
     parts, folded, length, columns, distances, H, G, K, W, per_head, n_rows, width,
     R: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Of each key the sum of its parts; and entry d: of the places on the diagonal key - row = length - W - d."""
+    """Write each key's sum of parts; and entry d, the sum of the lanes on the diagonal key - row = length - W - d."""
     head = tl.program_id(1)
     group, h = head // (H // G), head % (H // G)
-    first = group.to(tl.int64) * n_rows + h // HEADS * per_head  # of the head's tiles
+    first = group.to(tl.int64) * n_rows + h // HEADS * per_head  # first of the head's tiles
     d = tl.program_id(0) * N + tl.arange(0, N)
     out = head.to(tl.int64) * K + d
     total = tl.zeros([N], WIDE)
