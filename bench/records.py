@@ -1,6 +1,6 @@
-"""Records: one result a line, appended and never changed. A run's lines share its id; compare within one run only.
+"""Records: one result per line, appended and never changed. A run's lines share its id; compare within one run only.
 
-`python -m bench.accuracy.pack` writes what lines share once; more lines may follow, and it may be run again.
+`python -m bench.accuracy.pack` writes fields that lines share once; more lines may follow, and it may be run again.
 """
 
 import json
@@ -21,22 +21,22 @@ FOLDER = ROOT / "bench" / "records"
 
 
 def append(path: Path, records: Iterable[Record]) -> None:
-    """Add lines to a file, and never half a line."""
+    """Append whole lines to a file, never half a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     before = path.read_text() if path.exists() else ""
     write_whole(path, before + "".join(f"{json.dumps(record)}\n" for record in records))
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a file. The first ones, without a run, called some fields otherwise: they get these names.
+    """Return the records of a file. Old records, without a run, had other names for some fields: they get these names.
 
-    So do parameters in their specs.
+    Old names of parameters in their specs are replaced too.
     """
     return [with_new_names(_today(x)) for x in unpacked(map(json.loads, path.read_text().splitlines()))]
 
 
 def foremost(records: list[Record]) -> list[Record]:
-    """Those of the shape, inputs and dtype that most of them have: what belongs in one table or picture."""
+    """Return the records with the most frequent shape, inputs and dtype: those that belong in one table or picture."""
     of = lambda row: (row["shape"]["name"], row["inputs"], row["dtype"])  # noqa: E731
     most = Counter(map(of, records)).most_common(1)
     return [row for row in records if of(row) == most[0][0]]
@@ -57,10 +57,11 @@ def _today(record: Record) -> Record:
 
 
 def provenance(device: torch.device, commit: str | None = None) -> Record:
-    """Where a run came from: the chip, versions, commit, date, and an id of its own.
+    """Return the origin of a run: the chip, versions, commit, date, and an id of its own.
 
-    `commit` is for a machine without git: `git describe --always --dirty --abbrev=40 --exclude '*'` of where the code
-    came from, which ends in -dirty if the tree was not clean. Without it git is asked; None if there is none.
+    `commit` is for a machine without git: the output of `git describe --always --dirty --abbrev=40 --exclude '*'` in
+    the repository of the code, which ends in -dirty if the tree was not clean. Without it git is run; the commit is
+    None if there is no git.
     """
     return origin(device, commit or _described())
 
@@ -72,7 +73,7 @@ def path_for(device: torch.device) -> Path:
 
 
 def slug(name: str) -> str:
-    """ "NVIDIA H200" -> "nvidia-h200"."""
+    """Return a name for files: "NVIDIA H200" becomes "nvidia-h200"."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

@@ -1,1 +1,1 @@
-"""Accuracy against speed on the embedded model: which pipelines are asked, how, and the page that comes of it."""
+"""Accuracy against speed on the embedded model: the pipelines, the questions they get, and the page of the results."""

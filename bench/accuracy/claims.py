@@ -1,4 +1,4 @@
-"""What is claimed of recipes. Only this is checked against the records: anything else may be measured, or not yet."""
+"""The claims about recipes. Only these are checked against the records; other pipelines need not be measured."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from sparsekit.evaluation.rows import Row
 
 @dataclass(frozen=True)
 class Claim:
-    """It holds on every model and length in the records, of the tasks that count there."""
+    """A claim about a recipe, for the tasks that count, on every model and length in the records."""
 
-    sure_loss: bool = True  # False: neither all answers nor those of one task are surely fewer than dense attention's
-    answers: float = 0.0  # least part of dense attention's answers, in [0, 1], at each model and length
-    average: float = 0.0  # the same, of the mean over models and lengths
-    text: float | None = None  # the whole interval of the loss of following text is below, nats a token
+    sure_loss: bool = True  # True allows significantly fewer answers than dense, in all or on one task
+    answers: float = 0.0  # least answers / dense, in [0, 1], at each model and length
+    average: float = 0.0  # least mean of answers / dense over models and lengths
+    text: float | None = None  # upper bound of the interval of the loss on following text, nats per token
 
     def __str__(self) -> str:
         parts = [] if self.sure_loss else ["no sure loss of answers, in all or of one task"]
@@ -25,20 +25,20 @@ class Claim:
         return "; ".join(parts)
 
 
-TARGETS: Mapping[str, Claim] = {  # what the names of recipes promise
+TARGETS: Mapping[str, Claim] = {  # what the names of the recipes promise
     "lossless": Claim(sure_loss=False, text=0.003),
     "balanced": Claim(answers=0.97, average=0.99, text=0.01),
     "fast": Claim(answers=0.95),
 }
 KEPT = ("lossless", "balanced")  # not yet `fast`: it was chosen anew, and no other seeds were asked since
-CLAIMS: Mapping[str, Claim] = {name: TARGETS[name] for name in KEPT}  # borne out on every model at every length
-ENOUGH = 200  # answers that a claim rests on, at each model and length
+CLAIMS: Mapping[str, Claim] = {name: TARGETS[name] for name in KEPT}  # the records confirm these everywhere
+ENOUGH = 200  # answers that a claim needs, at each model and length
 
 
 def broken(models: Iterable[Measured], claims: Mapping[str, Claim] = CLAIMS, enough: int | None = None) -> list[str]:
-    """Return a sentence for each claim that the records do not bear out, and each place where they say nothing.
+    """Return a sentence for each claim that the records do not confirm, and for each missing measurement.
 
-    `enough`: the answers that must have been asked at each model and length; None: `ENOUGH`.
+    `enough` is the number of answers that must be recorded at each model and length; None means `ENOUGH`.
     """
     enough = ENOUGH if enough is None else enough
     models, found = list(models), []
@@ -48,7 +48,7 @@ def broken(models: Iterable[Measured], claims: Mapping[str, Claim] = CLAIMS, eno
             for length in measured.lengths:
                 where = f"{recipe} on {measured.model} at {measured.named(length)}"
                 row = measured.recipe(recipe, length)
-                if not measured.dense(length).right:  # no task counts there: the page says so
+                if not measured.dense(length).right:  # no task counts at this length: the page says so
                     continue
                 if not row or not row.right:
                     found.append(f"{where}: claimed, and not measured")
@@ -61,7 +61,7 @@ def broken(models: Iterable[Measured], claims: Mapping[str, Claim] = CLAIMS, eno
 
 
 def _faults(claim: Claim, measured: Measured, row: Row, part: float, enough: int) -> list[str]:
-    """Return what of a claim does not hold at one model and length."""
+    """Return the parts of a claim that do not hold at one model and length."""
     found = []
     if (asked := measured.answers(row)) < enough:
         found.append(f"{asked} answers, fewer than {enough}")

@@ -15,13 +15,13 @@ from sparsekit.evaluation.statistics import Estimate
 
 @dataclass(frozen=True)
 class Measured:
-    """Records of one model, one dtype, one text."""
+    """The records of one model, one dtype and one text."""
 
     lines: tuple[Record, ...]
 
     @classmethod
     def read(cls, path: Path) -> "Measured":
-        """Return those of a file. Raises ValueError for one without a run."""
+        """Return the records of a file. Raises ValueError for a file without a run."""
         found = cls(tuple(Records(path).lines))
         if not found.headers:
             raise ValueError(f"records: got {path.name} without a run; allowed is what sparsekit eval wrote: remove it")
@@ -37,23 +37,23 @@ class Measured:
 
     @property
     def unit(self) -> str:
-        """What lengths are in."""
-        return self.headers[0].get("unit", "bytes")  # those of the embedded model do not say
+        """The unit of lengths."""
+        return self.headers[0].get("unit", "bytes")  # headers of the embedded model name no unit
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
-        """Of the tasks that count."""
+        """The rows of the tasks that count."""
         return front(that_count(self.lines))
 
     @cached_property
     def uncounted(self) -> dict[int, dict[str, Estimate]]:
-        """By length: the tasks that do not count, and what dense attention finds of them."""
+        """The tasks that do not count, with dense attention's answers to them, by length."""
         dense = (row for row in front(self.lines) if row.pipeline == OWN)
         return {row.length: {task: row.tasks[task] for task in row.uncounted} for row in dense}
 
     @property
     def tasks(self) -> set[str]:
-        """All that were asked."""
+        """All tasks in the records."""
         return {line["task"] for line in self.lines if line["kind"] == "answers"}
 
     @property
@@ -61,32 +61,32 @@ class Measured:
         return sorted({row.length for row in self.rows})
 
     def named(self, length: int) -> str:
-        """ "128K bytes"."""
+        """Return a length with its unit, such as "128K bytes"."""
         return f"{thousands(length)} {self.unit}"
 
     def at(self, length: int) -> list[Row]:
         return [row for row in self.rows if row.length == length]
 
     def dense(self, length: int) -> Row:
-        """The fastest dense attention, or the first where nothing was timed."""
+        """Return the row of the fastest dense attention, or of the first if nothing was timed."""
         return max((row for row in self.at(length) if row.dense), key=lambda row: row.speed_up or 0)
 
     def pipeline(self, name: str, length: int) -> Row | None:
-        """The row of a pipeline by its name."""
+        """Return the row of a pipeline by its name, or None."""
         return next((row for row in self.at(length) if row.pipeline == name and row.right), None)
 
     def recipe(self, name: str, length: int) -> Row | None:
-        """The row of what a recipe is today, whatever it was called when it was asked."""
+        """Return the row of the pipeline that a recipe is today, whatever its name in the records, or None."""
         what = recipes.PIPELINES[name]().to_spec()
         return next((row for row in self.at(length) if row.spec == what and row.right), None)
 
     def answers(self, row: Row) -> int:
-        """How many were asked for, of tasks that count."""
+        """Return the number of answers asked for, of tasks that count."""
         mine = (x for x in self.lines if x["kind"] == "answers" and _of(x) == (row.pipeline, row.length))
         return sum(line["answers"] for line in mine if line["task"] in row.tasks)
 
     def differences(self, row: Row) -> dict[str, Estimate | None]:
-        """From dense attention, by task."""
+        """Return the difference from dense attention, by task."""
         both = (row.pipeline, row.length), (OWN, row.length)
         mine = [line for line in self.lines if line["kind"] == "answers" and _of(line) in both]
         by_task = {task: front(line for line in mine if line["task"] == task) for task in row.tasks}
@@ -104,5 +104,5 @@ def _of(line: Record) -> tuple[str, int]:
 
 
 def runs_of_times(lines: Iterable[Record]) -> set[str]:
-    """Return the runs that the rows' times are of: of several prices the newest counts."""
+    """Return the runs in which the rows' times were measured; if a row was timed several times, the newest counts."""
     return set({_of(line): line["run"] for line in lines if line["kind"] == "price"}.values())

@@ -1,11 +1,11 @@
 """Pack files of records, of accuracy and of speed: python -m bench.accuracy.pack FILE...
 
-A file that `bench.accuracy.run` or `sparsekit eval --out` wrote has a line for each prompt. Packed it has one for each
-pipeline, length and task: what its prompts share stands once, the rest as lists, in the order they were asked. Then, in
-files of speed too, what several lines have in common is a line of its own, a part, before the first of them; a part's
-name is a hash of it, so that packing again, after more lines, leaves the others as they are. Nothing is lost that a
-figure or an interval is computed from. The texts of answers go: no figure is of them. `Records` and
-`bench.records.read` read all forms, and more lines may follow.
+A file that `bench.accuracy.run` or `sparsekit eval --out` wrote has a line for each prompt. A packed file has one line
+for each pipeline, length and task: values that its prompts share are written once, the others as lists in the order of
+the prompts. Then, in files of speed too, fields that several lines share become a line of their own, a part, before
+the first of these lines. A part's name is a hash of it, so packing again after more lines leaves other parts as they
+are. All data that figures and intervals are computed from stay. The texts of answers are dropped: no figure uses them.
+`Records` and `bench.records.read` read all forms, and more lines may follow.
 """
 
 import json
@@ -21,9 +21,9 @@ from sparsekit.evaluation.records import EACH, OF, PART, Record, unpacked
 from sparsekit.files import write_whole
 
 PACKED = ("answers", "after")  # kinds that have a line for each prompt or text
-SAME = ("kind", "pipeline", "what", "length", "task")  # what a packed line is of
+SAME = ("kind", "pipeline", "what", "length", "task")  # lines that agree in these are packed together
 GONE = "answer"
-# names whose values are often the same together: each of these may be a part; a name is of the first that has it
+# fields whose values often repeat together: each group may be a part; a field belongs to the first group that has it
 SHARED = (
     ("gpu", "versions", "commit", "clean"),
     ("run", "date"),
@@ -34,13 +34,13 @@ SHARED = (
     ("dense", "dense_ms", "flash2_ms"),
     ("kind", "task", "tokens"),
 )
-LISTS = (("run", "seed"), ("tokens",), ("values",), ("found",))  # likewise, among the lists
+LISTS = (("run", "seed"), ("tokens",), ("values",), ("found",))  # the same for lists
 SHORT = 4  # letters of a part's name, at least
-COST = 30  # letters that a part takes beside what stands in it; shorter ones stay in their lines, for who reads them
+COST = 30  # letters that a part adds; shorter parts stay in their lines, which are then easier to read
 
 
 def packed(lines: Iterable[Record]) -> list[Record]:
-    """Return parts and lines, those of the same pipeline, length and task as one, where the first of them stood."""
+    """Return parts and lines; lines of the same pipeline, length and task become one, in the place of the first."""
     groups: dict[object, list[Record]] = {}
     for number, line in enumerate(lines):
         line = {name: value for name, value in line.items() if name != GONE}
@@ -53,14 +53,14 @@ def _one(group: list[Record]) -> Record:
     first = group[0]
     same = {name: value for name, value in first.items() if all(line[name] == value for line in group)}
     if len(same) == len(first):
-        del same["run"]  # the same record twice is two
+        del same["run"]  # a record that occurs twice stays two: one field must be a list
     return same | {EACH: {name: [line[name] for line in group] for name in first if name not in same}}
 
 
 def _shared(lines: list[Record]) -> Iterator[Record]:
-    """Yield the lines with what pays as a part, each part before the first line that has it."""
+    """Yield the lines, with parts where they save letters, each part before the first line that has it."""
     often = Counter(dumped(part) for line in lines for part in _parts(line))
-    names: dict[str, str] = {}  # of parts that have been told, by what stands in them
+    names: dict[str, str] = {}  # of parts already written, by their text
     for line in lines:
         mine: list[Record] = []
         for part in _parts(line):
@@ -75,7 +75,7 @@ def _shared(lines: list[Record]) -> Iterator[Record]:
 
 
 def _parts(line: Record) -> Iterator[Record]:
-    """Yield what may be a part of a line; no two of them have a name in common."""
+    """Yield the possible parts of a line; no two of them share a field."""
     for group in SHARED:
         if part := {name: line[name] for name in group if name in line}:
             yield part
@@ -94,7 +94,7 @@ def _without(line: Record, parts: list[Record]) -> Record:
 
 
 def _name(text: str, taken: Iterable[str]) -> str:
-    """Return the start of a hash of the text that is no other part's name."""
+    """Return the shortest start of a hash of the text that is not the name of another part."""
     digest, others = sha256(text.encode()).hexdigest(), set(taken)
     return next(digest[:end] for end in range(SHORT, len(digest)) if digest[:end] not in others)
 

@@ -1,4 +1,4 @@
-"""The pipelines that are asked, by name: the papers' methods over their parameters, and the recipes."""
+"""The pipelines to measure, by name: the papers' methods with many parameters, and the recipes."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ PUBLISHED = {  # the papers' settings
     "FlexPrefill .95": "FlexPrefill as published, gamma .95",
     "tokens .005 | FlexPrefill .95, zeros, low": "both stacked as published",
 }
-PAPERS = PUBLISHED | {  # with others of the same methods
+PAPERS = PUBLISHED | {  # and other settings of the same methods
     "tokens .005, zeros": "Token Sparse Attention in all layers",
     "FlexPrefill .9": "FlexPrefill, gamma .9",
     "FlexPrefill .99": "FlexPrefill, gamma .99",
@@ -33,9 +33,9 @@ def blocks(gamma: float) -> str:
 
 
 def papers(layers: Sequence[str]) -> dict[str, str | Layers]:
-    """Token Sparse Attention and FlexPrefill, each alone and stacked, at many strengths, with either fill, no sinks.
+    """Return Token Sparse Attention and FlexPrefill, alone and stacked, at many strengths, with either fill, no sinks.
 
-    What is of the layers of least drift is left out where these are not known.
+    Without `layers`, those of least drift, the pipelines that need them are left out.
     """
     found: dict[str, str | Layers] = {}
 
@@ -58,7 +58,7 @@ def papers(layers: Sequence[str]) -> dict[str, str | Layers]:
 
 
 def smooth() -> dict[str, str | Layers]:
-    """Votes smoothed over 31 neighbours, so that whole lines are kept: what the recipes were before they saw sinks."""
+    """Return pipelines with votes smoothed over 31 neighbours, to keep whole lines: recipes before they had sinks."""
     found: dict[str, str | Layers] = {}
     for tau, votes, window in ((0.2, 128, 128), (0.05, 512, 512), (0.1, 512, 512), (0.2, 512, 512), (0.2, 512, 8192)):
         name = f"smooth {_short(tau)}, {votes} vote, window {window}, no sinks"
@@ -68,7 +68,7 @@ def smooth() -> dict[str, str | Layers]:
 
 
 def leads(half: str) -> dict[str, str | Layers]:
-    """What may become recipes. `half` is the first half of the layers: in the others most queries need little."""
+    """Return candidates for recipes. `half` is the first half of the layers: in the second most queries need little."""
     last = "decompress(dense_last=1024)"
     flex = blocks(0.99)
 
@@ -109,7 +109,7 @@ def _short(x: float) -> str:
 
 
 def pipelines(layers: Sequence[str] = LOW, half: str = HALF) -> dict[str, str | Layers]:
-    """Recipes by their names, and all others that were tried; `layers` are those of least drift, `half` the first."""
+    """Return all pipelines, recipes among them, by name; `layers` are those of least drift, `half` the first half."""
     named: dict[str, str | Layers] = {name: recipe().to_spec() for name, recipe in recipes.PIPELINES.items()}
     specs = set(named.values())
     tried = papers(layers) | smooth() | leads(half)

@@ -1,8 +1,8 @@
 """Asks a model under every pipeline: python -m bench.accuracy.run --model embedded --device cuda --lengths 32K,128K
 
-One process alone takes the times first. Then several ask, each its share of the prompts, on the GPUs that are there:
-one would idle while the host prepares a short call. What the output has already is not asked again, so a run that was
-cut off goes on. Of bench/records/front/, each with --device cuda:
+First one process alone measures the times. Then several processes share the prompts and the GPUs: with one process a
+GPU would idle while the host prepares a short call. Prompts that the output already has are skipped, so a run that was
+cut off can be continued. The files of bench/records/front/ were made with --device cuda and:
 
     embedded.jsonl               --processes 16 --each 16 --lengths 32K,128K
     confirmation/embedded.jsonl  --processes 16 --each 16 --lengths 32K,128K --timed 0 --seed 4000000
@@ -20,10 +20,10 @@ cut off goes on. Of bench/records/front/, each with --device cuda:
 
     confirmation/qwen2.5-coder-0.5b.jsonl  the three recipes as above, with the seeds and packages of the embedded one
 
-The last three were asked in several runs, of recipes first, and cut off; later runs asked what was lacking. Of some
-tasks that count more prompts were asked: of the 0.5B at 16K 39 of each, at 32K 200 of the one task that counts; of the
-1.5B at 32K 32 for the recipes. 107 passes failed while several processes and a test suite filled the GPUs, most of them
-out of memory: their lines were not kept, and their prompts were asked again where a claim or 200 answers need them.
+The last three took several runs, recipes first, which were cut off; later runs did what was missing. Some tasks that
+count got more prompts: on the 0.5B at 16K 39 of each, at 32K 200 of the one task that counts; on the 1.5B at 32K 32 for
+the recipes. 107 passes failed while several processes and a test suite filled the GPUs, most of them out of memory.
+Their lines were not kept, and their prompts were repeated if a claim or 200 answers need them.
 """
 
 import time
@@ -53,7 +53,7 @@ console = Console(stderr=True, width=120)
 
 
 class Late(Exception):
-    """The time is over."""
+    """Raised when the time is over."""
 
 
 def main(
@@ -61,28 +61,26 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     lengths: Annotated[str, typer.Option(help='Tokens, or bytes of the embedded model, such as "32K,128K"')] = "4K",
     each: Annotated[int, typer.Option(help="Prompts of a task at a length", min=1)] = 8,
-    tasks: Annotated[str, typer.Option(help="Separated by commas; default: those that claims rest on")] = "",
-    only: Annotated[
-        str, typer.Option(help='Pipelines of these names, or with one of these in theirs, split at ";"')
-    ] = "",
+    tasks: Annotated[str, typer.Option(help="Separated by commas; default: those that claims need")] = "",
+    only: Annotated[str, typer.Option(help='Names of pipelines, or parts of names, separated by ";"')] = "",
     low: Annotated[
         str,
         typer.Option(
-            help='Layers of least drift, such as "1-2,4-5", as sparsekit profile says; of others than the '
-            "embedded model needed by the papers' settings, which are left out without"
+            help='Layers of least drift, such as "1-2,4-5", from sparsekit profile; without them the papers\' '
+            "settings that need them are left out, unless the model is the embedded one"
         ),
     ] = "",
     half: Annotated[str, typer.Option(help='First half of the layers, such as "0-11"; as for --low')] = "",
-    seed: Annotated[int, typer.Option(help="Of the first prompt of each task")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the first prompt of each task")] = 0,
     file: Annotated[Path | None, typer.Option(help="Text to hide facts in; default: Python's library")] = None,
-    packages: Annotated[str, typer.Option(help="Or the source of these installed packages, split at commas")] = "",
-    processes: Annotated[int, typer.Option(help="That ask at a time", min=1)] = 1,
-    timed: Annotated[int, typer.Option(help="Prompts that times are of; 0: none", min=0)] = 2,
-    seconds: Annotated[float, typer.Option(help="Ask nothing after these", min=1)] = 540,
+    packages: Annotated[str, typer.Option(help="Or the source of these installed packages, separated by commas")] = "",
+    processes: Annotated[int, typer.Option(help="Processes that run at a time", min=1)] = 1,
+    timed: Annotated[int, typer.Option(help="Prompts to time; 0: none", min=0)] = 2,
+    seconds: Annotated[float, typer.Option(help="Start no prompt after so many seconds", min=1)] = 540,
     out: Annotated[Path, typer.Option(help="File of records")] = Path("front.jsonl"),
-    commit: Annotated[str | None, typer.Option(envvar="SPARSEKIT_COMMIT", help="What git describe says")] = None,
+    commit: Annotated[str | None, typer.Option(envvar="SPARSEKIT_COMMIT", help="Git revision to record")] = None,
 ) -> None:
-    """A text that follows is read as often as a task is asked."""
+    """Evaluate a model under many pipelines; it reads as many following texts as it answers prompts of each task."""
     deadline = time.time() + seconds
     words = [word.strip() for word in only.split(";") if word.strip()]
     sizes = parse_lengths(lengths)
@@ -91,7 +89,7 @@ def main(
     parts = [out.with_name(f".{out.name}.{number}") for number in range(len(shares))]
     records = Records(out)
     for part in parts:
-        if part.exists():  # of a run that was cut off
+        if part.exists():  # left by a run that was cut off
             _take(records, part)
     named = [name.strip() for name in tasks.split(",") if name.strip()]
     layers = [part.strip() for part in low.split(",") if part.strip()] or (list(LOW) if model == EMBEDDED else [])
@@ -136,7 +134,7 @@ def ask(
     commit: str | None,
     deadline: float,
 ) -> None:
-    """One process: its seeds, one after another, so that a deadline cuts off prompts and not pipelines."""
+    """Run one process: one seed after another, so that a deadline cuts off prompts, not pipelines."""
     if device.startswith("cuda"):
         torch.cuda.set_device(device)  # Triton launches on the current one
     loaded, records, ways = load(model, device), Records(part), chosen(words, low, half)
@@ -157,17 +155,17 @@ def ask(
 
 
 def asked_of(source: Source, tasks: Sequence[str]) -> tuple[str, ...]:
-    """Return the tasks that are named, or those that claims rest on."""
+    """Return the named tasks, or those that claims need."""
     return tuple(tasks) or source.groups["claimed"]
 
 
 def cases(loaded: Loaded, text: bytes) -> Source:
-    """In bytes for the embedded model, in words for any other."""
+    """Return the source of prompts, in bytes for the embedded model, in words for any other."""
     return Bytes(text) if loaded.words is None else Words(loaded.words, text)
 
 
 def source_of(packages: Iterable[str]) -> bytes:
-    """The Python source of installed packages, files in the order of their names."""
+    """Return the Python source of installed packages, files in the order of their names."""
     files = {
         file.as_posix(): Path(str(file.locate()))
         for package in packages
@@ -178,9 +176,9 @@ def source_of(packages: Iterable[str]) -> bytes:
 
 
 def chosen(words: list[str], low: list[str], half: str) -> dict[str, Any]:
-    """The pipelines of these names; a word that is no name stands for all that have it in theirs; none for all.
+    """Return the pipelines of these names; a word that is no name selects all names that contain it; no words, all.
 
-    Raises ValueError for a word that stands for none.
+    Raises ValueError for a word that selects no pipeline.
     """
     known = pipelines(low, half)
     parts = [word for word in words if word not in known]
@@ -193,7 +191,7 @@ def chosen(words: list[str], low: list[str], half: str) -> dict[str, Any]:
 
 
 def _take(records: Records, part: Path) -> None:
-    """The lines of a part that are new, into the records; the part is gone."""
+    """Move the new lines of a part's file into the records, and delete the file."""
     known = {_key(line) for line in records.lines}
     records.append(*[line for line in Records(part).lines if _key(line) not in known])
     part.unlink()

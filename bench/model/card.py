@@ -30,17 +30,17 @@ CONTEXTS = (2048, 8192, 32768, 131072)
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--prompts", type=int, default=40, help="of each task at each length")
+    parser.add_argument("--prompts", type=int, default=40, help="prompts of each task at each length")
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
-    parser.add_argument("--contexts", default=",".join(map(str, CONTEXTS)), help="for bits per byte")
-    parser.add_argument("--bytes", type=int, default=2**21, help="of text for bits per byte")
+    parser.add_argument("--contexts", default=",".join(map(str, CONTEXTS)), help="window lengths for bits per byte")
+    parser.add_argument("--bytes", type=int, default=2**21, help="bytes of text for bits per byte")
     parser.add_argument("--processes", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=3600, help="start no further prompt after these")
     args = parser.parse_args()
     started = time.monotonic()
     lengths = [int(length) for length in args.lengths.split(",")]
     contexts = [int(context) for context in args.contexts.split(",")]
-    # The longest first, task by task in turn: what a deadline cuts off is spread evenly.
+    # The longest first, with the tasks in turn, so that a deadline cuts off all tasks alike.
     jobs = [
         (length, name, seed)
         for length in sorted(lengths, reverse=True)
@@ -116,7 +116,7 @@ def work(run: Path, size: int, deadline: float, queue: Any, results: Any) -> Non
 
 
 def bits_per_byte(model: Any, text: bytes, context: int, size: int) -> float:
-    """Over `size` bytes of windows spread evenly over the text, each predicted from its own window alone."""
+    """Return bits per byte over `size` bytes in windows spread evenly over the text; no window sees another."""
     count = max(1, size // context)
     step = (len(text) - context) // count
     total = 0.0
@@ -141,7 +141,7 @@ def summary(digits: int, right: int, prompts: int, whole: int) -> dict[str, Any]
 
 
 def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95% interval of a share, Wilson's."""
+    """Return Wilson's 95% interval of a share."""
     share, spread = right / n, z * z / n
     middle = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sparsekit.testbed.text import standard_library
 
-# Every one of these is under the licence named here; what is not installed is left out and not reported as used.
+# Each package is under the licence named here; packages that are not installed are left out and not reported as used.
 LICENCES = {
     "accelerate": "Apache-2.0",
     "botorch": "MIT",
@@ -43,7 +43,7 @@ LICENCES = {
     "triton": "MIT",
 }
 LARGEST = 512 * 1024  # bytes; larger files are mostly generated tables
-LINE = 24  # characters a line needs to say where it comes from
+LINE = 24  # characters that a line needs to show where it comes from
 SHARED = 0.2
 
 
@@ -64,7 +64,7 @@ class Corpus:
 
 
 def collect(packages: Sequence[str], processes: int) -> Corpus:
-    """The source files of `packages`, in an order that mixes them and depends on their content alone."""
+    """Return the source files of `packages`, in a mixed order that depends on their content alone."""
     unknown = sorted(set(packages) - set(LICENCES))
     if unknown:
         raise ValueError(f"packages={unknown}: no licence is known for these; choose from {sorted(LICENCES)}")
@@ -108,7 +108,7 @@ def _lines_of(path: Path) -> set[bytes]:
 
 
 def _read(path: Path) -> tuple[bytes, bool]:
-    """A file's content, and whether it is new: not made of lines of the standard library."""
+    """Return a file's content, and whether it is new: not made of lines of the standard library."""
     try:
         content = path.read_bytes()
     except OSError:  # listed by the package, removed since

@@ -40,7 +40,7 @@ class Shape:
     rope_theta: float = 1e8
 
     def config(self) -> dict[str, Any]:
-        """config.json of the same model in transformers."""
+        """Return config.json of the same model in transformers."""
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -83,7 +83,7 @@ class Network:
         def ones(*size: int) -> Tensor:
             return torch.ones(*size, device=device, requires_grad=True)
 
-        last = 0.02 / math.sqrt(2 * n)  # what writes to the residual starts small
+        last = 0.02 / math.sqrt(2 * n)  # weights that write to the residual start small
         self.weights: dict[str, Tensor] = {
             "embed": matrix(256, w),
             "norm": ones(w),
@@ -105,7 +105,7 @@ class Network:
             self.loss_of = torch.compile(losses, dynamic=False)
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """Last hidden states, before the last norm, of tokens [B, L] as one row [B * L, width]."""
+        """Compute the last hidden states, before the last norm, of tokens [B, L] as one row [B * L, width]."""
         batch, length = tokens.shape
         cast = {name: weight.to(self.dtype) for name, weight in self.weights.items()}
         layers = {name: cast[name].unbind(0) for name in NAMES}
@@ -122,7 +122,7 @@ class Network:
         return x
 
     def losses(self, tokens: Tensor) -> Tensor:
-        """Cross-entropy in nats of every byte but the first of each row, [B, L - 1]."""
+        """Compute the cross-entropy in nats of every byte but the first of each row, [B, L - 1]."""
         batch, length = tokens.shape
         targets = F.pad(tokens[:, 1:], (0, 1)).reshape(-1)
         x = self.hidden(tokens)
@@ -130,7 +130,7 @@ class Network:
         return loss.view(batch, length)[:, :-1]
 
     def predictions(self, tokens: Tensor) -> Tensor:
-        """The most likely next byte after every byte, [B, L]."""
+        """Return the most likely next byte after every byte, [B, L]."""
         with torch.no_grad():
             x = rms_norm(self.hidden(tokens), self.weights["norm"].to(self.dtype))
             return (x @ self.weights["embed"].to(self.dtype).T).argmax(-1).view(tokens.shape)
@@ -155,7 +155,7 @@ class Network:
         return o.transpose(1, 2).reshape(batch * length, -1)
 
     def state(self) -> dict[str, Tensor]:
-        """The weights under transformers' names, float32, on the CPU."""
+        """Return the weights under transformers' names, float32, on the CPU."""
         out = {"model.embed_tokens.weight": self.weights["embed"], "model.norm.weight": self.weights["norm"]}
         for name, theirs in NAMES.items():
             for i, weight in enumerate(self.weights[name].unbind(0)):

@@ -1,8 +1,8 @@
 """Training prompts: text with many facts in it, and the questions for all of them at the end.
 
-The first question of a prompt is the evaluation's own setting; those after it are supervision for the price of
-a few bytes. Keys and words come from the training side of the split, and some keys differ from another in one letter
-only, so that a key has to be matched whole.
+The first question of a prompt is as in the evaluation. Those after it add supervision for a few bytes each. Keys and
+words come from the training side of the split. Some keys differ from another in one letter only, so that the model has
+to match a whole key.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -29,7 +29,7 @@ from sparsekit.testbed.tasks.variable_tracking import draw as chain
 
 Draw = Callable[[Random, Iterator[str], Iterator[str], int], Fact]
 MOST = 256  # facts
-BLOCK = 0.1, 0.85  # of a prompt, that a block takes
+BLOCK = 0.1, 0.85  # least and largest part of a prompt that a block takes
 SPAN = 6, 20  # words
 LOOKALIKES = 0.15
 
@@ -39,7 +39,7 @@ def _span(rng: Random, names: Iterator[str], spoken: Iterator[str], phrasing: in
 
 
 def _runs(rng: Random, names: Iterator[str], spoken: Iterator[str], phrasing: int) -> Fact:
-    """A number as number_string has it, with a key, so that a prompt can hold many."""
+    """Return a number as in number_string, with a key, so that a prompt can hold many."""
     before, after = KEYED[phrasing % len(KEYED)]
     before, digits = before.format(key=next(names)), in_runs(rng)
     return fact([before + digits + after], before, [(digits, True)])
@@ -63,7 +63,7 @@ ALL = tuple(dict.fromkeys((*NEEDLES, *FACTS, *BLOCKS, "question_answering")))
 
 
 def training_prompt(text: bytes, length: int, rng: Random, tasks: Collection[str]) -> tuple[bytes, bytes]:
-    """A prompt of `length` bytes with its answers, and a byte for each byte: 1 where it is an answer's."""
+    """Return a prompt of `length` bytes with its answers, and a byte for each byte: 1 if it belongs to an answer."""
     names, spoken = keys(rng, evaluation=False, lookalikes=LOOKALIKES), words(rng, evaluation=False)
     draws = [draw for task, shares in FACTS.items() if task in tasks for draw in shares]
     facts: list[Fact] = []
@@ -95,7 +95,7 @@ def training_prompt(text: bytes, length: int, rng: Random, tasks: Collection[str
 def _groups(
     length: int, rng: Random, names: Iterator[str], spoken: Iterator[str], tasks: Collection[str]
 ) -> Iterator[list[Fact]]:
-    """Facts that stand together in a prompt, each group with its questions; in some prompts there are none."""
+    """Yield groups of facts that stand together in a prompt, each with its questions; some prompts have no group."""
     if rng.random() < 0.3:
         return
     if "number_string" in tasks and rng.random() < 0.5:
@@ -116,12 +116,12 @@ def _groups(
 
 
 def _size(facts: Sequence[Fact]) -> int:
-    """Bytes of the facts' lines, questions and answers."""
+    """Return the number of bytes of the facts' lines, questions and answers."""
     return sum(sum(map(len, one.lines)) + len(one.question) + len(one.answer) + 1 for one in facts)
 
 
 class Batches(IterableDataset):
-    """Endless batches of `tokens` bytes in all: the main length most of the time, else one of the shorter ones."""
+    """Endless batches of `tokens` bytes each: mostly prompts of the main length, sometimes of a shorter one."""
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ r"""Trains the embedded model on one GPU. The released weights were made on an H
         --stages 4096:50:1e-3:1e-3,32768:120:1e-3:1e-3,131072:900:1e-3:0
     python -m bench.model.card run3
 
-The first two for the tasks of NEEDLES; the third for all tasks, from the second's weights as bf16 keeps them: without
+The first two runs train the tasks of NEEDLES. The third trains all tasks, from the second's weights in bf16, without
 its residual.safetensors.
 
 A stage is `length:seconds:lr:lr at its end`; every step holds the same number of bytes, most steps prompts of the
@@ -92,7 +92,7 @@ def main() -> None:
     history: dict[str, Any] = {"stages": [], "calls": 0}
     if args.resume:
         high = load_file(args.resume / "model.safetensors")
-        rest = args.resume / "residual.safetensors"  # which the package does not hold
+        rest = args.resume / "residual.safetensors"  # not part of the package
         low = load_file(rest) if rest.exists() else {}
         net.load({name: high[name].float() + low.get(name, torch.zeros(())).float() for name in high})
         history = json.loads((args.resume / "training.json").read_text())
@@ -180,7 +180,7 @@ def train(
 
 
 def check(net: Network, text: bytes, length: int, tokens: int, tasks: Sequence[str]) -> dict[str, float]:
-    """The share of scored bytes right by task, each predicted from the right bytes before it: a first look only."""
+    """Return a first estimate, by task, of the share of right bytes, each predicted from the right bytes before it."""
     right = {}
     rows = max(1, tokens // length)
     for name in tasks:
@@ -208,7 +208,7 @@ def save(net: Network, history: dict[str, Any], out: Path) -> None:
 
 
 def fastest_attention(log: "Log") -> str:
-    """The backend of SDPA that is fastest on this GPU, forward and backward at 32K."""
+    """Return the backend of SDPA that is fastest on this GPU, forward and backward at 32K."""
     rng = torch.Generator("cuda").manual_seed(0)
     q, k, v = (
         torch.randn(4, 32768, 8, 64, device="cuda", dtype=torch.bfloat16, generator=rng)
@@ -257,10 +257,10 @@ def arguments() -> argparse.Namespace:
         "--stages", required=True, help="length:seconds:lr:lr_end, separated by commas; length 2048 or more"
     )
     parser.add_argument("--limit", type=float, default=3600, help="seconds the whole program may take")
-    parser.add_argument("--reserve", type=float, default=20, help="seconds of them kept for check and save")
-    parser.add_argument("--packages", default=",".join(LICENCES), help="whose source to train on")
-    parser.add_argument("--tasks", default=",".join(NEEDLES), help="to train for; all: every one that has a draw")
-    parser.add_argument("--tokens", type=int, default=131072, help="bytes a step")
+    parser.add_argument("--reserve", type=float, default=20, help="seconds of the limit reserved for check and save")
+    parser.add_argument("--packages", default=",".join(LICENCES), help="packages whose source to train on")
+    parser.add_argument("--tasks", default=",".join(NEEDLES), help="tasks to train; all: every task with a draw")
+    parser.add_argument("--tokens", type=int, default=131072, help="bytes per step")
     parser.add_argument("--main", type=float, default=0.6, help="share of steps at the stage's own length")
     parser.add_argument("--warmup", type=int, default=50, help="steps over which the learning rate rises")
     parser.add_argument("--layers", type=int, default=8)

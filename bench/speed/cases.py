@@ -1,4 +1,4 @@
-"""What of ours is measured: plans made in advance, which attend alone runs, and pipelines, which decide as well."""
+"""Our cases: plans computed in advance, of which attend alone is timed, and pipelines, timed with their planning."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -22,18 +22,18 @@ Spec = Callable[[int], str]
 
 @dataclass(frozen=True)
 class Case:
-    """A plan made in advance (`plan`): attend alone is timed; or a pipeline (`spec`): deciding is timed with it."""
+    """A plan computed in advance (`plan`), of which attend alone is timed, or a pipeline (`spec`), timed as a whole."""
 
     name: str
     plan: Make | None = None
     spec: Spec | None = None  # for a length in tokens
     compress: str = "auto"
-    fills: bool = False  # of a plan: its last step alone is timed, which fills the rows of dropped queries
-    break_even: Literal["auto"] | int = 0  # of a pipeline: it runs its stages even where they cost more than they save
+    fills: bool = False  # time only a plan's last step, which fills the rows of dropped queries
+    break_even: Literal["auto"] | int = 0  # of a pipeline; 0 runs its stages even if they cost more than they save
 
 
 def random_blocks(density: float) -> Make:
-    """Per head random causal blocks, the first column and the diagonal always: about this part of the dense work."""
+    """Make plans of random causal blocks per head, with the first column and the diagonal: about this density."""
 
     def plan(p: Problem) -> Plan:
         I, H = -(-p.q.shape[2] // BLOCK), p.q.shape[1]
@@ -49,7 +49,7 @@ def random_blocks(density: float) -> Make:
 
 
 def random_tokens(kept: float, fill: SlidingWindow | None = None) -> Make:
-    """Per head a random part of the tokens, the same for queries and keys."""
+    """Make plans that keep a random part of the tokens per head, the same for queries and keys."""
 
     def plan(p: Problem) -> Plan:
         L, H = p.q.shape[2], p.q.shape[1]
@@ -61,7 +61,7 @@ def random_tokens(kept: float, fill: SlidingWindow | None = None) -> Make:
 
 
 def decided(spec: str) -> Make:
-    """The plan of a pipeline, as one made in advance."""
+    """Make plans by a pipeline, in advance."""
     return lambda p: Pipeline([Pipeline.from_spec(spec)], break_even=0).decide(p)
 
 
@@ -70,17 +70,17 @@ def spec(text: str) -> Spec:
 
 
 def coverage(kept: float, *rest: str) -> Spec:
-    """TokenCoverage that keeps this part of the tokens: a tau that drops all it may, and a least number to keep."""
+    """Return TokenCoverage that keeps this part of the tokens: its tau drops all it may, `min_tokens` limits it."""
     return lambda length: " | ".join((f"token_coverage(tau=1.0, min_tokens={least(kept, length)})", *rest))
 
 
 def least(kept: float, length: int, votes: int = 128) -> int:
-    """`min_tokens` for a part of the tokens: the voting window is kept besides."""
+    """Return `min_tokens` for a part of the tokens; the voters are kept besides."""
     return max(round(kept * length) - votes, 0)
 
 
 def sunk(length: int) -> str:
-    """TokenCoverage as real models need it: many voters, and a filled window that sees the first tokens."""
+    """Return TokenCoverage as real models need it: many voters, and a window fill with sinks."""
     chosen = f"token_coverage(tau=1.0, voters=512, min_tokens={least(0.15, length, 512)})"
     return f"{chosen} | decompress(fill=sliding_window(512, sinks=16))"
 
@@ -138,20 +138,20 @@ SUITES = {"attend": ATTEND, "stages": STAGES, "short": SHORT, "peers": PEERS, "m
 
 
 def _call(pipeline: Pipeline, p: Problem, clock: Clock) -> Tensor:
-    """As users do, or, where somebody looks at the clock, step by step."""
+    """Call a pipeline as users do, or, with a clock that is read, step by step."""
     if clock is nullcontext:
         return pipeline(p.q, p.k, p.v)
     return pipeline.output(p.q, p.k, p.v, clock=clock).o
 
 
 def device_copy(p: Problem) -> list[Contender]:
-    """q copied: what the memory gives, for the steps that only move rows."""
+    """Return a copy of q as a contender: the speed of memory, for the steps that only move rows."""
     room = torch.empty_like(p.q)
     return [Contender(COPY, "torch", "peer", lambda clock: room.copy_(p.q), what=f"{2 * p.q.nbytes} bytes")]
 
 
 def contenders(case: Case, p: Problem, backends: list[str]) -> Iterator[Contender]:
-    """A case ready to run: a plan on each backend, which raises if it cannot; a pipeline chooses its own."""
+    """Yield a case ready to run: a plan on each backend, which raises if it cannot; a pipeline chooses its own."""
     if case.spec:
         text = case.spec(p.q.shape[2])
         pipeline = Pipeline([Pipeline.from_spec(text)], break_even=case.break_even)

@@ -1,4 +1,4 @@
-"""What is timed, and whether its answer is right."""
+"""A contender: a function to time, and the error of its output."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,27 +10,27 @@ from torch import Tensor
 from sparsekit import Plan, Problem, oracle
 from sparsekit.execute import Clock
 
-ROWS = 64  # query rows the error is measured on
+ROWS = 64  # query rows that the error is measured on
 
 
 class Skipped(Exception):
-    """Why something cannot run here, in words."""
+    """Raised with the reason why something cannot run here."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One thing that is timed.
+    """One function to time.
 
-    `run(clock)` computes, with `clock(step)` around its steps. If `plan` is given it returns the attention output
-    [B, H, Q, Dv] that the plan means, and is judged by it; if not, it is a part without an output of its own.
+    `run(clock)` computes, with `clock(step)` around its steps. With a `plan` it returns the attention output
+    [B, H, Q, Dv] that the plan means, and its error is measured. Without one it is a part that has no output.
     """
 
     case: str
-    backend: str  # who computes: a backend of sparsekit, a dense kernel, or "authors"
+    backend: str  # a backend of sparsekit, a dense kernel, or "authors"
     kind: str  # "ours", "dense" (a yardstick) or "peer"
     run: Callable[[Clock], Any]
     plan: Plan | None = None
-    what: str = "attend"  # the pipeline, as a spec; or what else is timed
+    what: str = "attend"  # the pipeline, as a spec; otherwise a name for what is timed
 
     @property
     def key(self) -> tuple[str, str]:
@@ -39,7 +39,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Truth:
-    """A plan's output on sampled rows in float64, and how far plain torch in the precision of the inputs is off."""
+    """A plan's output on sampled rows in float64, and the error of plain torch in the precision of the inputs."""
 
     rows: Tensor  # [R], query indices
     o: Tensor  # [B, H, R, Dv], float64
@@ -47,7 +47,7 @@ class Truth:
 
     @classmethod
     def of(cls, p: Problem, plan: Plan) -> "Truth":
-        """Head by head: the float64 keys of one head of a million tokens are 1 GB, and those of 32 heads too much."""
+        """Compute it head by head: float64 keys of a million tokens take 1 GB for one head, too much for 32 heads."""
         Q, H = p.q.shape[2], p.q.shape[1]
         rows = torch.linspace(0, Q - 1, min(ROWS, Q), dtype=torch.float64, device=p.q.device).round().long()
         found, off = [], torch.zeros((), dtype=torch.float64, device=p.q.device)
@@ -62,18 +62,18 @@ class Truth:
         return cls(rows, o, (off.sqrt() / o.norm()).item())
 
     def error(self, output: Tensor) -> float:
-        """|output - o| / |o|; `output` is at full length."""
+        """Return |output - o| / |o|; `output` is at full length."""
         return ((output[:, :, self.rows].double() - self.o).norm() / self.o.norm()).item()
 
 
 def work(p: Problem, plan: Plan) -> int:
-    """Pairs the plan computes, head by head for the same reason."""
+    """Return the number of pairs that the plan computes, counted head by head to save memory."""
     H = p.q.shape[1]
     return sum(int(plan.head(h, H).work(p.head(h)).sum()) for h in range(H))
 
 
 def active(p: Problem, plan: Plan) -> int:
-    """Pairs in the tiles of the plan's lists, whole: what a block-sparse kernel has to do. Without lists, `work`."""
+    """Return the number of pairs in whole tiles of the block lists, a block-sparse kernel's work; or `work`."""
     if plan.blocks is None:
         return work(p, plan)
     m, n = plan.blocks.size

@@ -1,7 +1,6 @@
-"""Dense attention, by everyone who has a kernel for it: the yardsticks. The fastest of a run is what ours is held to.
+"""Dense attention by every kernel there is: the yardsticks. Ours is compared with the fastest of the same run.
 
-Keys and values are grouped as they are; a kernel that only takes one key head a query head gets them repeated outside
-its time.
+Keys and values stay grouped. A kernel that needs one key head per query head gets them repeated, outside its time.
 """
 
 import math
@@ -17,10 +16,10 @@ from bench.speed.contender import Contender, Skipped
 from sparsekit import Plan, Problem
 from sparsekit.problem import to_heads
 
-CPU = "torch SDPA"  # on a CPU torch has one
-PAPERS = "FlashAttention-2"  # what published speed-ups are over
-BLOCK = 128  # of FlexAttention's mask
-PROBE = 1024  # tokens on which a kernel is asked whether it takes grouped keys
+CPU = "torch SDPA"  # the only one on a CPU
+PAPERS = "FlashAttention-2"  # the yardstick of published speed-ups
+BLOCK = 128  # block size of FlexAttention's mask
+PROBE = 1024  # tokens of a trial that shows whether a kernel supports grouped keys
 Run = Callable[[], Tensor]
 
 
@@ -34,7 +33,7 @@ def _sdpa(p: Problem, *backends: SDPBackend) -> Run:
     k, v = p.k, p.v
     try:
         attend(*(x[:, :, :PROBE] for x in (p.q, k, v)))
-    except RuntimeError:  # torch's way to say that no kernel takes it: perhaps because of the groups
+    except RuntimeError:  # torch raises it if no kernel supports the call, perhaps because of the groups
         k, v = (to_heads(x, p.q.shape[1]) for x in (k, v))
     return lambda: attend(p.q, k, v)
 
@@ -68,10 +67,10 @@ def _flex(p: Problem) -> Run:
 
 
 def causal_mask(length: int, device: torch.device) -> BlockMask:
-    """FlexAttention's lists of a causal mask, counted out: its own way to find them writes the whole mask down."""
+    """Return FlexAttention's block lists of a causal mask, without its own search, which writes the whole mask."""
     n = math.ceil(length / BLOCK)
     at = torch.arange(n, dtype=torch.int32, device=device)
-    full = at.expand(n, n).contiguous()  # row i has the blocks 0 to i - 1 whole
+    full = at.expand(n, n).contiguous()  # row i sees the blocks 0 to i - 1 whole
     return BlockMask.from_kv_blocks(
         torch.ones_like(at)[None, None],
         at[:, None].expand(n, n).contiguous()[None, None],  # and block i in part
@@ -95,11 +94,11 @@ KERNELS: dict[str, Callable[[Problem], Run]] = {
 
 
 def contenders(name: str, p: Problem) -> list[Contender]:
-    """A dense kernel, ready to run. Raises Skipped, or whatever the kernel raises, if it cannot."""
+    """Return a dense kernel, ready to run. Raises Skipped, or the kernel's own error, if it cannot run."""
     run = KERNELS[name](p)
     return [Contender("dense", name, "dense", lambda clock: run(), Plan(), "dense")]
 
 
 def names(device: str) -> list[str]:
-    """The yardsticks of a kind of device."""
+    """Return the names of the yardsticks for a kind of device."""
     return [name for name in KERNELS if (name == CPU) == (device == "cpu")]

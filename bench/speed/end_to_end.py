@@ -1,16 +1,16 @@
-"""How long until the first token of a whole model: python -m bench.speed.end_to_end --device cuda --lengths 32K,128K
+"""Time to the first token of a whole model: python -m bench.speed.end_to_end --device cuda --lengths 32K,128K
 
-A model of a named shape with random weights reads a prompt of random tokens into a new cache. Random weights say
-nothing of how sparse attention is, so the parameters of every pipeline here fix how much it computes, whatever the
-scores are: a number of tokens, a number of blocks. These are times of that amount of work, and no claim that a trained
-model can do with it. What each layer kept and computed is in the record.
+A model of a named shape with random weights reads a prompt of random tokens into a new cache. With random weights
+attention is not sparse, so the parameters of every pipeline here fix how much it computes, whatever the scores are: a
+number of tokens or of blocks. The times are for that amount of work; they do not claim that it is enough for a trained
+model. The record says what each layer kept and computed.
 
-`--model FOLDER` takes a real model instead, and its prompt is real text. There the recipes run, each by force and as
-break-even decides (`auto`), which is to be no slower than dense attention at any length.
+`--model FOLDER` reads real text with a real model instead. Then the recipes run, each once with its stages forced and
+once with break-even (`auto`), which must be no slower than dense attention at any length.
 
-Dense attention is transformers' SDPA, and the fastest kernel that sparsekit has; the faster is what speed-ups are over.
-One layer's output is held against float64 on sampled rows first, and a wrong one is not timed. The contenders then
-take turns; where a pass spends its time, and how often it waits, is looked at in a pass of its own.
+Dense attention is transformers' SDPA and the fastest kernel that sparsekit has; speed-ups are over the faster of both.
+First one layer's output is compared with float64 on sampled rows, and a wrong one is not timed. Then the contenders
+take turns. Passes of their own show where the time goes and how often a pass waits for the GPU.
 """
 
 import statistics
@@ -62,8 +62,8 @@ MODELS = {
         head_dim=16, vocab_size=128, max_position_embeddings=4096,
     ),
 }  # fmt: skip
-BLOCKS = 0.04  # of a length: how much FlexPrefill keeps of key blocks, and again of diagonals
-BEHIND, FROM = 1.1, 16384  # dense attention that takes so much longer at so many tokens is not tried at more
+BLOCKS = 0.04  # part of a length that FlexPrefill keeps in key blocks, and again in diagonals
+BEHIND, FROM = 1.1, 16384  # dense attention that is so many times slower at so many tokens stops there
 TIMED = "sparsekit, timed"
 progress = Console(stderr=True, width=120)
 
@@ -75,13 +75,13 @@ class Case:
     name: str
     spec: Spec | None = None
     dense: bool = False
-    break_even: Literal["auto"] | int = 0  # by default the stages run even where they cost more than they save
+    break_even: Literal["auto"] | int = 0  # 0: the stages run even if they cost more than they save
 
     def spec_of(self, length: int) -> str:
         return "dense" if self.spec is None else self.spec(length)
 
     def on(self, model: PreTrainedModel, length: int, watch: Watch | None = None) -> AbstractContextManager[Any]:
-        """Inside, the model attends so."""
+        """Return a context in which the model attends in this way."""
         if self.spec is None:
             return nullcontext()
         pipeline = Pipeline([Pipeline.from_spec(self.spec(length))], break_even=self.break_even)
@@ -89,9 +89,9 @@ class Case:
 
 
 def blocks(share: float, of: float = 1.0) -> Spec:
-    """FlexPrefill whose budget fixes its lists: gamma is so low that its least number of blocks is what it keeps.
+    """Return FlexPrefill with fixed lists: gamma is so low that it keeps its least number of blocks.
 
-    `of` is the part of the tokens that it gets to see.
+    `of` is the part of the tokens that it sees.
     """
     return lambda length: f"flex_prefill(gamma=0.01, min_budget={max(round(share * of * length), 1)})"
 
@@ -102,7 +102,7 @@ def stacked(length: int) -> str:
 
 CASES = [
     Case("dense, SDPA", dense=True),
-    Case("dense, sparsekit", spec("flex_prefill(gamma=1.0)"), dense=True),  # gamma 1 asks for no list: all pairs
+    Case("dense, sparsekit", spec("flex_prefill(gamma=1.0)"), dense=True),  # gamma 1 makes no lists: all pairs
     Case("TokenCoverage, kept 0.3", coverage(0.3)),
     Case("FlexPrefill", blocks(BLOCKS)),
     Case("stacked", stacked),
@@ -115,16 +115,16 @@ REAL += [Case(f"{name}, auto", one, break_even="auto") for name, one in ON_REAL.
 
 @dataclass
 class Seen:
-    """What a watched pass of a case showed."""
+    """Observations of one watched pass of a case."""
 
     backend: str = "sdpa"
-    kept: list[float] = field(default_factory=list)  # by layer, as is density
+    kept: list[float] = field(default_factory=list)  # by layer, like density
     density: list[float] = field(default_factory=list)
     judged: Judged | None = None  # of one layer
 
 
 def build(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A model of a shape, seeded, made where it will run and in the dtype it will have: never there twice."""
+    """Return a seeded model of a shape, built on its device in its dtype, so that memory holds it once."""
     config = LlamaConfig(**MODELS[name], bos_token_id=None, eos_token_id=None)  # type: ignore[arg-type]
     with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
         torch.manual_seed(0)
@@ -132,7 +132,7 @@ def build(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedMode
 
 
 def text(loaded: Loaded, length: int) -> Tensor:
-    """The first tokens [1, L] of the text that evaluations hide facts in. Raises ValueError if it has fewer."""
+    """Return the first tokens [1, L] of the text that evaluations hide facts in. Raises ValueError if it has fewer."""
     data = read_text(None)[: 16 * length]  # more bytes than a token has
     tokens = loaded.tokenizer.encode(data)[:length]
     if len(tokens) < length:
@@ -141,22 +141,22 @@ def text(loaded: Loaded, length: int) -> Tensor:
 
 
 def prompt(model: PreTrainedModel, length: int) -> Tensor:
-    """Seeded random tokens [1, L]."""
+    """Return seeded random tokens [1, L]."""
     random = torch.Generator().manual_seed(0)
     return torch.randint(model.config.vocab_size, (1, length), generator=random).to(model.device)
 
 
 @torch.no_grad()
 def first_token(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """[1]: the whole prompt read into a new cache, and the most probable token after it."""
+    """Read the whole prompt into a new cache and return the most probable next token, [1]."""
     cache = DynamicCache(config=model.config)
     return model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1)
 
 
 def watched(case: Case, model: PreTrainedModel, ids: Tensor) -> Seen:
-    """A first pass: what each layer kept and computed, and the error of the middle one, which SDPA is not asked for.
+    """Run a first pass and return what each layer kept and computed, and the middle layer's error (not for SDPA).
 
-    Raises Skipped if a layer could not run the pipeline, Wrong if its answer is.
+    Raises Skipped if a layer could not run the pipeline, Wrong if its output is wrong.
     """
     layers, length = model.config.num_hidden_layers, ids.shape[1]
     if case.spec is None:
@@ -190,9 +190,9 @@ def watched(case: Case, model: PreTrainedModel, ids: Tensor) -> Seen:
 def turns(
     cases: Iterable[Case], model: PreTrainedModel, ids: Tensor, repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, int | None]]:
-    """By case: times in ms to the first token, and the most bytes that torch held, the model's among them.
+    """Return by case the times in ms to the first token, and torch's peak of bytes, the model included.
 
-    Each turn is begun by another contender.
+    Each turn begins with another contender.
     """
     order, device = list(cases), ids.device
     ms: dict[str, list[float]] = {case.name: [] for case in order}
@@ -211,9 +211,9 @@ def turns(
 
 
 def look(case: Case, model: PreTrainedModel, ids: Tensor) -> Record:
-    """Of a pass of its own: how much of it is attention, what that holds, and how often the pass waits for the GPU.
+    """Return, from a pass of its own, the time of attention, its memory, and how often the pass waits for the GPU.
 
-    `attention_bytes` is the most that a layer's attention holds besides its q, k, v, its answer among it: a copy of
+    `attention_bytes` is the peak that a layer's attention holds besides its q, k, v, its output included. A copy of
     the keys, which dense attention does not make, shows there. It and `syncs` are None on a CPU.
     """
     gpu, marks, held = ids.is_cuda, timing.Marks(ids.device), [0]
@@ -253,7 +253,7 @@ def look(case: Case, model: PreTrainedModel, ids: Tensor) -> Record:
 
 
 def waits(run: Callable[[], Any], device: torch.device) -> int | None:
-    """Runs it: how often it waits for the GPU, as far as torch sees it; None on a CPU."""
+    """Run a function and return how often it waits for the GPU, as far as torch sees it; None on a CPU."""
     if device.type == "cpu":
         run()
         return None
@@ -268,7 +268,7 @@ def waits(run: Callable[[], Any], device: torch.device) -> int | None:
 
 
 def measure(cases: list[Case], model: PreTrainedModel, ids: Tensor, repeats: int) -> list[Record]:
-    """The records of one prompt: a case that could not run has its reason instead of a time."""
+    """Return the records of one prompt; a case that could not run has its reason instead of a time."""
     length = ids.shape[1]
     seen: dict[str, Seen] = {}
     looks: dict[str, Record] = {}
@@ -321,7 +321,7 @@ def named(case: Case) -> str:
 
 
 def behind(cases: list[Case], records: list[Record], length: int) -> list[Case]:
-    """The dense cases that longer prompts can do without, because another was well ahead of them at this length."""
+    """Return the dense cases to leave out at longer prompts, because another was far faster at this length."""
     slow = {row["case"] for row in records if "ms" in row and (row["speed_up"] or 1.0) * BEHIND < 1}
     return [case for case in cases if case.dense and named(case) in slow and length >= FROM]
 
@@ -333,10 +333,10 @@ def main(
     ] = "",
     tokens: Annotated[str, typer.Option("--lengths", help='Such as "32768,128K", ascending; on a CPU 1K')] = "",
     repeats: Annotated[int, typer.Option(help="Timed turns, at least 3")] = 3,
-    only: Annotated[str, typer.Option(help="Pipelines whose name has this in it; dense attention always runs")] = "",
+    only: Annotated[str, typer.Option(help="Pipelines whose name contains this; dense attention always runs")] = "",
     records: Annotated[Path | None, typer.Option(help="File to append to; default bench/records/<chip>.jsonl")] = None,
     commit: Annotated[
-        str | None, typer.Option(envvar="SPARSEKIT_COMMIT", help="What git describe says, for a machine without git")
+        str | None, typer.Option(envvar="SPARSEKIT_COMMIT", help="Git revision to record, on a machine without git")
     ] = None,
 ) -> None:
     """Measure the prefill of a whole model and append to the records; float32 on a CPU, bfloat16 on a GPU."""

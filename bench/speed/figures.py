@@ -1,4 +1,4 @@
-"""Pictures of records: speed-up over length, over what is kept, and where the time goes. Needs matplotlib."""
+"""Pictures of records: speed-up by length, speed-up by the kept part, and the time of each step. Needs matplotlib."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ COLOURS = dict(
 
 
 def draw(records: list[Record], folder: Path, name: str) -> list[Path]:
-    """The figures that the timed records of one chip give, as PNG files `<name>-<what>.png`."""
+    """Draw the timed records of one chip; return the PNG files `<name>-<what>.png`."""
     timed = foremost([row for row in records if "ms" in row and row["kind"] == "ours" and row["speed_up"]])
     made = {"length": _over_length(timed), "kept": _over_kept(timed), "steps": _steps(timed)}
     return [save_whole(figure, folder / f"{name}-{what}.png") for what, figure in made.items() if figure]
@@ -33,7 +33,7 @@ def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
 
 
 def _over_length(timed: list[Record]) -> Any:
-    """The pipelines' speed-up, deciding included, by length."""
+    """Draw the speed-up of pipelines, planning included, by length."""
     lines: dict[str, dict[int, float]] = {}
     for row in timed:
         if row["what"] != "attend":
@@ -58,7 +58,7 @@ def _over_length(timed: list[Record]) -> Any:
 
 
 def _over_kept(timed: list[Record]) -> Any:
-    """Attend alone at the longest length: by density of the blocks, and by the part of the tokens that is kept."""
+    """Draw attend alone at the longest length, by density of the blocks and by the part of the tokens that is kept."""
     alone = [row for row in timed if row["what"] == "attend"]
     longest = max((row["length"] for row in alone), default=0)
     panels = [
@@ -94,7 +94,7 @@ def _over_kept(timed: list[Record]) -> Any:
 
 
 def _steps(timed: list[Record]) -> Any:
-    """Where a pipeline's time goes, at the longest length, beside dense attention."""
+    """Draw the time of each step of a pipeline at the longest length, beside dense attention."""
     whole = [row for row in timed if row["what"] not in ("attend", "dense") and row.get("steps")]
     longest = max((row["length"] for row in whole), default=0)
     bars = {row["case"]: row["steps"] for row in whole if row["length"] == longest}
@@ -127,6 +127,6 @@ def _steps(timed: list[Record]) -> Any:
 
 
 def thousands(length: int) -> str:
-    """131072 -> "128K"."""
+    """Return a length as text: 131072 becomes "128K"."""
     unit, name = (1024**2, "M") if length % 1024**2 == 0 else (1024, "K") if length % 1024 == 0 else (1, "")
     return f"{length // unit}{name}"

@@ -1,10 +1,10 @@
-"""What `sparsify` adds to a layer's host time: python -m bench.speed.host --device cpu
+"""The host time that `sparsify` adds to a layer: python -m bench.speed.host --device cpu
 
-A tiny Llama with random weights reads a prompt so short that what is computed takes no time beside what is called.
-Each way to attend takes turns with the least that could do the same: an attention function that calls the pipeline and
-nothing else, or, where a pipeline is dense or a token is decoded, transformers' own SDPA. The difference, by layer, is
-what the integration adds. On a GPU the host's time is what passes until the model's forward pass returns, and the
-device may still compute. Printed, not recorded: a host is no chip.
+A tiny Llama with random weights reads a prompt so short that its arithmetic takes no time compared with its calls.
+Each way to attend takes turns with the least code that does the same: an attention function that only calls the
+pipeline, or transformers' own SDPA if a pipeline is dense or a token is decoded. The difference, by layer, is the cost
+of the integration. On a GPU the host's time ends when the model's forward pass returns; the device may still compute.
+The times are printed, not recorded, because records are by chip and not by host.
 """
 
 import cProfile
@@ -41,12 +41,12 @@ SPECS = {
     "tokens": "token_coverage",
     "both": "token_coverage | flex_prefill",
 }
-NEVER = 2**30  # keys of a break-even that no prompt here reaches
+NEVER = 2**30  # a break-even, in keys, that no prompt here reaches
 Forward = Callable[[], Any]
 
 
 def build(device: torch.device, dtype: torch.dtype, layers: int = LAYERS) -> LlamaForCausalLM:
-    """A seeded model whose layers compute next to nothing."""
+    """Return a seeded model whose layers compute next to nothing."""
     config = LlamaConfig(
         vocab_size=128, hidden_size=64, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=2,
         num_key_value_heads=1, head_dim=HEAD_DIM[device.type], max_position_embeddings=4096, bos_token_id=None,
@@ -58,12 +58,12 @@ def build(device: torch.device, dtype: torch.dtype, layers: int = LAYERS) -> Lla
     return made.eval()
 
 
-HEAD_DIM = {"cpu": 32, "cuda": 64}  # the least that the kernels there take
+HEAD_DIM = {"cpu": 32, "cuda": 64}  # the smallest that the kernels there support
 
 
 @contextmanager
 def bare(model: LlamaForCausalLM, pipeline: Pipeline) -> Any:
-    """Inside, attention is a call of the pipeline, and no more is asked."""
+    """Return a context in which attention is a call of the pipeline and nothing else."""
 
     def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, scaling: float, **__: Any) -> tuple[Tensor, None]:
         return pipeline(q, k, v, scale=scaling).transpose(1, 2).contiguous(), None
@@ -83,7 +83,7 @@ def prefill(model: LlamaForCausalLM, tokens: int) -> Forward:
 
 
 def decode(model: LlamaForCausalLM, tokens: int) -> Forward:
-    """One more token over a cache, which then forgets it."""
+    """Return a function that decodes one token over a cache and removes it from the cache again."""
     cache = DynamicCache(config=model.config)
     model.model(torch.arange(tokens, device=model.device)[None] % 128, past_key_values=cache, use_cache=True)
     one = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
@@ -96,7 +96,7 @@ def decode(model: LlamaForCausalLM, tokens: int) -> Forward:
 
 
 def host_ms(model: LlamaForCausalLM, run: Forward, within: Callable[[], AbstractContextManager]) -> tuple[float, float]:
-    """Of a forward pass begun on an idle device, by layer: the whole, and the attention and mask functions in it."""
+    """Return ms per layer of a forward pass that begins on an idle device: the whole, and its attention and masks."""
     spent = 0.0
 
     def timed(function: Callable) -> Callable:
@@ -133,9 +133,9 @@ def added(
     least: Callable[[], AbstractContextManager],
     repeats: int,
 ) -> list[float]:
-    """By layer in ms: the least, what is added to its attention, to its fastest, and to the whole pass.
+    """Return ms per layer: the least code, and what is added to its attention, to its fastest and to the whole pass.
 
-    Medians over turns; those before the first that counts know the shapes.
+    These are medians over turns; turns before the first that counts let caches see the shapes.
     """
     turns = [(*host_ms(model, run, mine), *host_ms(model, run, least)) for _ in range(repeats + 5)][5:]
     whole, attention, least_whole, least_attention = zip(*turns, strict=True)
@@ -149,7 +149,7 @@ def added(
 
 
 def call_ms(pipeline: Pipeline, repeats: int, tokens: int, device: torch.device, dtype: torch.dtype) -> float:
-    """Of a call alone, q [1, 2, L, D] as a projection gives it."""
+    """Return the ms of a call alone, with q [1, 2, L, D] as a projection returns it."""
     q, k, v = (
         torch.randn(1, tokens, h, HEAD_DIM[device.type], device=device, dtype=dtype).transpose(1, 2) for h in (2, 1, 1)
     )
@@ -164,12 +164,12 @@ def call_ms(pipeline: Pipeline, repeats: int, tokens: int, device: torch.device,
 
 def main(
     kind: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
-    tokens: Annotated[int, typer.Option(help="Of the prompt")] = TOKENS,
-    layers: Annotated[int, typer.Option(help="Of the model: what a pass costs once, they share")] = LAYERS,
+    tokens: Annotated[int, typer.Option(help="Tokens of the prompt")] = TOKENS,
+    layers: Annotated[int, typer.Option(help="Layers of the model: they share what a pass costs once")] = LAYERS,
     repeats: Annotated[int, typer.Option(help="Turns")] = 200,
-    profiled: Annotated[str, typer.Option("--profile", help="A row's name: where its time goes, too")] = "",
+    profiled: Annotated[str, typer.Option("--profile", help="Name of a row whose time to profile, too")] = "",
 ) -> None:
-    """Print, by way to attend, the host's time of a layer, what sparsify adds to it, and a call's alone."""
+    """Print for each way to attend the host's time of a layer, what sparsify adds to it, and a lone call's time."""
     device = torch.device(kind)
     dtype = torch.float32 if kind == "cpu" else torch.bfloat16
     model = build(device, dtype, layers)
@@ -187,7 +187,7 @@ def main(
             if profiled and profiled != name:
                 continue
             run = make(model, tokens)
-            with sparsify(model, pipeline) as handle:  # entered again it is the same one: what it knows stays known
+            with sparsify(model, pipeline) as handle:  # entered again it is the same handle, with its caches
                 pass
             least = partial(bare, model, alone) if alone else nullcontext
             call = call_ms(pipeline, repeats, tokens, device, dtype)

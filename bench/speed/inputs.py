@@ -1,4 +1,4 @@
-"""What attention is asked: the shapes of real models, with seeded or with real tensors."""
+"""Problems to measure: the shapes of real models, with seeded or with real tensors."""
 
 import re
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ SHAPES = {
 
 
 def lengths(text: str) -> list[int]:
-    """ "32768,128K,1M" -> [32768, 131072, 1048576]."""
+    """Parse lengths: "32768,128K,1M" becomes [32768, 131072, 1048576]."""
     units = {"": 1, "K": 1024, "M": 1024**2}
     found = [re.fullmatch(r"\s*(\d+)([KM]?)\s*", word, re.IGNORECASE) for word in text.split(",")]
     if not all(match and int(match[1]) for match in found):
@@ -46,10 +46,10 @@ def lengths(text: str) -> list[int]:
 
 
 def structured(length: int, shape: Shape, dtype: torch.dtype, device: torch.device) -> Problem:
-    """A causal prefill whose attention has the usual shape: near neighbours, the first key, a few keys all look at.
+    """Return a seeded causal prefill with usual attention: to near keys, the first key, and a few keys for all queries.
 
-    Keys drift, so that tokens some 256 apart are alike, and one in fifty carries a direction that every query looks
-    for, the first one twice. Seeded; one key/value group at a time, so that a million tokens fit beside the result.
+    Keys drift, so that tokens up to some 256 apart are alike. One key in fifty carries a direction that every query
+    looks for, the first key twice. One key/value group is made at a time, so that a million tokens fit in memory.
     """
     random = torch.Generator(device).manual_seed(0)
     randn = lambda *size: torch.randn(*size, generator=random, device=device)  # noqa: E731
@@ -70,7 +70,7 @@ def structured(length: int, shape: Shape, dtype: torch.dtype, device: torch.devi
 
 
 def from_model(length: int, shape: Shape, dtype: torch.dtype, device: torch.device, layer: int = 4) -> Problem:
-    """The embedded model's own q, k, v of a layer, from a prefill of real text with a hidden fact, in a shape.
+    """Return the embedded model's q, k, v of a layer, from a prefill of real text with a hidden fact, in a shape.
 
     Each group of the shape is one of the model's two, taken in turn, with as many of its query heads, again in turn,
     as the shape has for a group. A head dim of r times 64 is the model's r times over, q scaled by 1 / sqrt(r): the
@@ -100,7 +100,7 @@ def from_model(length: int, shape: Shape, dtype: torch.dtype, device: torch.devi
 
 
 def tiled(problem: Problem, shape: Shape) -> Problem:
-    """The heads and the head dim of a problem repeated to a shape, with the scores it had; see `from_model`."""
+    """Repeat the heads and the head dim of a problem to a shape, with the same scores; see `from_model`."""
     (H, D), G = problem.q.shape[1::2], problem.k.shape[1]
     wider = shape.D // D
     group = torch.arange(shape.G, device=problem.q.device) % G

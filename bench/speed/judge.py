@@ -1,4 +1,4 @@
-"""Who may be timed: those whose first call gives the right answer. The others become records that say why."""
+"""The judge: contenders whose first call returns the right answer are timed. Others become records with a reason."""
 
 import traceback
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ Say = Callable[[str], Any]
 
 
 class Wrong(Exception):
-    """An answer that is not what its plan means."""
+    """Raised for an output that is not what its plan means."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Judged:
 
     contender: Contender
     error: float | None  # None: it has no output of its own
-    plain: float | None  # plain torch's, on the same plan
+    plain: float | None  # plain torch's error on the same plan
 
 
 class Judge:
@@ -41,7 +41,7 @@ class Judge:
         self._truths: dict[int, tuple[Plan, Truth]] = {}  # by identity, because backends share a plan
 
     def consider(self, case: str, backend: str, kind: str, make: Callable[[], Iterable[Contender]]) -> None:
-        """Make the contenders and check each. What goes wrong is said, recorded, and does not stop the others."""
+        """Make the contenders and check each. An error is printed and recorded, and does not stop the others."""
         for one in self._attempt(case, backend, kind, lambda: list(make())) or ():
             found = self._attempt(one.case, one.backend, one.kind, partial(self._check, one))
             if found:
@@ -78,12 +78,12 @@ class Judge:
 
 
 def has_steps(one: Contender) -> bool:
-    """Whether it does more than attend."""
+    """Return whether a contender does more than attend."""
     return one.plan is None or one.what not in ("attend", "dense") or one.plan.queries is not None
 
 
 def measure(p: Problem, judged: list[Judged], repeats: int, track: timing.Track) -> list[Record]:
-    """Their times, in turns, each beside the fastest dense attention of these turns; steps and memory after that."""
+    """Return records of times in turns, with the fastest dense attention of these turns, and of steps and memory."""
     device = p.q.device
     times = timing.turns([one.contender for one in judged], repeats, device, track)
     ms = {key: timing.percentiles(spent) for key, spent in times.items()}

@@ -1,11 +1,11 @@
-"""Where a call's time goes, kernel by kernel: python -m bench.speed.kernels --lengths 8K,128K
+"""The time of a call, kernel by kernel: python -m bench.speed.kernels --lengths 8K,128K
 
-Beside the kernels: how long the GPU computed, how long the host took to ask for it, how long a call took that began
-on an idle device, and how long each of many in a row, where the host asks ahead, as it does in a model. Where a call
-alone takes well over the GPU's time, the host is in the way. Dense attention stands first, to be compared with; all
-take turns, because a GPU that was busy just now is slower.
-Written beside the records, as text. The kernels' times are the profiler's, so read shares, not speed-ups: those are
-bench.speed.run's.
+Each page also gives the time of the GPU, the time of the host to launch the kernels, the time of a call alone that
+begins on an idle device, and the time per call of many in a row, where the host runs ahead as it does in a model. If a
+call alone takes much longer than the GPU, the host is too slow. Dense attention comes first, for comparison. All take
+turns, because a GPU that was just busy is slower.
+The result is a text file beside the records. The kernels' times are the profiler's: compare them with each other, and
+take speed-ups from bench.speed.run.
 """
 
 import statistics
@@ -29,8 +29,8 @@ from bench.speed.inputs import INPUTS, SHAPES, lengths
 from sparsekit import Problem
 from sparsekit.files import write_whole
 
-CALLS, LEAST_US = 5, 3.0  # calls that are profiled; kernels that take less of one are summed up
-TURNS, ROW = 21, 20  # turns, each a call alone; as many calls in a row, every third turn
+CALLS, LEAST_US = 5, 3.0  # profiled calls; kernels that take less time per call are summed up
+TURNS, ROW = 21, 20  # turns, each with one call alone; calls in a row, in every third turn
 FASTEST = "FlashAttention-4"
 
 
@@ -50,11 +50,11 @@ class Times:
 def main(
     tokens: Annotated[str, typer.Option("--lengths", help='Such as "8K,128K"')] = "128K",
     suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}")] = "stages",
-    only: Annotated[str, typer.Option(help="Cases whose name has this in it")] = "",
+    only: Annotated[str, typer.Option(help="Cases whose name contains this")] = "",
     inputs: Annotated[str, typer.Option(help=f"One of {', '.join(INPUTS)}")] = "structured",
     yardsticks: Annotated[str, typer.Option("--dense", help=f"Of {', '.join(dense.KERNELS)}, with commas")] = FASTEST,
     out: Annotated[Path | None, typer.Option(help="File to write; default bench/records/<chip>-kernels.txt")] = None,
-    commit: Annotated[str | None, typer.Option(envvar="SPARSEKIT_COMMIT", help="What git describe says")] = None,
+    commit: Annotated[str | None, typer.Option(envvar="SPARSEKIT_COMMIT", help="Git revision to record")] = None,
 ) -> None:
     """Profile the pipelines of a suite on this GPU, Llama-3.1-8B's shape, bfloat16."""
     if not torch.cuda.is_available():
@@ -81,7 +81,7 @@ def _chosen(cases: Iterable[Case], only: str, p: Problem) -> Iterator[Contender]
 
 
 def timed(contenders: Sequence[Contender]) -> list[Times]:
-    """Of each, in the same order; each turn is begun by another."""
+    """Return the times of each contender, in the same order; each turn begins with another contender."""
     found = [Times() for _ in contenders]
     them = list(zip(contenders, found, strict=True))
     for one in contenders:
@@ -102,13 +102,13 @@ def timed(contenders: Sequence[Contender]) -> list[Times]:
 
 
 def _idle() -> float:
-    """The moment at which the device has nothing left to do, in s."""
+    """Wait until the device is idle and return that moment in s."""
     torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def page(contender: Contender, length: int, times: Times) -> str:
-    """One case: a line about the whole call, then its kernels, the longest first."""
+    """Return the page of one case: a line about the whole call, then its kernels, the longest first."""
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
         for _ in range(CALLS):
             contender.run(nullcontext)

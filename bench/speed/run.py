@@ -1,9 +1,9 @@
-"""How fast, with the error beside it: python -m bench.speed.run --device cpu
+"""Speed, with the error beside it: python -m bench.speed.run --device cpu
 
 Every contender is checked against float64 on sampled rows before it is timed, and ours is not timed if its error is
-more than twice that of plain torch in the same precision. All take turns with dense attention by everyone who has a
-kernel for it, so that every speed-up is over the fastest dense time of the same run. One line a result is appended to
-the records, which are committed; what could not run is there with the reason.
+more than twice that of plain torch in the same precision. All take turns with every kernel for dense attention, so
+that each speed-up is over the fastest dense time of the same run. Each result is appended as one line to the records,
+which are committed; cases that could not run are recorded with the reason.
 """
 
 from collections.abc import Iterable
@@ -40,14 +40,14 @@ def main(
         str, typer.Option(help="structured: seeded; model: a layer of the embedded model")
     ] = "structured",
     repeats: Annotated[int, typer.Option(help="Timed turns, at least 3; default 10, on a CPU 5")] = 0,
-    only: Annotated[str, typer.Option(help="Cases whose name has this in it")] = "",
+    only: Annotated[str, typer.Option(help="Cases whose name contains this")] = "",
     backends: Annotated[str, typer.Option(help="Backends that attend alone is tried on; default all fast ones")] = "",
     auto: Annotated[str, typer.Option(help='What "auto" tries in this run, in order; default as shipped')] = "",
     yardsticks: Annotated[str, typer.Option("--dense", help="Dense kernels to take turns with, or none")] = "",
     peers: Annotated[Path | None, typer.Option(help="Folder with checkouts of the authors' code")] = None,
     records: Annotated[Path | None, typer.Option(help="File to append to; default bench/records/<chip>.jsonl")] = None,
     commit: Annotated[
-        str | None, typer.Option(envvar="SPARSEKIT_COMMIT", help="What git describe says, for a machine without git")
+        str | None, typer.Option(envvar="SPARSEKIT_COMMIT", help="Git revision to record, on a machine without git")
     ] = None,
 ) -> None:
     """Measure the cases and append to the records."""

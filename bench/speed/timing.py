@@ -1,4 +1,4 @@
-"""How long: CUDA events on a GPU, the clock on a CPU. Contenders take turns, so that a slow moment is everyone's."""
+"""Timing by CUDA events on a GPU, by the clock on a CPU. Contenders take turns, so that a slow moment hits all."""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ from bench.speed.contender import Contender
 from sparsekit import Problem, dispatch, stages
 
 ROWS, ROW = 5, 12  # rows of so many calls
-SYNC = "called a synchronizing CUDA operation"  # what torch warns of
+SYNC = "called a synchronizing CUDA operation"  # torch's warning
 STEPS = ("score", "select", "pattern", "compress", "attend", "decompress", "fill")
 OF_OP = {
     "window_scores": "score",
@@ -24,11 +24,11 @@ OF_OP = {
     "sliding_window": "fill",
 }
 Track = Callable[[Iterable[int]], Iterable[int]]  # shows progress
-OF_STAGE = {"tokens": "select", "blocks": "pattern"}  # what a stage does besides its ops, by what it chooses
+OF_STAGE = {"tokens": "select", "blocks": "pattern"}  # name of a stage's work besides its ops, by what it chooses
 
 
 class Marks:
-    """Moments on a device, in order. On a GPU a moment is when the work before it is done."""
+    """Moments on a device, in order. On a GPU a moment is the end of the work before it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -43,7 +43,7 @@ class Marks:
             self._moments.append(time.perf_counter())
 
     def ms(self) -> list[float]:
-        """Between each moment and the next, in ms; waits for the device."""
+        """Return the ms between each moment and the next; wait for the device."""
         pairs = zip(self._moments, self._moments[1:], strict=False)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -71,7 +71,7 @@ class StepClock:
         change()
 
     def ms(self) -> dict[str, float]:
-        """Per step; what lies before the first one is left out."""
+        """Return the ms of each step; the time before the first step is left out."""
         found: dict[str, float] = {}
         for step, spent in zip(self._spans[1:], self._marks.ms(), strict=True):
             found[step] = found.get(step, 0.0) + spent
@@ -79,7 +79,7 @@ class StepClock:
 
 
 def step_of(name: str) -> str | None:
-    """The step that a stage, an op or a named part of a call counts for; None: the one it is in."""
+    """Return the step that a stage, an op or a named part of a call belongs to; None for the step that contains it."""
     if name in OF_OP:
         return OF_OP[name]
     if name in stages.__all__:
@@ -90,7 +90,7 @@ def step_of(name: str) -> str | None:
 def turns(
     contenders: Sequence[Contender], repeats: int, device: torch.device, track: Track
 ) -> dict[tuple[str, str], list[float]]:
-    """Times in ms by contender: `repeats` turns after one that is not counted, each begun by another contender."""
+    """Return ms by contender: `repeats` turns after one that does not count, each beginning with another contender."""
     times: dict[tuple[str, str], list[float]] = {c.key: [] for c in contenders}
     for turn in track(range(repeats + 1)):
         first = turn % max(len(contenders), 1)
@@ -102,7 +102,7 @@ def turns(
 
 
 def once(contender: Contender, device: torch.device) -> float:
-    """One call, in ms, begun on an idle device: what it launches, and waits for, is in it."""
+    """Return the ms of one call that begins on an idle device, until all that it launched is done."""
     wait(device)
     marks = Marks(device)
     marks.mark()
@@ -112,9 +112,9 @@ def once(contender: Contender, device: torch.device) -> float:
 
 
 def in_a_row(contender: Contender, device: torch.device) -> dict[str, float] | None:
-    """Percentiles of the ms a call takes in rows of calls that do not wait for each other; None on a CPU.
+    """Return percentiles of the ms per call in rows of calls that do not wait for each other; None on a CPU.
 
-    A model's layers call so: the host may run ahead, and only the slower of the two counts.
+    A model's layers call so: the host may run ahead, and only the slower of host and GPU counts.
     """
     if device.type == "cpu":
         return None
@@ -131,7 +131,7 @@ def in_a_row(contender: Contender, device: torch.device) -> dict[str, float] | N
 
 
 def steps(contender: Contender, repeats: int, device: torch.device) -> dict[str, float]:
-    """The median ms of each step, over calls of their own: looking at steps costs time."""
+    """Return the median ms of each step, over calls of their own, because timing steps takes time."""
     found = []
     for _ in range(repeats):
         wait(device)
@@ -143,9 +143,9 @@ def steps(contender: Contender, repeats: int, device: torch.device) -> dict[str,
 
 
 def look(contender: Contender, p: Problem) -> tuple[int, int] | tuple[None, None]:
-    """Of one call: how often it waits for the GPU, as far as torch sees it, and its peak of bytes; None on a CPU.
+    """Return how often a call waits for the GPU, as far as torch sees it, and its peak of bytes; None on a CPU.
 
-    The peak is q, k, v, and the most that the call holds besides, its answer included.
+    The peak is q, k, v, and the most that the call holds besides, its output included.
     """
     if not p.q.is_cuda:
         return None, None
@@ -169,6 +169,6 @@ def wait(device: torch.device) -> None:
 
 
 def percentiles(ms: list[float]) -> dict[str, float]:
-    """The 20th, the median and the 80th, interpolated."""
+    """Return the 20th, 50th and 80th percentile, interpolated."""
     fifths = statistics.quantiles(ms, n=5, method="inclusive")
     return {"p20": round(fifths[0], 4), "p50": round(statistics.median(ms), 4), "p80": round(fifths[3], 4)}

@@ -1,4 +1,4 @@
-"""FlexPrefill by its authors (ByteDance-Seed/FlexPrefill): its pattern search, its block-sparse kernel, and the two."""
+"""FlexPrefill by its authors (ByteDance-Seed/FlexPrefill): its search, its block-sparse kernel, and both together."""
 
 import math
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from sparsekit import Blocks, Plan, Problem
 from sparsekit.execute import Clock
 
 CHECKOUT = "FlexPrefill"
-TAU, MIN_BUDGET = 0.1, 512  # of their README
+TAU, MIN_BUDGET = 0.1, 512  # as in their README
 
 
 def contenders(checkout: Path, p: Problem) -> Iterator[Contender]:
@@ -55,7 +55,7 @@ def contenders(checkout: Path, p: Problem) -> Iterator[Contender]:
 
 
 def listed(lists: list[Tensor], n: int) -> Blocks:
-    """Their lists, for each head the flat indices of its n x n grid."""
+    """Return their lists as block lists; theirs are, for each head, flat indices of its n x n grid."""
     mask = torch.zeros(1, len(lists), n * n, dtype=torch.bool, device=lists[0].device)
     for h, mine in enumerate(lists):
         mask[0, h, mine.long()] = True

@@ -13,7 +13,7 @@ PEERS = ("token_sparse", "flex_prefill", "xattention", "minference")  # modules 
 
 
 def peer_contenders(name: str, folder: Path | None, p: Problem, only: str = "") -> list[Contender]:
-    """What of a peer runs, in the cases whose name has `only` in it. Raises Skipped with the reason."""
+    """Return a peer's contenders whose name contains `only`. Raises Skipped with the reason if it cannot run."""
     if folder is None:
         raise Skipped("no folder with the authors' code was named: pass --peers")
     peer = importlib.import_module(f"bench.speed.peers.{name}")
@@ -24,7 +24,7 @@ def peer_contenders(name: str, folder: Path | None, p: Problem, only: str = "") 
 
 
 def from_file(path: Path) -> ModuleType:
-    """One file of a checkout as a module, without the package around it. Raises Skipped with the reason."""
+    """Import one file of a checkout as a module, without its package. Raises Skipped with the reason."""
     if not path.is_file():
         raise Skipped(f"the checkout has no {path.name} where it was: take an earlier commit")
     spec = importlib.util.spec_from_file_location(f"their_{path.stem}", path)
@@ -38,7 +38,7 @@ def from_file(path: Path) -> ModuleType:
 
 
 def from_package(checkout: Path, name: str) -> ModuleType:
-    """A module of a checkout by its own name. Raises Skipped with the reason."""
+    """Import a module of a checkout by its own name. Raises Skipped with the reason."""
     if str(checkout) not in sys.path:
         sys.path.append(str(checkout))
     try:

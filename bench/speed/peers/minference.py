@@ -1,6 +1,6 @@
-"""MInference by its authors (microsoft/MInference): the block top-k pattern, the one whose kernel needs no CUDA build.
+"""MInference by its authors (microsoft/MInference): the block top-k pattern, whose kernel needs no CUDA build.
 
-Vertical-slash needs their CUDA extension for its index.
+Their vertical-slash pattern needs their CUDA extension for its index.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def contenders(checkout: Path, p: Problem) -> Iterator[Contender]:
 
     def whole(clock: Clock) -> Tensor:
         with clock("repeat"):
-            k, v = (to_heads(x, p.q.shape[1]) for x in (p.k, p.v))  # it takes one key head a query head
+            k, v = (to_heads(x, p.q.shape[1]) for x in (p.k, p.v))  # it needs one key head per query head
         with clock("attend"):
             return theirs.block_sparse_attention(p.q, k, v, TOP)
 
@@ -36,7 +36,7 @@ def contenders(checkout: Path, p: Problem) -> Iterator[Contender]:
     q, k = (torch.nn.functional.pad(x, (0, 0, 0, BLOCK - L % BLOCK)) for x in (p.q, to_heads(p.k, p.q.shape[1])))
     best = theirs._build_block_index(q, k, TOP, BLOCK, BLOCK)[:, :, : -(-L // BLOCK)]
     n = q.shape[2] // BLOCK
-    # of an early row's hundred most lie in the future: the kernel masks them
+    # most of an early row's hundred blocks lie in the future: the kernel masks them
     mask = torch.zeros(*best.shape[:3], n, dtype=torch.bool, device=q.device).scatter(-1, best.long(), True)
     plan = Plan(blocks=Blocks.of(mask[..., : -(-L // BLOCK)].tril(), (BLOCK, BLOCK)))
     yield Contender("MInference block top-k", "authors", "peer", whole, plan, f"top_k {TOP}, block {BLOCK}")

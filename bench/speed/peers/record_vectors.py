@@ -28,7 +28,7 @@ COMMITS = {
 
 
 def token_coverage(checkout: Path, case: Case) -> dict[str, torch.Tensor]:
-    """kept [H, S] (empty: dense), scores [H, L - voters], o [H, rows, D]."""
+    """Return kept [H, S] (empty: dense), scores [H, L - voters], o [H, rows, D]."""
     sys.path.insert(0, str(checkout))
     kernel = importlib.import_module("sparse_attn.token_sparse.kernel")
     for tuned in (kernel._stats_m_l_kernel, kernel._prefix_meanprob_kernel):
@@ -53,9 +53,9 @@ def token_coverage(checkout: Path, case: Case) -> dict[str, torch.Tensor]:
 
 
 def flex_prefill(checkout: Path, case: Case) -> dict[str, torch.Tensor]:
-    """blocks [H, I, I] bool as bytes (all ones: dense), o [H, rows, D]."""
+    """Return blocks [H, I, I] bool as bytes (all ones: dense), o [H, rows, D]."""
     path = checkout / "flex_prefill" / "ops" / "flex_prefill_attention.py"
-    spec = importlib.util.spec_from_file_location("their_flex_prefill", path)  # anew: it caches a mask for good
+    spec = importlib.util.spec_from_file_location("their_flex_prefill", path)  # anew: it caches a mask forever
     assert spec and spec.loader
     theirs: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(theirs)

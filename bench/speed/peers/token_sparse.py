@@ -1,7 +1,7 @@
-"""Token Sparse Attention by its authors (dongwonjo/Token-Sparse-Attention), at a fixed part of the tokens kept.
+"""Token Sparse Attention by its authors (dongwonjo/Token-Sparse-Attention), keeping a fixed part of the tokens.
 
-Their call expands the keys to the query heads, chooses, gathers, attends and scatters: all of it is their cost.
-Between gather and scatter stands FlashAttention-2, theirs too, through torch.
+Their call expands the keys to the query heads, chooses, gathers, attends and scatters; all of it is timed. They attend
+by FlashAttention-2, which is called through torch here.
 """
 
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def contenders(checkout: Path, p: Problem) -> Iterator[Contender]:
 
     def overhead(clock: Clock) -> Tensor:
         kept, short = chosen(clock)
-        return scattered(short[0], kept, clock)  # the kept queries in the place of their answer: as large
+        return scattered(short[0], kept, clock)  # the kept queries instead of their output: the same size
 
     def whole(clock: Clock) -> Tensor:
         kept, short = chosen(clock)

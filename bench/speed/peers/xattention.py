@@ -1,6 +1,6 @@
 """XAttention by its authors (mit-han-lab/x-attention): its search. Its attention is a CUDA extension, not built here.
 
-Off a GPU whose name has "100" in it their code takes its torch path, and here does so too.
+On a GPU without "100" in its name their code takes its torch path, and does so here too.
 """
 
 import sys
