@@ -3,20 +3,20 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
-# The shapes that signatures promise. Not the Triton kernels: Triton reads their source, which the hook wraps.
+# Checks the shapes in signatures, except in the Triton kernels: the hook wraps their source, which Triton reads.
 TYPED := --jaxtyping-packages=sparsekit,sparsekit_kernels.cpu,beartype.beartype
 LENGTH ?= 8192
 
 .PHONY: demo test check format faults browser bench docs links results clean
 
-demo: $(VENV)/ready  ## a long-context model on real text, dense beside sparse
+demo: $(VENV)/ready  ## run a long-context model on real text, dense beside sparse
 	$(BIN)/sparsekit demo --length $(LENGTH)
 
-test: $(VENV)/ready  ## the whole CPU suite
+test: $(VENV)/ready  ## run the whole CPU suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	SPARSEKIT_HYPOTHESIS=typed OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/test_laws.py tests/ops/test_cpu.py $(TYPED)
 
-check: $(VENV)/ready  ## format, lint, types
+check: $(VENV)/ready  ## check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -25,24 +25,24 @@ format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-faults: $(VENV)/ready  ## would the laws notice? plants one-line faults, one at a time
+faults: $(VENV)/ready  ## plant one-line faults, one at a time, and check that the tests catch each
 	$(BIN)/python tests/faults.py
 
-browser: $(VENV)/ready  ## the page of sparsekit explore, and the site if it is built, in a real Chromium; says what is missing
+browser: $(VENV)/ready  ## check the page of sparsekit explore, and the site if it is built, in a real Chromium
 	$(BIN)/python tests/browser.py
 	test ! -d docs/_build/html || $(BIN)/python tests/browser_site.py
 
-bench: $(VENV)/ready  ## speed on this CPU, with the error beside it
+bench: $(VENV)/ready  ## measure speed and error on this CPU
 	$(BIN)/python -m bench.speed.run --device cpu
 
-docs: $(VENV)/ready  ## the site, docs/_build/html: pages from the code, every example run, warnings are errors
+docs: $(VENV)/ready  ## build the site in docs/_build/html: generate pages, run every example, fail on warnings
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m sphinx -W --keep-going -q -E -j 2 -b html docs docs/_build/html
 
-links: $(VENV)/ready  ## asks every address that the site links to: takes a network
+links: $(VENV)/ready  ## request every address that the site links to; needs a network
 	$(BIN)/python -m sphinx -q -D nb_execution_mode=off -b linkcheck docs docs/_build/links
 
-results: $(VENV)/ready  ## README and docs from the committed records
+results: $(VENV)/ready  ## rewrite README and docs from the committed records
 	$(BIN)/python -m bench.speed.report
 	$(BIN)/python -m bench.accuracy.report
 

@@ -1,7 +1,7 @@
-"""The examples of a page, as they are run: by the build of the site, and by the tests.
+"""The examples of a page, as the build of the site and the tests run them.
 
 Every block of ```python is run, in the order of the page, each with the names of those before it. An HTML comment that
-begins with <!-- python is run too, and nobody sees it: what differs where the site is built.
+begins with <!-- python is run too, unseen by readers: it holds code that only the build of the site needs.
 """
 
 import re
@@ -41,7 +41,7 @@ def _cell(found: re.Match) -> str:
 
 
 def small_model(folder: Path) -> Path:
-    """Write the embedded model with a tokenizer of transformers, a token a byte: it stands in for a hub's model."""
+    """Write the embedded model with a transformers tokenizer, one token per byte, in place of a model from the hub."""
     from sparsekit.testbed import MODEL_PATH
     from sparsekit.testing.small_model import byte_tokenizer
 

@@ -32,12 +32,12 @@ pygments_style, pygments_dark_style = "friendly", "github-dark"
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-nb_execution_mode = "force"  # an answer that was kept would be one of older code
+nb_execution_mode = "force"  # stored outputs would be those of older code
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_execution_in_temp = True
 nb_merge_streams = True
-nb_ipywidgets_js: dict = {}  # nothing is asked of the network
+nb_ipywidgets_js: dict = {}  # no requests to the network
 
 default_role = "code"  # what docstrings write in backticks
 autodoc_member_order = "bysource"

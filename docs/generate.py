@@ -1,4 +1,4 @@
-"""Writes the pages of docs/ that say what the code says, and docs/explore.html by the page of today around its data.
+"""Writes the pages of docs/ that are generated from the code, and docs/explore.html: its data in the current page.
 
 python docs/generate.py [--check]
 """
@@ -30,7 +30,7 @@ Row = tuple[str, str, str, str]
 
 
 def stage_page() -> str:
-    """Return a section a stage: its docstring, its parameters, its DENSE setting."""
+    """Return a section per stage: its docstring, its parameters, its DENSE setting."""
     parts = [f"# Stages\n\n{NOTE.format('sparsekit/stages/')}\n"]
     for info in pkgutil.iter_modules(stages.__path__):
         module = importlib.import_module(f"sparsekit.stages.{info.name}")
@@ -57,7 +57,7 @@ def _linked(text: str) -> str:
 
 
 def fill_page() -> str:
-    """Return a section a fill and a policy."""
+    """Return a section per fill and per policy."""
     parts = [
         f"# Fills and policies\n\n{NOTE.format('sparsekit/fills.py` and `sparsekit/policies.py')}\n",
         "A fill says what a query gets that a token stage dropped. It stands inside `decompress`:\n"
@@ -70,7 +70,7 @@ def fill_page() -> str:
 
 
 def preset_page() -> str:
-    """Return a section a recipe: what it is for, its spec, its steps."""
+    """Return a section per recipe: what it is for, its spec, its steps."""
     parts = [
         f"# Recipes\n\n{NOTE.format('sparsekit/recipes.py` and `sparsekit/presets.py')}\n",
         "A recipe is a pipeline with a name. The name stands wherever a spec may stand, as in\n"
@@ -89,7 +89,7 @@ def preset_page() -> str:
 
 
 def command_page() -> str:
-    """Return a section a command: what it does, its arguments and options."""
+    """Return a section per command: what it does, its arguments and options."""
     parts = [
         f"# Commands\n\n{NOTE.format('sparsekit/commands/')}\n",
         "`sparsekit COMMAND --help` prints the same. What goes wrong is one line and exit code 2.\n",
@@ -158,7 +158,7 @@ def parameters(cls: type) -> Iterator[Row]:
 
 
 def explored_again() -> str:
-    """Return the page of sparsekit explore that is there, its data as they are."""
+    """Return the existing data of docs/explore.html in the current page of sparsekit explore."""
     found = json.loads(re.search(r'id="data">(.*?)</script>', EXPLORED.read_text(encoding="utf-8"), re.DOTALL)[1])
     return explored.page(found, found["model"])
 
@@ -173,7 +173,7 @@ PAGES = {
 
 
 def main(check: bool) -> None:
-    """Write each page, or exit with the names of those that are not what the code says."""
+    """Write each page, or, to check, exit with the names of pages that differ from the code."""
     old = []
     for file, page in PAGES.items():
         text = page()
@@ -182,7 +182,7 @@ def main(check: bool) -> None:
             if not check:
                 file.write_text(text, encoding="utf-8")
     if check and old:
-        sys.exit(f"{', '.join(old)}: not what the code says; run make docs")
+        sys.exit(f"{', '.join(old)}: out of date with the code; run make docs")
 
 
 if __name__ == "__main__":

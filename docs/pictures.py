@@ -43,7 +43,7 @@ def kinds(problem: Problem, plan: Plan) -> torch.Tensor:
 
 
 def main() -> None:
-    """Draw one panel a plan, with a legend below."""
+    """Draw one panel per plan, with a legend below."""
     q, k, v = (torch.randn(1, 1, TOKENS, 8, generator=torch.Generator().manual_seed(seed)) for seed in (3, 4, 5))
     problem, figure = Problem.of(q * 2, k, v), new_figure(12, 8.6)
     colours = ListedColormap([to_rgb(colour) for colour in COLOURS.values()])

@@ -15,7 +15,7 @@ def error(output: torch.Tensor, truth: torch.Tensor) -> float:
 
 
 def plain_torch(problem: Problem, plan: Plan | None = None, rows: torch.Tensor | None = None) -> Output:
-    """What torch alone gives in the problem's own dtype: no backend of sparsekit's has a part in it.
+    """Compute the output by torch alone, in the problem's dtype, without any backend of sparsekit.
 
     With `rows` [R], query indices, only of those. Rows that see no key are zero, lse -inf.
     """
@@ -30,7 +30,7 @@ def plain_torch(problem: Problem, plan: Plan | None = None, rows: torch.Tensor |
 
 
 def no_worse(output: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, dtype: torch.dtype) -> None:
-    """A kernel's error against float64 is at most twice that of plain torch in the same precision."""
+    """Check that a kernel's error against float64 is at most twice that of plain torch in the same precision."""
     once = torch.finfo(dtype).eps / 2  # what a single rounding may cost: plain torch happens to be exact somewhere
     allowed = 2 * error(plain, truth) + once
     assert error(output, truth) <= allowed, f"error {error(output, truth):.3g}, allowed {allowed:.3g}"

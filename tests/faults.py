@@ -306,13 +306,13 @@ LIMIT_S = 900  # of one pytest
 
 
 def judges(fault: tuple[str, ...]) -> tuple[str, ...]:
-    """The tests that answer for a fault: its own, or those of its file."""
+    """Return the tests that must catch a fault: its own, or those of its file."""
     _, file, _, _, *own = fault
     return tuple(own) or next(tests for package, tests in JUDGES.items() if file.startswith(package))
 
 
 def laws(fault: tuple[str, ...]) -> str:
-    """How the judges ended on a copy that has the fault: "passed", "failed", or otherwise, in words."""
+    """Run the judges on a copy with the fault; return "passed", "failed", or another end, in words."""
     name, file, right, wrong, *_ = fault
     with tempfile.TemporaryDirectory() as tmp:
         copy = pathlib.Path(tmp, "copy")

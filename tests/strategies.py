@@ -28,12 +28,12 @@ def named(xs):
 
 
 def tries(n):
-    """So many examples beside the 60 of an ordinary run, and as many in proportion where its profile has fewer."""
+    """Return settings with `n` examples for a profile of 60; a profile with fewer gets proportionally fewer."""
     return settings(max_examples=max(n * settings.default.max_examples // 60, 2))
 
 
 def covering(meeting, *factors):
-    """A few cases in which any values of any `meeting` factors meet, as they do in the product of all: greedily."""
+    """Choose greedily a few cases of the product in which any values of any `meeting` factors meet."""
     where = list(combinations(range(len(factors)), meeting))
     meetings = {case: {(at, tuple(case[i] for i in at)) for at in where} for case in product(*factors)}
     cases, left = [], set().union(*meetings.values())
@@ -56,7 +56,7 @@ def padded(draw, most=24):
 
 @st.composite
 def tokens(draw, problem, side):
-    """A random choice on one side ("q" or "k"), ragged over heads and sequences; the last token is always in it."""
+    """Draw the kept tokens of one side ("q" or "k"), ragged over heads and sequences; the last token is always kept."""
     n = problem.q.shape[2] if side == "q" else problem.k.shape[2]
     h = draw(st.sampled_from([1, problem.k.shape[1], problem.q.shape[1]]))
     chance = torch.rand(problem.q.shape[0], h, n, generator=torch.Generator().manual_seed(draw(SEEDS)))

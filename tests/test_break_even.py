@@ -195,7 +195,7 @@ def test_a_recipe_is_never_slower_than_dense_in_a_model(row, dense, monkeypatch)
 
 
 def test_gathering_is_the_faster_way_to_compress():
-    """What Compress("auto") does is what the records say."""
+    """Check that Compress("auto") chooses what the records favour."""
     rows = {(row["case"], row["backend"], row["length"]): row["ms"]["p50"] for row in RECORDS}
     indexed = [key for key in rows if key[0].endswith(", indexed")]
     assert len(indexed) >= 6

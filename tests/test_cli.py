@@ -35,7 +35,7 @@ def sparsekit(*words, cwd=None):
 
 @pytest.fixture
 def here(monkeypatch, capfd):
-    """The same without a new process, which takes seconds to begin: the exit code, stdout and stderr."""
+    """Run a command in this process, because a new one takes seconds; return its exit code, stdout and stderr."""
 
     def run(*words):
         monkeypatch.setenv("COLUMNS", "200")
@@ -109,7 +109,7 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, words, message, here, monkey
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model of transformers with a tokenizer, as a user has one on disk."""
+    """Return the folder of a transformers model with a tokenizer, as a user has one on disk."""
     path = tmp_path_factory.mktemp("model")
     save_tiny_llama(path)
     return path
@@ -189,7 +189,7 @@ def test_calibrate_measures_each_candidate_in_each_layer(folder, text, tmp_path,
 
 
 def tables_of(text):
-    """The cells of each row of the tables that a command printed, by the row's name and the column's."""
+    """Return the cells of the tables that a command printed, by the names of row and column."""
     found, head = {}, []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split("│")]

@@ -42,7 +42,7 @@ ENDS = dict(pad_token_id=END, eos_token_id=END, bos_token_id=END)
 
 
 def command(*words, encoding="utf-8", columns=200):
-    """The exit code, stdout and stderr of a command, on streams of an encoding."""
+    """Return the exit code, stdout and stderr of a command, on streams of an encoding."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(streams[0]):
         patch.setattr(sys, "argv", ["sparsekit", *map(str, words)])
@@ -55,7 +55,7 @@ def command(*words, encoding="utf-8", columns=200):
 
 
 def refused(*words):
-    """The one line of a command that is refused."""
+    """Return the one line that a refused command prints."""
     ran = command(*words)
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1 and "Traceback" not in ran.stderr + ran.stdout, ran
     assert "did not expect that" not in ran.stderr, ran.stderr
@@ -64,7 +64,7 @@ def refused(*words):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A folder with a folder for each of some models."""
+    """Return a folder with one folder per model."""
     path = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     small = dict(vocab_size=257, **ENDS)

@@ -12,7 +12,7 @@ from sparsekit import Blocks, Output, Plan, Problem, SlidingWindow, Tokens, atte
 
 
 def again(x):
-    """The same in other memory."""
+    """Return an equal value in other memory."""
     if isinstance(x, torch.Tensor):
         return x.clone()
     if isinstance(x, Plan | Problem | Tokens | Blocks | Output):
@@ -35,7 +35,7 @@ def test_equal_is_what_holds_the_same(data):
 
 
 def changes(x):
-    """Each field, changed, one at a time."""
+    """Yield the name and a changed value of each field, one at a time."""
     for name, value in vars(x).items():
         if isinstance(value, torch.Tensor):
             yield name, value + 1

@@ -35,7 +35,7 @@ HOSTILE = '</script><script>alert("é 😀")</script> & <!-- __DATA__ __TITLE__ 
 
 
 def embedded(path):
-    """The JSON in a page, as a browser would find it."""
+    """Return the JSON in a page, as a browser would find it."""
     found = re.findall(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL)
     assert len(found) == 1
     return json.loads(found[0])
@@ -54,7 +54,7 @@ def prompt():
 
 @pytest.fixture(scope="module")
 def page(model, prompt, tmp_path_factory):
-    """What the page of the embedded model and two pipelines holds."""
+    """Return the data in the page of the embedded model and two pipelines."""
     found = explore(model, prompt, dict(zip("ab", SPECS, strict=True)))
     path = tmp_path_factory.mktemp("page") / "explore.html"
     assert write_page(found, path, pieces(ByteTokenizer(), prompt), model=HOSTILE, made={"command": HOSTILE}) == path
@@ -64,7 +64,7 @@ def page(model, prompt, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def problems(model, prompt):
-    """By layer, the problem that dense attention of the prompt is."""
+    """Return by layer the problem of dense attention over the prompt."""
     found: dict[int, Problem] = {}
     with torch.no_grad(), sparsify(model, "dense", watch=lambda call: found.update({call.layer: call.problem})):
         model.base_model(torch.tensor([prompt]), use_cache=False)
@@ -72,7 +72,7 @@ def problems(model, prompt):
 
 
 def pictures(layer, cells, pipelines):
-    """A layer's pictures: attention [H, n, n], and of each pipeline [H, 2, n, n]."""
+    """Return a layer's pictures: attention [H, n, n], and [H, 2, n, n] of each pipeline."""
     raw = np.frombuffer(zlib.decompress(base64.b64decode(layer["pictures"])), np.uint8)
     H, size = layer["heads"], cells * cells
     assert len(raw) == H * size * (1 + 2 * pipelines)
@@ -202,7 +202,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def here(monkeypatch, capfd):
-    """The exit code, stdout and stderr of a command."""
+    """Return the exit code, stdout and stderr of a command."""
 
     def run(*words):
         monkeypatch.setenv("COLUMNS", "200")

@@ -40,7 +40,7 @@ ATTENDING = [b for b in dispatch.BACKENDS if dispatch.table()["attend"][b] is No
 
 @given(p=problems())
 def test_the_oracle_is_torch_attention(p):
-    """The one tie to the outside: nothing of sparsekit on the right-hand side."""
+    """Compare with torch alone: the right-hand side uses nothing of sparsekit."""
     Q, K = p.q.shape[2], p.k.shape[2]
     mask = torch.ones(Q, K, dtype=torch.bool).tril(K - Q) if p.causal else None
     sdpa = scaled_dot_product_attention(p.q, p.k, p.v, attn_mask=mask, enable_gqa=True)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
-    """What a test registers is gone after it."""
+    """Remove what a test registers once it ends."""
     monkeypatch.setattr(registry, "_own", {})
     monkeypatch.setattr(registry, "_replaced", [])
     yield

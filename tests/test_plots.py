@@ -40,7 +40,7 @@ def test_a_png_has_a_palette_and_text_of_black_and_white(tmp_path):
 
 
 def part(picture, kind):
-    """The part of the picture that has the colour of a kind."""
+    """Return the part of the picture that has the colour of a kind."""
     colour = torch.tensor(to_rgb((KINDS | FILLED)[kind]))
     return ((picture - colour).abs().amax(-1) < 0.02).float().mean().item()
 

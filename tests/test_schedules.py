@@ -112,7 +112,7 @@ def test_steps_are_counted(model):
 
 @torch.no_grad()
 def test_figures_are_those_of_the_layer_alone_in_a_dense_model(model, found):
-    """The same plans made another way: one layer sparse, all others dense, judged by the oracle."""
+    """Check the figures against another computation: one layer sparse, all others dense, by the oracle."""
     figures = {(one.layer, one.pipeline): one for one in found.measured}
     assert len(figures) == len(found.measured) == 4 * 4
     for layer in range(4):

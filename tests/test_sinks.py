@@ -32,7 +32,7 @@ ANY = st.one_of(problems(most=MOST), windowed(most=MOST), padded(most=MOST))
 
 
 def by_definition(p, plan, rows):
-    """The whole matrix: which queries count, their mass on the sinks, and what of it the plan leaves out."""
+    """Compute from the whole matrix which queries count, their mass on sinks, and the part that the plan drops."""
     k = to_heads(p.k, p.q.shape[1])
     probability = torch.where(p.visible(), (p.q @ k.mT * p.scale - oracle(p).lse[..., None]).exp(), 0.0)
     sink = to_heads(p.k_pos, p.q.shape[1])[:, :, None] < SINKS
@@ -63,7 +63,7 @@ def test_mass_is_that_of_a_full_softmax_and_the_warning_is_where_the_pairs_leave
 
 
 def resting(K=1024, sinks=True):
-    """A problem whose queries put most of their attention on the first key, or on none in particular."""
+    """Return a problem whose queries put most of their attention on the first key, or on no key in particular."""
     q, k, v = (randn(i, 1, 4, K, 16) for i in range(3))
     q[..., 0] = 4.0
     k[..., 0] = 0.0

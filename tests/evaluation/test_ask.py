@@ -35,7 +35,7 @@ def tokens(seed, n):
 
 
 def greedy(model, prompt, n):
-    """What the model would say, all read anew for each token."""
+    """Return the model's reply, with the whole text read again for each token."""
     said = list(prompt)
     for _ in range(n):
         said.append(int(model(torch.tensor([said])).logits[0, -1].argmax()))

@@ -51,14 +51,14 @@ def run(model, path=None, pipelines=PIPELINES, prompts=PROMPTS, timed=1, **how):
 
 @pytest.fixture(scope="module")
 def whole(model, tmp_path_factory):
-    """A run that nothing interrupted: its file."""
+    """Return the file of a run that nothing interrupted."""
     path = tmp_path_factory.mktemp("records") / "whole.jsonl"
     run(model, path)
     return path
 
 
 def answers(lines):
-    """By what makes them one question: what was found; each once."""
+    """Return the answers by question, and check that each question occurs once."""
     found = [line for line in lines if line["kind"] == "answers"]
     by = {(x["pipeline"], x["length"], x["task"], x["seed"]): (x["answer"], x["found"], x["answers"]) for x in found}
     assert len(by) == len(found), "a question was asked twice"

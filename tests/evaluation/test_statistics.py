@@ -24,7 +24,7 @@ CLOSE = dict(rel_tol=0, abs_tol=1e-12)  # rounding of a few float64 operations o
 
 
 def table(both, first, second, neither):
-    """The pairs of a paired 2x2 table."""
+    """Return the pairs of a paired 2x2 table."""
     pairs = [(1.0, 1.0)] * both + [(1.0, 0.0)] * first + [(0.0, 1.0)] * second + [(0.0, 0.0)] * neither
     return [a for a, _ in pairs], [b for _, b in pairs]
 
@@ -150,7 +150,7 @@ def test_intervals_of_a_difference_of_several_answers_a_prompt_cover_it():
 
 
 def by_hand(gaps):
-    """All signs of all gaps, in whole numbers."""
+    """Compute the p-value from all signs of all gaps, in whole numbers."""
     sums = [sum(s * g for s, g in zip(signs, gaps, strict=True)) for signs in product((1, -1), repeat=len(gaps))]
     return sum(abs(one) >= abs(sum(gaps)) for one in sums) / len(sums)
 

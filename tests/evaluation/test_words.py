@@ -41,7 +41,7 @@ def sources(tokenizers):
 
 
 def asked(task, length, seed):
-    """The question before it was put into tokens."""
+    """Return the question as text, before it became tokens."""
     return TASKS[task](Random(f"{task}, {length}, {seed}"))
 
 
@@ -54,7 +54,7 @@ def values(question):
 
 
 def parts_of(source, case, question):
-    """What stands in a prompt before the question, and after it."""
+    """Return the parts of a prompt before the question and after it."""
     text = source.decode(case.prompt)
     assert text.count(question.asked) == 1
     document, rest = text.split(question.asked)

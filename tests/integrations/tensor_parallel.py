@@ -26,7 +26,7 @@ PIPELINES = {
 
 
 def answers(model, ids):
-    """By pipeline the logits, each layer's kept tokens [B, h, S], and how many heads it has here."""
+    """Return by pipeline the logits, each layer's kept tokens [B, h, S], and the number of heads it has here."""
     found = {}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # a layer that runs dense says so

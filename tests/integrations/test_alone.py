@@ -39,13 +39,13 @@ def qwen3():
 
 
 def rows_alone(model, mask):
-    """The logits of each row's real tokens, the row alone."""
+    """Return the logits of each row's real tokens, computed from the row alone."""
     x = ids(len(mask), LENGTH)
     return [model(x[b : b + 1, mask[b].bool()]).logits[0] for b in range(len(mask))]
 
 
 def rows_together(model, mask, chunk=LENGTH):
-    """The same, out of one batch, in chunks."""
+    """Return the logits of each row's real tokens, computed in one batch, in chunks."""
     x, cache, logits = ids(len(mask), LENGTH) * mask, None, []
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     for i in range(0, LENGTH, chunk):

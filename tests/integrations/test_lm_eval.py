@@ -39,7 +39,7 @@ def at_home(monkeypatch, tmp_path_factory):
 
 
 def answers(model, how, batch_size=1):
-    """By task and number of the question: what the harness was answered, texts or (likelihood, greedy) pairs."""
+    """Return the harness's answers, texts or (likelihood, greedy) pairs, by task and number of the question."""
     register()
     found = lm_eval.simple_evaluate(
         model, model_args=how, tasks=TASKS, task_manager=TaskManager(include_path=str(DATA), include_defaults=False),

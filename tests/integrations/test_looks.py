@@ -29,7 +29,7 @@ def llama():
 
 @pytest.fixture
 def looks(monkeypatch):
-    """The number of looks so far, one of each."""
+    """Return a list that gets one entry per look."""
     made = []
     monkeypatch.setattr(integration, "_judge", lambda *args, look=integration._judge: made.append(1) or look(*args))
     return made
@@ -64,7 +64,7 @@ class OneCall:
         return mask(**asked)
 
     def answer(self, carrier):
-        """What the layer gives, or the sentence that it raises, and why it ran dense."""
+        """Return the layer's output, or the message that it raises, and why it ran dense."""
         layer = self.module.__dict__[MARK]
         layer.dense.clear()
         try:

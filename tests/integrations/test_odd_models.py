@@ -14,7 +14,7 @@ PADDED = [name for name, odd in KNOWN.items() if not odd.inputs() and odd.model 
 
 @pytest.fixture(params=KNOWN)
 def odd(request):
-    """The name of an odd model, the model, and how it is called."""
+    """Return the name of an odd model, the model, and how it is called."""
     return request.param, KNOWN[request.param].build(), KNOWN[request.param]
 
 

@@ -64,7 +64,7 @@ def score_kernels():
 
 
 def serialized(kernel):
-    """What the assembler says of tensor cores that wait for one another."""
+    """Return the assembler's warnings about tensor cores that wait for one another."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"

@@ -27,7 +27,7 @@ SHARED = {
 
 
 def compile_kernel(kernel, name, pointers, constants, warps=4, stages=2):
-    """The kernel for the target `name`; arguments that are neither pointers nor constants are i32, `scale` fp32."""
+    """Compile the kernel for the target `name`; arguments other than pointers and constants are i32, `scale` fp32."""
     target = GPUTarget("hip", name, 64) if name.startswith("gfx") else GPUTarget("cuda", int(name[3:]), 32)
     names = kernel.arg_names
     assert not (set(pointers) | set(constants)) - set(names)

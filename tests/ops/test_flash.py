@@ -97,7 +97,7 @@ def by_the_documentation(
 @settings(max_examples=200)
 @given(data=st.data())
 def test_the_call_by_its_documentation_is_the_oracle(data):
-    """Where it is refused without lists, it would be wrong: it is not refused in vain."""
+    """Check that a problem that is refused without lists would get a wrong output: no refusal is needless."""
     p = data.draw(problems())
     outer = data.draw(plans(p, fill=False))
     p = outer.compress(p)
@@ -409,7 +409,7 @@ def test_few_queries_fit_one_tile_of_blackwell():
 @pytest.mark.skipif(flash.fourth_missing(HOPPER) is not None, reason=f"flash-attn-4: {flash.fourth_missing(HOPPER)}")
 @pytest.mark.parametrize("target", ["sm_90", "sm_100"])
 def test_it_compiles(target):
-    """A process of its own, in which the GPU is the target; no GPU is needed."""
+    """Compile in a process of its own, with the GPU as target; it needs no GPU."""
     script = Path(__file__).with_name("compile_flash.py")
     path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
     hidden = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}  # on a GPU that is here they would run
@@ -514,7 +514,7 @@ def test_a_long_odd_sequence():
 @pytest.mark.gpu
 @pytest.mark.parametrize("layout", ["rows", "transposed", "poisoned", "columns"])
 def test_layouts_and_neighbours(layout):
-    """What lies beside the inputs is NaN: a kernel that reads over an end says so."""
+    """Surround the inputs by NaN, which shows in the output of a kernel that reads beyond their ends."""
     from test_triton import poisoned
 
     change = {

@@ -68,7 +68,7 @@ def plans(B, H, Q, K):
 
 
 def poisoned(x):
-    """The same values on the GPU, in the middle of a larger tensor of NaN."""
+    """Return the same values on the GPU, in the middle of a larger tensor of NaN."""
     room = torch.full((x.shape[0] + 2, x.shape[1], x.shape[2] + 256, x.shape[3]), float("nan")).to("cuda", x.dtype)
     inside = room[1:-1, :, 128:-128]
     inside.copy_(x)

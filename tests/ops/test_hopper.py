@@ -29,7 +29,7 @@ def problem(B=1, H=4, G=2, Q=300, K=300, D=128, dtype=torch.bfloat16, **more):
 
 
 def padded(p):
-    """The same problem, of which nothing is known but its positions."""
+    """Return the same problem without its flags: only its positions describe it."""
     return Problem(p.q, p.k, p.v, p.q_pos, p.k_pos, p.scale)
 
 
@@ -80,7 +80,7 @@ def test_a_tile_has_128_rows_of_heads_that_share_their_keys(heads):
 
 
 def test_they_compile():
-    """None has its tensor cores wait for one another; what does not fit in registers is some numbers of a tile."""
+    """Check that no kernel serializes its tensor cores, and that only a few numbers of a tile spill."""
     script = Path(__file__).with_name("compile_hopper.py")
     given = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(Path.cwd())}
     ran = subprocess.run([sys.executable, script], capture_output=True, text=True, env=given)
@@ -91,7 +91,7 @@ def test_they_compile():
 
 
 def poisoned(x):
-    """The same values on the GPU, in the middle of a larger tensor of NaN."""
+    """Return the same values on the GPU, in the middle of a larger tensor of NaN."""
     room = torch.full((x.shape[0] + 2, x.shape[1], x.shape[2] + 256, x.shape[3]), float("nan")).to("cuda", x.dtype)
     inside = room[1:-1, :, 128:-128]
     inside.copy_(x)

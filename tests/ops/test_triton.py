@@ -62,7 +62,7 @@ def test_what_is_not_finite_in_a_later_key_reaches_no_earlier_row(data, mode, ba
 @interpreted
 @pytest.mark.parametrize("scale", [1e-45, -1e-40, 0.0, 1e30])
 def test_a_scale_may_be_tiny_or_huge(scale):
-    """Where float32 holds it as 0, a hidden score times it would be NaN."""
+    """Check a scale that is 0 in float32: a hidden score of -inf times 0 would be NaN."""
     x = [randn(i, 1, h, 37, 16, dtype=torch.float32) for i, h in enumerate((4, 2, 2))]
     p = Problem.of(*x, scale=scale)
     for _, plan in kinds(4, 37, 37, B=1):
@@ -173,7 +173,7 @@ def test_scattering_is_decompressing_with_the_fill(data):
     ),
 )
 def test_the_error_is_that_of_plain_torch(gpu, dtype, lengths, dims, causal, monkeypatch):
-    """What lies beside the inputs is NaN: a kernel that reads over an end says so."""
+    """Surround the inputs by NaN, which shows in the output of a kernel that reads beyond their ends."""
     (Q, K), (D, Dv) = lengths, dims
     monkeypatch.setattr("sparsekit_kernels.triton.attend.target", lambda device: gpu)
     shapes = [(4, Q, D), (2, K, D), (2, K, Dv)]
@@ -191,7 +191,7 @@ def test_the_error_is_that_of_plain_torch(gpu, dtype, lengths, dims, causal, mon
 
 
 def poisoned(x):
-    """The same values, in the middle of a larger tensor of NaN."""
+    """Return the same values, in the middle of a larger tensor of NaN."""
     room = torch.full((x.shape[0] + 2, x.shape[1] + 2, x.shape[2] + 256, x.shape[3] + 32), float("nan")).to(x)
     inside = room[1:-1, 1:-1, 128:-128, 16:-16]
     inside.copy_(x)
@@ -231,7 +231,7 @@ def test_it_says_why_not():
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_it_compiles_without_spills(target):
-    """A process of its own, in which kernels are not interpreted; no GPU is needed."""
+    """Compile in a process of its own, in which kernels are not interpreted; it needs no GPU."""
     script = Path(__file__).with_name("compile_triton.py")
     ran = subprocess.run([sys.executable, script, target], capture_output=True, text=True, env=not_interpreted())
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -32,7 +32,7 @@ def plain(op, *args):
 
 
 def fast(op, *args):
-    """With room made for results full of NaN, or of the largest integer: what a kernel leaves out shows."""
+    """Fill memory for results with NaN or the largest integer, so that entries that a kernel does not write show."""
     with poisoned_room():
         return dispatch.run(op, WHERE, *args, backend="triton")
 
@@ -77,7 +77,7 @@ HALF, SINGLE = torch.float16, torch.float32
     ],
 )
 def test_the_error_of_window_scores_is_that_of_plain_torch(dtype, Q, K, D, window, causal):
-    """What lies beside the inputs is NaN: a kernel that reads over an end says so."""
+    """Surround the inputs by NaN, which shows in the output of a kernel that reads beyond their ends."""
     q, k = (
         poisoned(randn(i, 1, *s, dtype=torch.float32).to(WHERE, dtype)) for i, s in enumerate([(4, Q, D), (2, K, D)])
     )
@@ -423,7 +423,7 @@ def test_it_says_why_not():
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_it_compiles_without_spills(target):
-    """A process of its own, in which kernels are not interpreted; no GPU is needed."""
+    """Compile in a process of its own, in which kernels are not interpreted; it needs no GPU."""
     script = Path(__file__).with_name("compile_triton_scores.py")
     ran = subprocess.run([sys.executable, script, target], capture_output=True, text=True, env=not_interpreted())
     assert ran.returncode == 0, ran.stdout + ran.stderr

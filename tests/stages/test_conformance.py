@@ -15,7 +15,7 @@ TIE = 1e-5  # relative: scores this near are a tie, in whose order float32 round
 
 
 def coverage(name):
-    """The problem, our plan, and what theirs kept [H, S], scored [H, L - voters] and answered [H, rows, D]."""
+    """Return the problem, our plan, and the authors' kept [H, S], scores [H, L - voters] and output [H, rows, D]."""
     case = TOKEN_COVERAGE[name]
     p = Problem.of(*inputs(case))
     theirs = [THEIR_COVERAGE[f"{name}/{what}"] for what in ("kept", "scores", "o")]
@@ -41,7 +41,7 @@ def test_token_coverage_keeps_the_authors_tokens(name):
 
 
 def test_token_coverage_does_not_round_its_scores_where_theirs_does():
-    """In half precision theirs chooses among scores rounded to it: as many tokens, other ones where they tie."""
+    """Check half precision, in which the authors round scores: as many tokens are kept, but others in ties."""
     case, p, plan, theirs, scores, _ = coverage("half precision")
     pool, ours = case.parameters["pool"], plan.queries.idx[0]
     columns = dispatch.run("window_scores", "cpu", p, case.parameters["voters"])[0]
@@ -72,7 +72,7 @@ def test_token_coverage_refuses_an_even_pool_where_theirs_makes_a_score_too_many
 
 
 def flex(name):
-    """The problem, our mask and theirs [H, I, I], and their answer [H, rows, D]."""
+    """Return the problem, our mask and the authors' [H, I, I], and their output [H, rows, D]."""
     case = FLEX_PREFILL[name]
     p = Problem.of(*inputs(case))
     theirs, o = THEIR_FLEX[f"{name}/blocks"].bool(), THEIR_FLEX[f"{name}/o"]
@@ -100,7 +100,7 @@ def test_the_cases_take_both_kinds_of_heads():
 
 
 def probed(p, mask, m):
-    """The part of the last `m` queries' attention on the blocks of a mask [H, I, I]: [H]."""
+    """Return the part of the last `m` queries' attention on the blocks of a mask [H, I, I]: [H]."""
     k = p.k.repeat_interleave(p.q.shape[1] // p.k.shape[1], 1)
     probability = (p.q @ k.mT * p.scale).masked_fill(~p.visible(), float("-inf")).softmax(-1)[0, :, -m:]
     pairs = Plan(blocks=Blocks.of(mask[None], (m, m))).pairs(p)[0, :, -m:]
@@ -134,7 +134,7 @@ def test_flex_prefill_is_query_aware_with_a_probability_of_zero_where_theirs_has
 
 
 def test_tokens_of_theirs_are_lawful_plans():
-    """The recorded choices run as plans of ours: an independent source of plans for attend."""
+    """Check attend on the authors' recorded choices, as plans that are independent of our stages."""
     for name, case in TOKEN_COVERAGE.items():
         theirs, o = THEIR_COVERAGE[f"{name}/kept"], THEIR_COVERAGE[f"{name}/o"]
         if case.dtype == torch.float32 and theirs.numel():

@@ -28,7 +28,7 @@ SIZES = st.integers(1, 5)
 
 
 def own_and_first(p, m):
-    """The pairs of every query's own key's block and of the first block, per query block."""
+    """Return the pairs of the blocks of every query's own key and of the first block, per query block."""
     slot = torch.arange(p.k.shape[2])
     own = slot[-p.q.shape[2] :]
     block = torch.arange(p.q.shape[2]) // m

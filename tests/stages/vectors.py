@@ -93,10 +93,10 @@ def inputs(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def rows(case: Case) -> torch.Tensor:
-    """The stored output rows."""
+    """Return the stored output rows."""
     return torch.linspace(0, case.L - 1, ROWS).round().long()
 
 
 def recorded(method: str) -> dict[str, torch.Tensor]:
-    """What the authors' code gave: "case/name" -> tensor."""
+    """Return the recorded results of the authors' code: "case/name" -> tensor."""
     return load_file(DATA / f"{method}.safetensors")
