@@ -58,7 +58,7 @@ def refused(*words):
     """Return the one line that a refused command prints."""
     ran = command(*words)
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1 and "Traceback" not in ran.stderr + ran.stdout, ran
-    assert "did not expect that" not in ran.stderr, ran.stderr
+    assert "did not expect this error" not in ran.stderr, ran.stderr
     return ran.stderr
 
 
@@ -189,7 +189,7 @@ def test_the_first_bad_byte_is_named(mark, data):
     if why is None:
         assert "\0" not in as_utf8(data, "x").decode()
         return
-    with pytest.raises(ValueError, match=f"^it is no text: {re.escape(why)}; .*convert it"):
+    with pytest.raises(ValueError, match=f"^it is not text: {re.escape(why)}; .*convert it"):
         as_utf8(data, "it")
     at = int(re.match(r"byte (\d+) is", why)[1])
     assert no_text(data[:at]) is None and (at == len(data) or no_text(data[: at + 4]) is not None)
@@ -208,13 +208,13 @@ def test_a_file_that_is_no_text_is_refused_and_a_model_of_bytes_says_so(name, mo
     file, (data, why) = tmp_path / name, BROKEN[name]
     file.write_bytes(data)
     said = refused("run", models / "llama", "--prompt-file", file, "--pipeline", "dense")
-    assert name in said and f"is no text: {why}" in said and "convert it" in said
+    assert name in said and f"is not text: {why}" in said and "convert it" in said
     for words in (["demo", file], ["eval", "embedded", "--file", file, "--pipeline", "streaming", "--length", "1K"]):
-        assert f"is no text: {why}" in refused(*words)
+        assert f"is not text: {why}" in refused(*words)
     with pytest.raises(ValueError, match=why):
         read_text(file)
     ran = command("run", "embedded", "--prompt-file", file, "--pipeline", "dense", "--tokens", 1, "--most", 20)
-    assert ran.returncode == 0 and f"is no text: {why}; its bytes are read as they are\n" in ran.stderr
+    assert ran.returncode == 0 and f"is not text: {why}; its bytes are read as they are\n" in ran.stderr
     assert ran.stderr.count("\n") == 1
 
 
@@ -281,7 +281,7 @@ def test_noise_is_not_shown_as_a_speed_up(models, text, monkeypatch):
     assert "median of 3" in command(*words).stdout
     monkeypatch.setattr(turns, "LONG", 0.0)
     once = command(*words).stdout
-    assert "timed once, because a first token took more than 0 s" in once and "median of 1" in once
+    assert "timed once, because the first token took more than 0 s" in once and "median of 1" in once
 
 
 # Models that cannot be sparse

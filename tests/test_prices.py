@@ -138,7 +138,7 @@ def test_the_command_measures_and_says_what_is_known(cache, monkeypatch, capsys)
     assert "No times are known here" in capsys.readouterr().out
     backends.backends(measure_here=True)
     out, err = capsys.readouterr()
-    assert f"Kept in {cache}" in err and "Times known here: dense" in out and "FlexPrefill" in out
+    assert f"Saved to {cache}" in err and "Times known here: dense" in out and "FlexPrefill" in out
     assert set(prices.prices(CPU).stages) >= {"TokenCoverage", "FlexPrefill", "Streaming"}
 
 

@@ -1,1 +1,1 @@
-"""The commands of the command line, one file each, and what they share: options, loading, progress."""
+"""The commands of the command line, one file each, and the code they share: options, loading, progress."""

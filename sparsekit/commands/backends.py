@@ -17,11 +17,11 @@ def backends(
     measure_here: Annotated[
         bool,
         typer.Option(
-            "--measure", help="Time attention and the stages here, some seconds; pipelines then know what pays"
+            "--measure", help="Time attention and stages here, in seconds; pipelines then know when stages pay off"
         ),
     ] = False,
 ) -> None:
-    """Which backend runs which operation here, and why not; and what is known of times."""
+    """Show which backend runs which operation here, why the others do not, and the times known here."""
     import torch
 
     from .. import dispatch
@@ -31,12 +31,12 @@ def backends(
     if measure_here:
         console = Console(stderr=True)
         with console.status("dense") as status:
-            found = measure(device, on_step=status.update)
-        console.print(f"Kept in {keep(device, found)}", highlight=False, soft_wrap=True)
+            measured = measure(device, on_step=status.update)
+        console.print(f"Saved to {keep(device, measured)}", highlight=False, soft_wrap=True)
     table, reasons = Table("operation", *dispatch.BACKENDS), []
-    for what, said in _rows(device):
+    for operation, reason_by_backend in _rows(device):
         cells = []
-        for backend, reason in said.items():
+        for backend, reason in reason_by_backend.items():
             if reason is None:
                 cells.append("yes")
             elif reason == "":
@@ -45,9 +45,10 @@ def backends(
                 line = f"{backend}: {reason}"
                 reasons += [] if line in reasons else [line]
                 cells.append(f"no ({reasons.index(line) + 1})")
-        table.add_row(what, *cells)
+        table.add_row(operation, *cells)
     console = Console()
-    console.print(f"Tried with small tensors on {device.type}; an empty cell: there is none", highlight=False)
+    tried = f"Tried with small tensors on {device.type}; an empty cell: the backend does not have the operation"
+    console.print(tried, highlight=False, soft_wrap=True)
     console.print(table)
     for number, line in enumerate(reasons, 1):
         console.print(f"({number}) {line}", markup=False, highlight=False, soft_wrap=True)
@@ -57,27 +58,29 @@ def backends(
 
 
 def _times(known: "Prices | None") -> str:
+    """Return the line that lists the times known on this machine, or says how to measure them."""
     from ..prices import FREE
 
     if known is None:
         return (
             "No times are known here: the first pipeline that needs them measures once, or sparsekit backends "
-            "--measure does; SPARSEKIT_MEASURE=0 in the environment leaves it to you, and stages always run until then"
+            "--measure does. With SPARSEKIT_MEASURE=0 in the environment no pipeline measures; until there are times, "
+            "stages always run"
         )
     each = (f"{name} {price.call:.2f} ms, or {price.token:.2f} ms" for name, price in known.stages.items())
     steps = {"blocks": known.blocks, "tokens": known.tokens, "fill": known.fill}
-    beside = (f"{name} {p.call:.2f} ms, or {p.token:.2f} ms" for name, p in steps.items() if p and p != FREE)
-    slow = f", {known.slow:.2f} times that time by lists of blocks" if known.slow != 1 else ""
+    others = (f"{name} {p.call:.2f} ms, or {p.token:.2f} ms" for name, p in steps.items() if p and p != FREE)
+    slow = f", by block lists {known.slow:.2f} times as long" if known.slow != 1 else ""
     return (
-        f"Times known here: dense {known.rate:.3g} TFLOP/s{slow}; a step, of a call or of a million tokens and heads: "
-        f"{'; '.join((*each, *beside))}"
+        f"Times known here: dense {known.rate:.3g} TFLOP/s{slow}; each step per call, or per million tokens and heads: "
+        f"{'; '.join((*each, *others))}"
     )
 
 
 def _rows(device: "torch.device") -> Iterator[tuple[str, dict[str, str | None]]]:
-    """Yield an operation, and of each backend why it cannot; None: it can, "": there is none.
+    """Yield each operation with the reason why each backend cannot run it: None if it can, "" if it has no such op.
 
-    An op has another row where arguments of another kind get other answers.
+    An op has one row for each kind of arguments that gets different answers.
     """
     import torch
 
@@ -89,8 +92,8 @@ def _rows(device: "torch.device") -> Iterator[tuple[str, dict[str, str | None]]]
     for op in dispatch.ops():
         seen = []
         for kind, args in dispatch.definition(op).samples(draw).items():
-            said = {b: dispatch.why_not(b, op, *args) if dispatch.has(b, op) else "" for b in dispatch.BACKENDS}
-            answers = [reason if reason is None else bool(reason) for reason in said.values()]
+            reasons = {b: dispatch.why_not(b, op, *args) if dispatch.has(b, op) else "" for b in dispatch.BACKENDS}
+            answers = [reason if reason is None else bool(reason) for reason in reasons.values()]
             if answers not in seen:
                 seen.append(answers)
-                yield f"{op}, {kind}" if kind else op, said
+                yield f"{op}, {kind}" if kind else op, reasons

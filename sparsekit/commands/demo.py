@@ -14,15 +14,17 @@ from .options import MOST_PROMPTS, Device, Seed
 def demo(
     file: Annotated[Path | None, Argument(help="Text to hide facts in; default: Python's standard library")] = None,
     length: Annotated[int, Option(help="Bytes of a prompt, at least 1024")] = 16384,
-    questions: Annotated[int, Option(max=MOST_PROMPTS, help="Prompts, one question each, at least 1")] = 4,
-    pipeline: Annotated[list[str] | None, Option(help="Spec of a pipeline; may be given several times")] = None,
+    questions: Annotated[
+        int, Option(max=MOST_PROMPTS, help="Number of prompts, at least 1; each asks one question")
+    ] = 4,
+    pipeline: Annotated[list[str] | None, Option(help="Spec of a pipeline; repeat the option for several")] = None,
     seed: Seed = 0,
     device: Device = "auto",
     out: Annotated[Path, Option(help="Folder for plan.png and demo.json")] = Path("demo"),
 ) -> None:
-    """Ask a long-context model about real text, dense beside sparse, and draw what one head computes.
+    """Ask a long-context model about real text, dense and sparse, and draw the pairs that one head computes.
 
-    By default beside each other what queries that were dropped see: nothing, a window, a window and sinks.
+    The default pipelines differ in what dropped queries see: nothing, a window, or a window with sinks.
     """
     needs("transformers", "hf")
     from transformers.utils.logging import disable_progress_bar
@@ -32,12 +34,12 @@ def demo(
     from .loading import usable
     from .progress import progress
 
-    disable_progress_bar()  # of loading 15 MB, in the middle of ours
+    disable_progress_bar()  # transformers' own, for 15 MB, would appear in the middle of ours
     console, device = Console(), usable(device)
     out.mkdir(parents=True, exist_ok=True)
     with progress() as on_step, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "sparsekit: .* ran dense in all")  # the density says it
-        found = run_demo(
+        warnings.filterwarnings("ignore", "sparsekit: .* ran dense in all")  # the table's density shows it
+        result = run_demo(
             read_text(file),
             length=length,
             questions=questions,
@@ -46,12 +48,12 @@ def demo(
             device=device,
             on_step=on_step,
         )
-    console.print(found.table())
-    for sentence in found.sentences():
+    console.print(result.table())
+    for sentence in result.sentences():
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"figures: {found.save(out / 'demo.json')}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"figures: {result.save(out / 'demo.json')}", markup=False, highlight=False, soft_wrap=True)
     try:
-        picture = str(found.draw(out / "plan.png"))
+        picture = str(result.draw(out / "plan.png"))
     except ImportError as missing:
         picture = f"none: {missing}"
     console.print(f"picture: {picture}", markup=False, highlight=False, soft_wrap=True)

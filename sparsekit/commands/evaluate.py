@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 
 RECIPES = ("lossless,balanced,fast",)
-FIRST = 2048  # of the lengths that double
+FIRST = 2048  # the shortest default length; each next one is twice as long
 ROOM = 64  # columns of the terminal that the widest figures take beside a pipeline's name
-NAME = 16  # letters of a name that are shown however narrow it is
-WHOLE = ("right", "difference", "text, nats")  # columns whose cells stay on a line
+NAME = 16  # letters of a name that are shown however narrow the terminal is
+WHOLE = ("right", "difference", "text, nats")  # columns whose cells are never broken over lines
 TABLES = {
     (
         "{}: answers",
-        "[ ]: 95% intervals; difference: from dense, on the same prompts, in points, ~: none is sure; p: how likely it "
-        "is by chance",
+        "[ ]: 95% intervals; difference: from dense on the same prompts, in points (~: 0 is inside the interval); "
+        "p: how likely chance alone gives a difference this large",
     ): ("right", "difference", "p"),
     (
         "{}: attention",
-        "kept: queries, density: pairs computed; speed-up: of attention, over the fastest dense of the run",
+        "kept: part of the queries; density: part of the pairs; speed-up: of attention, over the fastest dense here",
     ): ("kept", "density", "attention ms", "speed-up", "first token ms"),
     (
         "{}: the text that follows",
-        "text: loss less that after a dense prefill, nats per token; KL: from dense, nats; agreement: the likeliest "
-        "token is the same",
+        "text: loss minus the loss after a dense prefill, nats per token; KL: from dense, nats; agreement: part of "
+        "tokens where the likeliest is dense attention's",
     ): ("text, nats", "KL", "agreement"),
 }
 
@@ -49,8 +49,8 @@ def evaluate(
         Option(
             "--pipelines",
             "--pipeline",
-            help="Recipes, specs or schedules (a .json file or a folder with one), with commas or ; between; may be "
-            "given several times; default: lossless,balanced,fast",
+            help="Recipes, specs or schedules (a .json file or a folder with one), separated by commas or semicolons; "
+            "the option may be repeated; default: lossless,balanced,fast",
         ),
     ] = None,
     lengths: Annotated[
@@ -58,33 +58,39 @@ def evaluate(
         Option(
             "--lengths",
             "--length",
-            help='Tokens of a prompt with its reply, or for "embedded" bytes of a prompt, such as "4K,32K"; default: '
-            "2K, 4K, 8K, ... up to the positions that the model was made for",
+            help='Lengths of prompts, such as "4K,32K": tokens with the reply, or for "embedded" bytes; default: 2K, '
+            "4K, 8K, ... up to the model's number of positions",
         ),
     ] = None,
     tasks: Annotated[
-        str, Option(help="Tasks, with commas between; claimed: those that a claim may rest on; all")
+        str, Option(help='Tasks, separated by commas; "claimed": those that a claim may rest on; "all": every task')
     ] = "claimed",
     questions: Annotated[int, Option(max=MOST_PROMPTS, help="Prompts of each task at each length, at least 1")] = 4,
-    texts: Annotated[int, Option(max=MOST_PROMPTS, help="Real texts of each length, for the loss of what follows")] = 4,
+    texts: Annotated[
+        int, Option(max=MOST_PROMPTS, help="Real texts per length; the loss is measured on the text that follows")
+    ] = 4,
     file: Annotated[Path | None, Option(help="Text to hide facts in; default: Python's standard library")] = None,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     rope_scaling: Annotated[
-        str | None, Option(help='Stretch rotary positions to go beyond the model\'s own: "yarn:4", or JSON')
+        str | None, Option(help='Stretch rotary positions beyond the model\'s own length: "yarn:4", or JSON')
     ] = None,
-    out: Annotated[Path | None, Option(help="Records, one a line; what is there already is not done again")] = None,
-    page: Annotated[Path | None, Option(help="Markdown page to write, its pictures beside it")] = None,
-    timed: Annotated[int, Option(max=MOST_PROMPTS, help="Prompts of each length that times are of; 0: no times")] = 3,
-    again: Annotated[bool, Option("--again", help="Time again what has a time in the records")] = False,
+    out: Annotated[
+        Path | None, Option(help="File of records, one per line; results that it already has are not measured again")
+    ] = None,
+    page: Annotated[Path | None, Option(help="Markdown page to write; its pictures are written beside it")] = None,
+    timed: Annotated[int, Option(max=MOST_PROMPTS, help="Prompts per length to time; 0: none")] = 3,
+    again: Annotated[
+        bool, Option("--again", help="Time again even if the records have a time; answers are not asked again")
+    ] = False,
     commit: Annotated[
-        str | None, Option(envvar="SPARSEKIT_COMMIT", help="Of the code, as git describe --always --dirty says it")
+        str | None, Option(envvar="SPARSEKIT_COMMIT", help="Git revision to record: git describe --always --dirty")
     ] = None,
 ) -> None:
-    """Ask a model about long texts, dense beside sparse: answers found, text that follows, and what attention costs.
+    """Ask a model about long texts, dense and sparse: right answers, loss on the text that follows, attention time.
 
-    MODEL may be a .gguf file, too. Pipelines run however short a prompt is: this is what they do, not whether they pay.
+    MODEL may also be a .gguf file. Stages always run here, even on prompts too short to gain from them.
     """
     from .. import testbed
     from ..evaluation import tasks as in_words
@@ -101,31 +107,29 @@ def evaluate(
 
     console = Console()
     say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
-    asked = {by_new_names(name): read_pipeline(name) for name in _apart(pipelines or RECIPES) if name != DENSE}
+    chosen = {by_new_names(name): read_pipeline(name) for name in _apart(pipelines or RECIPES) if name != DENSE}
     given = _lengths(lengths) if lengths else None
     known = (*testbed.TASKS, "trained") if model == EMBEDDED else (*in_words.TASKS,)
-    for word in _words([tasks], ","):  # before a model is loaded, which takes its time
+    for word in _words([tasks], ","):  # before the model is loaded, which takes long
         check_choice("tasks", word, (*known, "claimed", "all"))
     text = testbed.read_text(file)
     if page and page.is_dir():
         raise ValueError(f"page: got {str(page)!r}, which is a folder; allowed is a file to write: name one in it")
     if page and timed:
-        needs("matplotlib", "plots")  # now, and not once all is measured
+        needs("matplotlib", "plots")  # now, not after everything is measured
     records = Records(out)
     if records.torn:
-        say(f"{out}: its last line was cut off and is done again")
+        say(f"{out}: its last line was cut off; that result is measured again")
     with progress() as on_step, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "sparsekit: .* ran dense in all")  # the density says it
+        warnings.filterwarnings("ignore", "sparsekit: .* ran dense in all")  # the table's density shows it
         loaded = load(model, device, rope_scaling, dtype)
         source = Bytes(text) if loaded.words is None else Words(loaded.words, text)
-        chosen = tuple(
-            dict.fromkeys(task for word in _words([tasks], ",") for task in source.groups.get(word, (word,)))
-        )
+        names = tuple(dict.fromkeys(task for word in _words([tasks], ",") for task in source.groups.get(word, (word,))))
         sizes = _within(loaded.model, given, source.unit, rope_scaling)
-        prompts = Prompts(source, chosen, sizes, questions, texts, seed)
-        what = loaded.model, asked, prompts, records
+        prompts = Prompts(source, names, sizes, questions, texts, seed)
+        what = loaded.model, chosen, prompts, records
         compare(*what, name=loaded.name, timed=timed, again=again, commit=commit, on_step=on_step)
-    shown = {DENSE, *asked}
+    shown = {DENSE, *chosen}
     rows = [row for row in front(records.lines) if row.length in sizes and (row.dense or row.pipeline in shown)]
     called = _numbered((row.pipeline for row in rows), console.width)
     for length in sizes:
@@ -141,7 +145,10 @@ def evaluate(
 
 
 def _within(model: Any, lengths: tuple[int, ...] | None, unit: str, rope_scaling: str | None) -> tuple[int, ...]:
-    """Return the lengths, by default as many as a model has positions for. Raises ValueError for longer ones."""
+    """Return the lengths; by default FIRST, doubled up to the model's number of positions.
+
+    Raises ValueError for a length beyond the model's positions.
+    """
     from .positions import most_positions
 
     most = most_positions(model)
@@ -156,19 +163,20 @@ def _within(model: Any, lengths: tuple[int, ...] | None, unit: str, rope_scaling
         already = f", stretched by {rope_scaling}" if rope_scaling else ""
         raise ValueError(
             f"lengths: got {max(lengths):,} {unit}, and the model was made for {most:,} positions{already}; allowed "
-            'are these: pass shorter lengths, or stretch the positions, such as --rope-scaling "yarn:4"'
+            f"are at most {most:,}: pass shorter lengths, or stretch the positions, such as --rope-scaling "
+            '"yarn:4"'
         )
     return lengths
 
 
 def _numbered(names: Iterable[str], width: int) -> dict[str, str]:
-    """Return what tables call pipelines: a number for each whose name leaves no room beside it."""
+    """Return the number by which tables call each pipeline whose name is too long for the terminal."""
     long = [name for name in dict.fromkeys(names) if len(name) > max(width - ROOM, NAME)]
     return {name: f"({number})" for number, name in enumerate(long, 1)}
 
 
 def _tables(rows: "Sequence[Row]", unit: str, called: Mapping[str, str], width: int) -> Iterator[Table]:
-    """Yield what is found of the rows of one length; `called` has shorter names of pipelines."""
+    """Yield the tables of the rows of one length; `called` maps long names of pipelines to short ones."""
     from ..evaluation.page import counts, figures, parts, that_were_asked, thousands
     from ..evaluation.rows import COUNTS
 
@@ -177,20 +185,20 @@ def _tables(rows: "Sequence[Row]", unit: str, called: Mapping[str, str], width: 
     where = f"{thousands(rows[0].length)} {unit}"
     for (title, caption), names in TABLES.items():
         shown = [row for row in rows if any(figures(row)[name] for name in names)]
-        filled = [name for name in names if any(figures(row)[name] for row in shown)]
-        table = _table(title.format(where), caption, "pipeline", *filled)
+        columns = [name for name in names if any(figures(row)[name] for row in shown)]
+        table = _table(title.format(where), caption, "pipeline", *columns)
         for row in shown:
-            table.add_row(called.get(row.pipeline, row.pipeline), *(figures(row)[name] for name in filled))
+            table.add_row(called.get(row.pipeline, row.pipeline), *(figures(row)[name] for name in columns))
         if shown:
             yield table
-    asked = that_were_asked(rows)
-    heads = [called.get(row.pipeline, row.pipeline) for row in asked]
-    beside = max((width - 2 * NAME) // (max(map(len, heads), default=0) + 3), 1)
-    for some in (range(len(asked))[at : at + beside] for at in range(0, len(asked), beside)):
-        caption = f"in percent; tasks of which dense finds less than {COUNTS:.0%} do not count"
+    answered = that_were_asked(rows)
+    heads = [called.get(row.pipeline, row.pipeline) for row in answered]
+    per_table = max((width - 2 * NAME) // (max(map(len, heads), default=0) + 3), 1)
+    for some in (range(len(answered))[at : at + per_table] for at in range(0, len(answered), per_table)):
+        caption = f"in percent; tasks that dense answers right less than {COUNTS:.0%} of the time do not count"
         table = _table(f"{where}: right by task", caption, "task", *(heads[at] for at in some), "counts")
-        for task in dict.fromkeys(task for at in some for task in asked[at].tasks):
-            these = [asked[at] for at in some]
+        for task in dict.fromkeys(task for at in some for task in answered[at].tasks):
+            these = [answered[at] for at in some]
             table.add_row(task, *parts(these, task), counts(these, task))
         yield table
 
@@ -203,17 +211,19 @@ def _table(title: str, caption: str, first: str, *others: str) -> Table:
 
 
 def _lengths(texts: Iterable[str]) -> tuple[int, ...]:
-    """ "4K,5000" -> (4096, 5000)."""
+    """Return lengths as numbers: "4K,5000" is (4096, 5000)."""
     words = _words(texts, ",")
-    found = [re.fullmatch(r"(\d+)(K?)", word, re.IGNORECASE) for word in words]
-    if not all(found):
-        raise ValueError(f'lengths: got {",".join(words)!r}; allowed are numbers such as "4K,5000": write so')
-    return tuple(int(match[1]) * (1024 if match[2] else 1) for match in found if match)
+    matches = [re.fullmatch(r"(\d+)(K?)", word, re.IGNORECASE) for word in words]
+    if not all(matches):
+        raise ValueError(
+            f'lengths: got {",".join(words)!r}; allowed are numbers such as "4K,5000": write them like that'
+        )
+    return tuple(int(match[1]) * (1024 if match[2] else 1) for match in matches if match)
 
 
 def _apart(texts: Iterable[str]) -> tuple[str, ...]:
-    """Return what stands between commas and semicolons, but for those inside brackets or quotes."""
-    found = []
+    """Split texts at commas and semicolons, except inside brackets or quotes."""
+    parts = []
     for text in texts:
         start = depth = 0
         quote = ""
@@ -227,10 +237,10 @@ def _apart(texts: Iterable[str]) -> tuple[str, ...]:
             elif letter in ")]}":
                 depth -= 1
             elif letter in ",;" and depth <= 0:
-                found.append(text[start:at])
+                parts.append(text[start:at])
                 start = at + 1
-        found.append(text[start:])
-    return tuple(dict.fromkeys(word.strip() for word in found if word.strip()))
+        parts.append(text[start:])
+    return tuple(dict.fromkeys(word.strip() for word in parts if word.strip()))
 
 
 def _words(texts: Iterable[str], between: str) -> tuple[str, ...]:

@@ -17,16 +17,16 @@ PAGE = "explore.html"
 def explore(
     model: Model,
     prompt_file: Annotated[Path, Option(help="A text file")],
-    pipeline: Annotated[list[str], Option(help="Spec of a pipeline, or a schedule; may be given several times")],
+    pipeline: Annotated[list[str], Option(help="Spec of a pipeline, or a schedule; repeat the option for several")],
     most: Most = None,
     cells: Annotated[
-        int | None, Option(help="Cells of a picture along an axis, at most; default: what a page of a few MB holds")
+        int | None, Option(help="Most cells of a picture along an axis; default: as many as keep the page at a few MB")
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     out: Annotated[Path, Option(help=f"Folder for {PAGE}")] = Path("explore"),
 ) -> None:
-    """Write a page to look into a model: what pipelines keep, compute and lose in every layer and head."""
+    """Write an interactive page that shows what pipelines keep, compute and lose in every layer and head of a model."""
     from .. import explore as exploration
     from ..checks import check_count
     from ..chip import chip
@@ -45,13 +45,13 @@ def explore(
     check_lengths(loaded.model, [(prompt_file, tokens)])
     out.mkdir(parents=True, exist_ok=True)
     with progress() as on_step:
-        found = exploration.explore(loaded.model, tokens, chosen, cells=cells, on_step=on_step)
+        result = exploration.explore(loaded.model, tokens, chosen, cells=cells, on_step=on_step)
     say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
     for number, name in enumerate(chosen):
-        total = found.totals(number)
+        total = result.totals(number)
         figures = ", ".join(f"{what} {total[what]:.3f}" for what in ("kept", "density", "mass", "error"))
         say(f"{name}: {figures}; mean over layers")
-        if line := found.warning(number):
+        if line := result.warning(number):
             say(f"WARNING: {line}")
     made = {
         "command": shlex.join(["sparsekit", *sys.argv[1:]]),
@@ -60,4 +60,4 @@ def explore(
         "date": date.today().isoformat(),
     }
     pieces = exploration.pieces(loaded.tokenizer, tokens)
-    say(f"page: {exploration.write_page(found, out / PAGE, pieces, model=loaded.name, made=made)}")
+    say(f"page: {exploration.write_page(result, out / PAGE, pieces, model=loaded.name, made=made)}")

@@ -8,10 +8,10 @@ from typer import Argument
 
 
 def page(
-    records: Annotated[Path, Argument(help="File that sparsekit eval --out wrote")],
-    out: Annotated[Path, Argument(help="Markdown file to write; its pictures come beside it")],
+    records: Annotated[Path, Argument(help="File of records that sparsekit eval --out wrote")],
+    out: Annotated[Path, Argument(help="Markdown page to write; its pictures are written beside it")],
 ) -> None:
-    """Write the page of an evaluation's records: tables, and accuracy over speed-up."""
+    """Write a page of an evaluation's records: tables, and pictures of accuracy over speed-up."""
     from ..evaluation.page import write_page
     from ..evaluation.records import Records
 

@@ -1,7 +1,8 @@
-"""How long a prompt a model takes, found by looking at what it does with a short one.
+"""Checks that prompts fit a model's positions.
 
-Learned positions end: a token beyond them is an error deep in the model. Computed ones (RoPE) do not, but what a model
-makes of positions that it never saw in training is another question.
+A model with learned positions has a table of them: a token beyond its end is an error deep in the model. Computed
+positions (RoPE) have no end, but a model may fail on positions that it never saw in training. A short prompt shows
+which kind a model has.
 """
 
 import warnings
@@ -16,10 +17,10 @@ LOOK = 4  # tokens of the short prompt
 
 
 def check_lengths(model: Any, prompts: Iterable[tuple[object, list[int]]], generated: int = 0) -> None:
-    """Check that a model has positions for prompts, each with its name, and for what is generated after each.
+    """Check that a model has positions for each prompt, given with its name, and for the tokens generated after it.
 
-    Raises ValueError for more than a model with learned positions has. Warns of more than `max_position_embeddings`
-    of one that computes them.
+    Raises ValueError for more positions than a model has learned. Warns if a model that computes positions needs more
+    than its `max_position_embeddings`.
     """
     given = list(prompts)
     made_for = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -27,24 +28,24 @@ def check_lengths(model: Any, prompts: Iterable[tuple[object, list[int]]], gener
     later = max(generated - 1, 0)  # the last token is never read
     for name, tokens in given:
         needed = len(tokens) + later
-        asked = f"{str(name)!r} has {len(tokens):,} tokens"
-        asked += f", with {generated:,} to generate {needed:,} positions" if later else ""
+        size = f"{str(name)!r} has {len(tokens):,} tokens"
+        size += f", with {generated:,} to generate {needed:,} positions" if later else ""
         if learned is not None and needed > learned:
             mend = f"pass --most {learned - later}" if later < learned else f"pass --tokens {learned // 2} or less"
             raise ValueError(
-                f"prompt-file: {asked}; allowed are {learned:,}, because the model has learned a vector for each "
-                f"position and has no more: {mend}"
+                f"prompt-file: {size}; allowed are {learned:,}, because the model has a learned vector for each "
+                f"position and no more than these: {mend}"
             )
         if learned is None and isinstance(made_for, int) and needed > made_for:
             warnings.warn(
-                f"sparsekit: {asked}, and the model was made for {made_for:,} (max_position_embeddings): beyond them "
-                "its answers, dense or sparse, may be worthless",
+                f"sparsekit: {size}, and the model was made for {made_for:,} (max_position_embeddings): beyond them "
+                "its answers may be worthless, dense or sparse",
                 stacklevel=2,
             )
 
 
 def most_positions(model: Any) -> int | None:
-    """Return for how many positions a model was made, as its table of them or its config says; None if neither does."""
+    """Return a model's number of positions, from its table of them or its config; None if neither has it."""
     text = model.config.get_text_config()
     token = next(id for id in range(LOOK) if id != getattr(text, "pad_token_id", None))
     learned, made_for = learned_positions(model, token), getattr(text, "max_position_embeddings", None)
@@ -53,10 +54,10 @@ def most_positions(model: Any) -> int | None:
 
 @torch.no_grad()
 def learned_positions(model: Any, token: int) -> int | None:
-    """Return for how many positions a model has a learned vector, or None if it computes them.
+    """Return the number of positions that a model has learned, or None if it computes them.
 
-    A prompt of one and the same token makes a model read its table of positions row after row, perhaps from an offset
-    on, as OPT does, and the others not.
+    On a prompt that repeats one token, the table of positions is the only table that a model reads row after row. The
+    first row may have an offset, as in OPT.
     """
     tables = _Tables({parameter.data_ptr(): name for name, parameter in model.named_parameters()})
     with tables:
@@ -65,7 +66,7 @@ def learned_positions(model: Any, token: int) -> int | None:
 
 
 class _Tables(TorchDispatchMode):
-    """Notes how many positions each table holds that is read row after row."""
+    """A mode that records how many positions each table holds that is read row after row."""
 
     def __init__(self, parameters: Mapping[int, str]) -> None:
         super().__init__()
@@ -90,6 +91,6 @@ class _Tables(TorchDispatchMode):
 
 
 def _ordinary(model: Any, tokens: list[int]) -> int:
-    """Return a token of a prompt that is no padding: some models give padding no position."""
+    """Return a token of a prompt that is not padding: some models give padding no position."""
     padding = getattr(model.config.get_text_config(), "pad_token_id", None)
     return next((token for token in tokens if token != padding), tokens[0])

@@ -13,15 +13,15 @@ def profile(
     model: Model,
     prompt_file: PromptFiles,
     quantile: Annotated[float, Option(help="Part of the layers to sparsify, in [0, 1]")] = 0.5,
-    pipeline: Annotated[str | None, Option(help="Spec of a pipeline: write its schedule, for those layers")] = None,
+    pipeline: Annotated[str | None, Option(help="Spec of a pipeline for those layers; its schedule is written")] = None,
     most: Most = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     out: Annotated[Path, Option(help="Folder for drift.png and sparsekit.json")] = Path("schedule"),
 ) -> None:
-    """Measure how much each layer changes the hidden states: those that change them least are to be sparse.
+    """Measure how much each layer changes the hidden states: the layers that change them least should be sparse.
 
-    Also how much attention rests on the first tokens, and whether the pipeline takes them away.
+    It also measures how much attention rests on the first tokens, and whether the pipeline leaves them out.
     """
     from ..calibrate import profile_layers
     from ..pipeline import Pipeline
@@ -30,21 +30,21 @@ def profile(
     from .positions import check_lengths
     from .progress import progress
 
-    made, console = None if pipeline is None else Pipeline.from_spec(pipeline), Console()
+    sparse, console = None if pipeline is None else Pipeline.from_spec(pipeline), Console()
     with progress():
         loaded = load(model, device, dtype=dtype)
     prompts = read_prompts(prompt_file, loaded.tokenizer, most)
     check_lengths(loaded.model, zip(prompt_file, prompts, strict=True))
     out.mkdir(parents=True, exist_ok=True)
     with progress() as on_step:
-        found = profile_layers(loaded.model, prompts, quantile=quantile, pipeline=made, on_step=on_step)
-    console.print(found.table())
+        measured = profile_layers(loaded.model, prompts, quantile=quantile, pipeline=sparse, on_step=on_step)
+    console.print(measured.table())
     say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
-    if line := found.warning():
+    if line := measured.warning():
         say(f"WARNING: {line}")
-    if made is not None:
-        say(f"schedule: {found.schedule(made).save(out)}")
+    if sparse is not None:
+        say(f"schedule: {measured.schedule(sparse).save(out)}")
     try:
-        say(f"picture: {draw_profile(found, out / 'drift.png')}")
+        say(f"picture: {draw_profile(measured, out / 'drift.png')}")
     except ImportError as missing:
         say(f"picture: none: {missing}")

@@ -1,4 +1,4 @@
-"""How far the work is, on stderr: a bar, gone once it is done; where there is no terminal, a line now and then."""
+"""Shows progress on stderr: on a terminal a bar that disappears at the end, elsewhere a line every few seconds."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -10,15 +10,15 @@ from time import monotonic
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-EVERY = 10.0  # seconds from line to line where there is no terminal
-SAME = 6  # lines left out while nothing has changed: a step may take an hour
+EVERY = 10.0  # seconds between lines where there is no terminal
+SAME = 6  # while nothing changes only every sixth line is printed: a step may take an hour
 
 OnStep = Callable[[int, int, str], None]
 
 
 @contextmanager
 def progress() -> Iterator[OnStep]:
-    """The `on_step(done, total, name)` of a bar, or of lines; both begin with "loading"."""
+    """Yield the function `on_step(done, total, name)` that moves a bar or lines; both begin with "loading"."""
     errors = Console(stderr=True)
     if not errors.is_terminal:
         with _lines() as on_step:
@@ -32,23 +32,23 @@ def progress() -> Iterator[OnStep]:
 
 @contextmanager
 def _lines() -> Iterator[OnStep]:
-    """A thread says it: a single step may take longer than who watches a log believes in it."""
+    """Yield `on_step`; a thread prints the lines, so that a log shows life during a long step."""
     state, over, began = "loading", Event(), monotonic()
 
     def on_step(done: int, total: int, name: str) -> None:
         nonlocal state
         state = f"{done} of {total}, {name}"
 
-    def tell() -> None:
-        said, silent = "", 0
+    def print_lines() -> None:
+        last, silent = "", 0
         while not over.wait(EVERY):
-            silent = silent + 1 if state == said else 0
+            silent = silent + 1 if state == last else 0
             if silent % SAME == 0:
-                said = state
+                last = state
                 elapsed = timedelta(seconds=round(monotonic() - began))
                 print(f"sparsekit: {state}, {elapsed} so far", file=sys.stderr, flush=True)
 
-    thread = Thread(target=tell, daemon=True)
+    thread = Thread(target=print_lines, daemon=True)
     thread.start()
     try:
         yield on_step

@@ -17,7 +17,7 @@ def run(
     tokens: Annotated[int, Option(help="Tokens to generate, at least 1")] = 64,
     most: Most = None,
     chat: Annotated[
-        bool, Option("--chat", help="Put each text in the model's chat template, as what a user says")
+        bool, Option("--chat", help="Put each text into the model's chat template, as a user's message")
     ] = False,
     device: Device = "auto",
     device_map: Annotated[
@@ -25,7 +25,7 @@ def run(
     ] = None,
     dtype: Dtype = "auto",
 ) -> None:
-    """Continue a text, dense and sparse: time to the first token, the two continuations, and what ran sparse at all."""
+    """Continue a text, dense and sparse, and compare: time to the first token, continuations, and what ran sparse."""
     from ..integrations.transformers import sparsify
     from ..layers import read_pipeline
     from . import turns
@@ -40,12 +40,12 @@ def run(
         loaded = load(model, device, dtype=dtype, device_map=device_map)
     words = require_chat(loaded) if chat else None
     prompts = list(zip(prompt_file, read_prompts(prompt_file, loaded.tokenizer, most, words), strict=True))
-    with sparsify(loaded.model, sparse):  # says what does not fit the model before anything is timed
+    with sparsify(loaded.model, sparse):  # raises before anything is timed if the pipeline does not fit the model
         pass
     check_lengths(loaded.model, prompts, tokens)
     for file, prompt in prompts:
         with progress() as on_step, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "sparsekit: .* (runs|ran) dense")  # `what_ran` says it
+            warnings.filterwarnings("ignore", "sparsekit: .* (runs|ran) dense")  # `what_ran` reports it
             dense, answer = turns.compare(loaded.model, prompt, tokens, sparse, on_step)
         say(f"{file}: {len(prompt):,} tokens")
         console.print(turns.table(dense, answer))
@@ -56,8 +56,8 @@ def run(
         ):
             if line:
                 say(line)
-        for name, one in {"dense": dense, "sparse": answer}.items():
-            text = loaded.tokenizer.decode_after(prompt, one.runs[0].tokens).decode(errors="replace")
+        for name, result in {"dense": dense, "sparse": answer}.items():
+            text = loaded.tokenizer.decode_after(prompt, result.runs[0].tokens).decode(errors="replace")
             say(f"{name}: {text!r}")
         same = dense.runs[0].tokens == answer.runs[0].tokens
         say("the continuations are the same" if same else "the continuations DIFFER")

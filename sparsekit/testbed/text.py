@@ -1,7 +1,7 @@
-"""The text that facts are hidden in: real source code.
+"""Reads the text in which facts are hidden: real source code.
 
-Without a path it is the source of the Python standard library of the running interpreter, which every machine
-has. The embedded model never saw it in training (bench/model/corpus.py keeps it and its copies out).
+The default is the source of the running interpreter's standard library, which every machine has. The embedded model
+never saw it in training (bench/model/corpus.py keeps it and its copies out).
 """
 
 import codecs
@@ -9,11 +9,11 @@ import sysconfig
 from pathlib import Path
 
 SHORTEST = 1024
-# Other people's packages, tests full of generated data, caches, and files written by the build of this Python.
+# Left out: other people's packages, tests full of generated data, caches, and files from the build of this Python.
 EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 BUILD = ("_sysconfigdata", "config-")
 
-# UTF-32 before UTF-16, whose mark in little endian begins that of UTF-32
+# UTF-32 stands before UTF-16: the little-endian mark of UTF-32 begins with that of UTF-16.
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -26,7 +26,7 @@ MARKS = {
 def read_text(path: str | Path | None = None) -> bytes:
     """Return the text of the file `path` as UTF-8, or, for None, the Python standard library's source (about 10 MB).
 
-    Raises ValueError for a file that cannot be read, is too short or, as `as_utf8` tells it, no text.
+    Raises ValueError for a file that cannot be read, is too short, or is not text (see `as_utf8`).
     """
     if path is not None:
         return _read_file(Path(path))
@@ -43,12 +43,12 @@ def read_text(path: str | Path | None = None) -> bytes:
 def as_utf8(data: bytes, name: str) -> bytes:
     """Return the text in a file's bytes as UTF-8, without a byte order mark.
 
-    What begins with the mark of UTF-8, UTF-16 or UTF-32 is decoded by it; anything else has to be UTF-8. Raises
-    ValueError, in which `name` stands for the file, for bytes that are no text (`no_text`).
+    A byte order mark of UTF-8, UTF-16 or UTF-32 decides the encoding; without a mark the text must be UTF-8. Raises
+    ValueError for bytes that are not text (`no_text`); `name` is the file's name in the message.
     """
     if why := no_text(data):
         raise ValueError(
-            f"{name} is no text: {why}; allowed is text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark: pass "
+            f"{name} is not text: {why}; allowed is text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark: pass "
             "a text file, or convert it, for example with iconv -t UTF-8"
         )
     mark, encoding = _marked(data)
@@ -56,7 +56,7 @@ def as_utf8(data: bytes, name: str) -> bytes:
 
 
 def no_text(data: bytes) -> str | None:
-    """Return in words which byte of a file is the first that no text has, and why; None if it is a text."""
+    """Return a message about the first byte that cannot be in a text, or None if the data is text."""
     mark, encoding = _marked(data)
     body, bad, why = data[len(mark) :], None, ""
     try:
@@ -75,7 +75,7 @@ def _marked(data: bytes) -> tuple[bytes, str]:
 
 
 def standard_library(root: Path) -> list[Path]:
-    """Its .py files in a fixed order."""
+    """Return the .py files of the standard library in `root`, in a fixed order."""
     return sorted(file for file in root.rglob("*.py") if not _excluded(file.relative_to(root)))
 
 

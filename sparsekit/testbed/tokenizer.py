@@ -1,4 +1,4 @@
-"""From bytes of text to the tokens of a model, and back."""
+"""Translates bytes of text into the tokens of a model, and back."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -8,20 +8,22 @@ TAIL = 8  # prompt tokens decoded with an answer: some tokenizers drop the first
 
 
 class Tokenizer(Protocol):
-    any_bytes: ClassVar[bool]  # whether it encodes every byte, those of no text too
+    """The interface between text and a model's tokens."""
+
+    any_bytes: ClassVar[bool]  # whether it encodes every byte, even outside a valid text
 
     def encode(self, text: bytes) -> list[int]:
-        """The tokens of a text."""
+        """Return the tokens of a text."""
 
     def decode_after(self, prompt: Sequence[int], tokens: Sequence[int]) -> bytes:
-        """The text that `tokens` add to a prompt."""
+        """Return the text that `tokens` add to a prompt."""
 
     def starts(self, text: bytes) -> list[int]:
-        """Where each token of `encode(text)` begins, in bytes."""
+        """Return the byte at which each token of `encode(text)` begins."""
 
 
 class ByteTokenizer:
-    """Of models whose tokens are bytes, as the embedded one's are: they can read any file."""
+    """The tokenizer of models whose tokens are bytes, such as the embedded model; they can read any file."""
 
     any_bytes: ClassVar[bool] = True
 
@@ -36,9 +38,9 @@ class ByteTokenizer:
 
 
 class TextTokenizer:
-    """Of models that have a tokenizer of transformers. Bytes that are no UTF-8 are replaced: a letter cut in two is.
+    """A tokenizer of transformers. Bytes that are not UTF-8, such as a letter that is cut in two, are replaced.
 
-    A whole file that is no text is refused where it is read: `sparsekit.testbed.text.as_utf8`.
+    Files that are not text are refused when they are read: `sparsekit.testbed.text.as_utf8`.
     """
 
     any_bytes: ClassVar[bool] = False
@@ -55,7 +57,7 @@ class TextTokenizer:
         return whole[len(before) :].encode()
 
     def starts(self, text: bytes) -> list[int]:
-        """Raises ValueError for a tokenizer without offsets, one that transformers runs in Python."""
+        """Return the byte at which each token begins. Raises ValueError for a slow tokenizer, which has no offsets."""
         if not self._tokenizer.is_fast:
             raise ValueError(
                 f"tokenizer: got {type(self._tokenizer).__name__}, which does not say where its tokens begin; pass a "
