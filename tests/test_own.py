@@ -449,7 +449,7 @@ def is_random(self, problem):
 
 DENSELY = {"dense": 2**30}
 PLANTED = [
-    (leaves_queries_without_keys, {}, "gives a lawful plan: a query that is kept sees no key"),
+    (leaves_queries_without_keys, {}, "gives a lawful plan: a kept query sees no key"),
     (returns_a_mask, {}, "gives a lawful plan: it returned Tensor, and not a Plan"),
     (refuses_everything, {}, "gives a lawful plan: it refuses nearly every problem"),
     (refuses_without_its_name, {}, "gives a lawful plan: its refusal does not name it: not today"),
@@ -458,9 +458,9 @@ PLANTED = [
     (mixes_sequences, {}, "judges each sequence alone: one sequence changed another's plan"),
     (forgets_padding, {}, "is not changed by padding: padding changed the choice"),
     (sees_the_future, {}, "lists nothing of the future: it lists a block of keys that none of the block's queries"),
-    (looks_ahead, {"looks_ahead": False}, "looks at nothing of the future: a later token changed what an earlier"),
+    (looks_ahead, {"looks_ahead": False}, "looks at nothing of the future: a later token changed which keys an"),
     (loses_the_first_block, {"sinks": 1}, "shows the sinks: a query does not see one of the first 1 tokens"),
-    (forgets_windows, {}, "gives a lawful plan inside a window: a query that is kept sees no key"),
+    (forgets_windows, {}, "gives a lawful plan inside a window: a kept query sees no key"),
     (NearBlocks.__call__, {"dense": 0}, "is dense attention in its dense setting: its output is not that of dense"),
     (is_narrow_inside_windows, DENSELY, "is dense inside a window in its dense setting: it leaves out a pair"),
     (knows_one_head_of_positions, {}, "chains with the nested meaning: it raised RuntimeError: "),

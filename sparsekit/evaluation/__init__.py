@@ -1,1 +1,1 @@
-"""What a pipeline costs and keeps on a whole model: answers, text, time; any causal decoder of transformers."""
+"""Measures what pipelines cost and keep on a whole model, any causal decoder of transformers: answers, text, time."""

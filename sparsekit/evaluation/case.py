@@ -1,6 +1,7 @@
-"""What a model is asked, in tokens, and where such cases come from: in bytes for the embedded model, in words for any.
+"""Cases: prompts with their right replies, as tokens; and the interface of a source that makes them.
 
-Where the tasks came from, and how they were put into words, is past here: a case is all that a judge needs.
+There are two sources: byte tasks for the embedded model, and tasks in words for any model. Code that asks a model
+needs only the case, not its source.
 """
 
 import hashlib
@@ -15,43 +16,43 @@ class Case:
 
     task: str
     seed: int
-    length: int  # asked for, in the unit of the source
+    length: int  # the requested length, in the unit of the source
     prompt: tuple[int, ...]  # token ids, at least one; the prefill reads them
     reply: tuple[int, ...]  # token ids that should come next, at least one
-    values: tuple[tuple[int, ...], ...]  # places in `reply` of the tokens of each value that was asked for
-    inside: int = 0  # first tokens of the reply that the prefill reads too, at most all but the last
+    values: tuple[tuple[int, ...], ...]  # for each value in question, the places of its tokens in `reply`
+    inside: int = 0  # how many first tokens of the reply the prefill reads too, at most all but the last
 
 
 @dataclass(frozen=True)
 class Passage:
-    """Real text, and what follows it there."""
+    """Real text, and the text that follows it in the source."""
 
     seed: int
-    length: int  # asked for, in the unit of the source
+    length: int  # the requested length, in the unit of the source
     prompt: tuple[int, ...]  # token ids, at least one
     following: tuple[int, ...]  # token ids, at least one
 
 
 class Source(Protocol):
-    """Where cases come from."""
+    """An object that makes cases."""
 
     @property
     def unit(self) -> str:
-        """Return what lengths are counted in: "bytes" or "tokens"."""
+        """The unit of lengths: "bytes" or "tokens"."""
 
     @property
     def groups(self) -> Mapping[str, tuple[str, ...]]:
-        """Return tasks by the name of a group; "all" is one, "claimed" another: what a claim may rest on."""
+        """Tasks by the name of a group: "all", and "claimed" for those that a claim may rest on."""
 
     @property
     def identity(self) -> str:
-        """Return what tells the text apart from another: records of two texts do not stand side by side."""
+        """A text that identifies the source's text: records of different texts are not compared."""
 
     def case(self, task: str, seed: int, length: int) -> Case:
-        """Return the case, or raise ValueError for what cannot be asked."""
+        """Return the case. Raises ValueError if this task cannot be asked at this length."""
 
     def passage(self, seed: int, length: int) -> Passage:
-        """Return real text of that length with what follows it, or raise ValueError for a text too short."""
+        """Return real text of that length with the text that follows. Raises ValueError if the text is too short."""
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return tokens as text."""

@@ -1,7 +1,7 @@
-"""Pipelines side by side on one model: what they answer, and what their attention costs.
+"""Compares pipelines on one model: their answers, and the cost of their attention.
 
-Pipelines run however short a prompt is (`break_even=0`): this is what they do, not whether they pay. Everything goes
-to records as it is found, so a run that was cut off goes on where it was; rows.py makes rows of them.
+Stages always run here, even on prompts too short to gain from them (`break_even=0`). Each result is written to the
+records at once, so a run that was cut off continues where it stopped. rows.py makes rows of the records.
 """
 
 import json
@@ -23,16 +23,16 @@ from .case import Case, Source
 from .price import Contender, Watch, error_text, prices
 from .records import Record, Records, provenance
 
-DENSE = "dense"  # the model's own attention: what answers are held to
-EVERY_PAIR = "flex_prefill(gamma=1.0)"  # dense attention by sparsekit's kernels: with gamma 1 it makes no lists
+DENSE = "dense"  # the model's own attention, with which answers are compared
+EVERY_PAIR = "flex_prefill(gamma=1.0)"  # dense attention by sparsekit's kernels: gamma 1 makes no block lists
 TIMED = 3  # prompts of a length whose attention is timed
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Which prompts: `each` of every task at every length, and `texts` of real text, for what follows it.
+    """A choice of prompts: `each` of every task at every length, and `texts` real texts with the text that follows.
 
-    Raises ValueError for what cannot be asked.
+    Raises ValueError if a task cannot be asked at a length.
     """
 
     source: Source
@@ -47,7 +47,7 @@ class Prompts:
         check_count("texts", self.texts, 0)
         for name, given in (("tasks", self.tasks), ("lengths", self.lengths)):
             if not given or len(set(given)) < len(given):
-                raise ValueError(f"{name}: got {list(given)}; allowed are one or more, each once: name them so")
+                raise ValueError(f"{name}: got {list(given)}; allowed are one or more different ones: name each once")
         for task in self.tasks:
             check_choice("tasks", task, self.source.groups["all"])
         for length in {min(self.lengths), max(self.lengths)}:  # a question too long for the one, a text for the other
@@ -77,20 +77,20 @@ def compare(
     commit: str | None = None,
     on_step: Callable[[int, int, str], None] | None = None,
 ) -> None:
-    """Ask `model` every prompt, dense and by each pipeline, and price each of them; append what is found to `records`.
+    """Ask `model` every prompt, dense and by each pipeline, time the attention of each, and append to `records`.
 
-    Of each real text it is what becomes of the text that follows: its loss, and how far from dense attention it is.
+    For each real text the records get the loss on the text that follows, and its distance from dense attention.
 
-    `pipelines` by name: a Pipeline, with stages of the caller's own too, or a mapping of layers to pipelines. `name`
-    is the model's. What is in `records` already is not asked again, nor priced again but with `again`. At each length
-    `timed` prompts are what times are of, 0: no times; dense attention takes turns with the pipelines on them: as the
-    model has it, by sparsekit's kernels and, on a GPU, by cuDNN. A pipeline that breaks at a length is recorded with
-    the reason and left out there until the next run. `on_step(done, total, name)` is called after each pass. Raises
-    ValueError for a model in training mode, a name that is taken, a pipeline that does not fit the model, or records
-    of another model, text, dtype or rope scaling, or of other pipelines of the same names.
+    `pipelines` maps names to pipelines, which may have stages of the caller's own, or to mappings of layers to
+    pipelines. `name` is the model's. Results that `records` already has are not measured again; with `again` times
+    are. At each length `timed` prompts are timed (0: none); the pipelines take turns on them with dense attention:
+    the model's own, sparsekit's and, on a GPU, cuDNN's. A pipeline that breaks at a length is recorded with the reason
+    and left out there until the next run. `on_step(done, total, name)` is called after each pass. Raises ValueError
+    for a model in training mode, a name that dense attention has, a pipeline that does not fit the model, and records
+    of another model, text, dtype or rope scaling, or of other pipelines under the same names.
     """
     check_count("timed", timed, 0)
-    pipelines = {by_new_names(called): pipeline for called, pipeline in pipelines.items()}  # specs are names, too
+    pipelines = {by_new_names(called): pipeline for called, pipeline in pipelines.items()}  # a name may be a spec
     if model.training:
         raise ValueError("model: got one in training mode; allowed is evaluation mode: call model.eval() first")
     yardsticks = _yardsticks(model)
@@ -99,7 +99,7 @@ def compare(
         if called in yardsticks:
             raise ValueError(f"pipelines: got the name {called!r}, which dense attention has: choose another")
         ways[called] = _by(model, without_break_even(pipeline))
-        with ways[called](None):  # says what does not fit the model before anything is measured
+        with ways[called](None):  # raises before anything is measured if the pipeline does not fit the model
             pass
     specs = dict.fromkeys(yardsticks, DENSE) | {called: spec_of(pipeline) for called, pipeline in pipelines.items()}
     header = provenance(model, name, prompts.source.identity, commit) | {"unit": prompts.source.unit}
@@ -127,21 +127,21 @@ def compare(
             cases = [prompts.source.case(*some[i % len(some)], length) for i in range(timed)]
             ids = [torch.tensor([case.prompt], device=model.device) for case in cases]
             found, broken = prices(model, to_price[length], ids, run.step)
-            for called, price in found.items():  # the dense ones first: the others are of no use without them
+            for called, price in found.items():  # dense ones first: without them the others have no speed-up
                 figures = dict(dense=called in yardsticks, tokens=ids[0].shape[1]) | asdict(price)
                 run.add("price", called, length, **figures)
             for called, reason in broken.items():
                 run.lose(called, length, reason)
         for (task, seed), names in to_ask[length].items():
-            asked = {called: ways[called] for called in names}
-            if asked and task is not None:
-                _ask(model, prompts.source, prompts.source.case(task, seed, length), asked, run)
-            elif asked:
-                _read(model, prompts.source, seed, length, asked, ways[DENSE], run)
+            left = {called: ways[called] for called in names}
+            if left and task is not None:
+                _ask(model, prompts.source, prompts.source.case(task, seed, length), left, run)
+            elif left:
+                _read(model, prompts.source, seed, length, left, ways[DENSE], run)
 
 
 class _Run:
-    """What one run adds to the records, and how far it is."""
+    """One run: its progress, and the lines it adds to the records."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class _Run:
         total: int,
         on_step: Callable[[int, int, str], None] | None,
     ) -> None:
-        self.lost: set[tuple[str, int]] = set()  # pipelines that broke, and the length
+        self.lost: set[tuple[str, int]] = set()  # each pipeline that broke, with the length
         self._records, self._run, self._specs, self._total, self._on_step = records, run, specs, total, on_step
         self._done = 0
 
@@ -166,11 +166,11 @@ class _Run:
 
     @contextmanager
     def of(self, called: str, length: int) -> Iterator[bool]:
-        """Count a step of a pipeline, or leave it out from where it breaks; inside, whether it is still asked."""
+        """Yield whether a pipeline still runs at a length; count a step, or record an error and stop it there."""
         going = (called, length) not in self.lost
         try:
             yield going
-        except Exception as error:  # one that breaks must not cost the others a long run
+        except Exception as error:  # one broken pipeline must not end a long run of the others
             self.lose(called, length, error_text(error))
         else:
             if going:
@@ -182,7 +182,7 @@ class _Run:
 
 
 def _ask(model: Any, source: Source, case: Case, ways: Mapping[str, Contender], run: _Run) -> None:
-    """Add the answer of each way to a prompt."""
+    """Record the answer of each way to a prompt."""
     for called, way in ways.items():
         with run.of(called, case.length) as going:
             if going:
@@ -196,9 +196,9 @@ def _ask(model: Any, source: Source, case: Case, ways: Mapping[str, Contender], 
 def _read(
     model: Any, source: Source, seed: int, length: int, ways: Mapping[str, Contender], dense: Contender, run: _Run
 ) -> None:
-    """Add what becomes of the text that follows a real text, by each way beside dense attention."""
+    """Record figures of the text that follows a real text, for each way in comparison with dense attention."""
     passage = source.passage(seed, length)
-    theirs: list[Tensor] = []  # one: every way is held to it, and a run that was cut off computes it again
+    theirs: list[Tensor] = []  # at most one, which every way is compared with; a continued run computes it again
     for called, way in ways.items():
         with run.of(called, length) as going:
             if going:
@@ -209,7 +209,7 @@ def _read(
 
 
 def spec_of(pipeline: Pipeline | Layers) -> str:
-    """A pipeline's spec, or a schedule's as JSON; a stage of the user's own stands there as Python shows it."""
+    """Return a pipeline's spec, or a schedule's as JSON. A pipeline with the user's own stages gives its `str`."""
     if isinstance(pipeline, Mapping):
         return json.dumps(
             {str(layer): one if isinstance(one, str) else spec_of(one) for layer, one in pipeline.items()}
@@ -227,7 +227,7 @@ def _by(model: Any, pipeline: Pipeline | Layers | str) -> Contender:
 
 
 def _yardsticks(model: Any) -> dict[str, Contender]:
-    """Dense attention: the model's own, sparsekit's and, on a GPU, cuDNN's through torch."""
+    """Return the dense contenders: the model's own attention, sparsekit's and, on a GPU, cuDNN's through torch."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     from ..integrations.transformers.sparsify import NAME
@@ -248,13 +248,13 @@ def _yardsticks(model: Any) -> dict[str, Contender]:
 
 
 def _check_same(lines: Sequence[Record], header: Record, specs: Mapping[str, str]) -> None:
-    """Raises ValueError if the lines cannot stand beside those of a run."""
+    """Raise ValueError if the lines cannot be compared with those of a run."""
     for line in lines:
         for name in ("model", "weights", "text", "dtype", "rope") if line["kind"] == "run" else ():
             if line.get(name, header[name]) != header[name]:  # older records do not name all of these
                 raise ValueError(
-                    f"out: got records of {name} {line[name]!r}, and this run has {header[name]!r}; allowed are those "
-                    f"of the same {name}: pass another file"
+                    f"out: got records of {name} {line[name]!r}, and this run has {header[name]!r}; allowed are "
+                    f"records of the same {name}: pass another file"
                 )
         called = line.get("pipeline", "")
         if called in specs and line["what"] != specs[called]:

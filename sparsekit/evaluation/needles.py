@@ -1,4 +1,4 @@
-"""What tasks about needles share: a sentence "The special number of CITY is 5 digits", and questions about some."""
+"""Shared by the tasks about needles: sentences "The special number of CITY is 12345", and questions about some."""
 
 from random import Random
 
@@ -18,7 +18,7 @@ PHRASINGS = (
 
 
 def draw(rng: Random, keys: int, asked: int, further: int = 0) -> Question:
-    """Return the question about the first `asked` of `keys` needles, one a city."""
+    """Return the question about the first `asked` of `keys` needles, each about its own city."""
     phrasing = rng.choice(PHRASINGS)
     lead = phrasing.partition("{number}")[0]
     needles = list(zip(rng.sample(CITIES, keys), numbers(rng, keys), strict=True))
@@ -35,7 +35,7 @@ def draw(rng: Random, keys: int, asked: int, further: int = 0) -> Question:
 
 
 def question(lead: str, cities: str, n: int) -> str:
-    """Return the question about the numbers of cities, and the form of the answer to it."""
+    """Return the question about the numbers of cities, which also gives the form of the answer."""
     what = lead.removesuffix(" {city} is ").removeprefix("The ")
     form = lead.format(city="CITY") + "NUMBER."
     plural = what.replace("number", "numbers")

@@ -1,4 +1,4 @@
-"""Records as a page: for each length a table and the picture of accuracy over speed-up."""
+"""Writes records as a page: for each length a table and a picture of accuracy over speed-up."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,23 +9,25 @@ from .records import Record
 from .rows import COUNTS, OWN, Row, front, ranked
 from .statistics import Estimate
 
-HOW = f"""Right: the mean over prompts of the part of a prompt's answers that is right, with its 95% interval
-(Wilson's, of as many answers as the prompts are worth). Tasks of which dense attention finds less than {COUNTS:.0%}
-are shown and do not count; where none does, all are in the mean. Difference: from dense attention on the same
-prompts, in points, paired, with its 95% interval (Newcombe's); ~ where that holds 0: no difference is sure. p: how
-likely a difference like that is if there is none (exact, prompts swapped). Text: the loss of real text that follows a
-prompt less that after a dense prefill, nats per token, with its 95% interval (Student's); KL: of its distributions
-from dense attention's, in nats; agreement: where the likeliest token is the same. Attention is the time over all
-layers of a prompt, deciding included, median (20th to 80th percentile); speed-ups are of medians, over the fastest
-dense attention of the same run. Dense contenders compute the same pairs: the model's own attention was asked for all
-of them. Pipelines ran however short the prompts were (`break_even=0`). Front: no other is as good in one of
-difference and speed-up and better in the other; the numbers are those in the picture."""
+HOW = f"""Right: the part of a prompt's answers that is right, mean over prompts, with its 95% interval (Wilson's, for
+the number of independent answers that the prompts are worth). Tasks that dense attention answers right less than
+{COUNTS:.0%} of the time are shown but do not count; if no task counts, the mean is over all of them. Difference: from
+dense attention on the same prompts, in points, paired, with its 95% interval (Newcombe's); ~ marks an interval that
+includes 0, so no difference is sure. p: how likely chance alone gives a difference this large (exact permutation
+test). Text: the loss on real text that follows a prompt minus the loss after a dense prefill, nats per token, with its
+95% interval (Student's). KL: the divergence from dense attention's distribution over that text, in nats. Agreement:
+the part of its tokens where the likeliest is dense attention's. Attention: the time over all layers of a prompt,
+including the stages, median (20th to 80th percentile). Speed-up: the ratio of medians, over the fastest dense
+attention of the same run. Dense contenders compute the same pairs, so only the model's own attention was asked.
+Stages always ran, however short the prompt (`break_even=0`). Front: no other row is as good in one of difference and
+speed-up and better in the other; the numbers are those in the picture."""
 
 
 def write_page(records: Iterable[Record], path: Path | str) -> Path:
-    """The page of records as Markdown, with a PNG beside it for each length. Returns `path`, written whole.
+    """Write the page of records as Markdown, with a PNG beside it for each length. Returns `path`.
 
-    Raises ImportError without matplotlib, ValueError for records without a result.
+    The files are written whole or not at all. Raises ImportError without matplotlib, ValueError for records without a
+    result.
     """
     path, lines = Path(path), list(records)
     rows = front(lines)
@@ -34,42 +36,42 @@ def write_page(records: Iterable[Record], path: Path | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = {}
     for length in lengths(rows):
-        mine = [row for row in rows if row.length == length]
-        if any(row.right and row.speed_up for row in mine):
+        same = [row for row in rows if row.length == length]
+        if any(row.right and row.speed_up for row in same):
             picture = path.with_name(f"{path.stem}-{thousands(length)}.png")
-            pictures[length] = draw_front(mine, picture, title=f"{runs(lines)[0]['model']}, {thousands(length)}").name
+            pictures[length] = draw_front(same, picture, title=f"{runs(lines)[0]['model']}, {thousands(length)}").name
     return write_whole(path, page(lines, pictures))
 
 
 def page(records: Sequence[Record], pictures: Mapping[int, str]) -> str:
-    """The Markdown; `pictures` are names of files, by length."""
+    """Return the page as Markdown; `pictures` maps lengths to file names."""
     rows, headers = front(records), runs(records)
     first = headers[0]
     parts = [f"# Pipelines on {first['model']}\n", "Written by `sparsekit eval` from its records.\n", source(headers)]
     parts += [f"Text that facts are hidden in: {first['text']}.\n{HOW}\n"]
     for length in lengths(rows):
-        mine = [row for row in rows if row.length == length]
-        parts.append(f"## {named(length, first, mine)}\n")
+        same = [row for row in rows if row.length == length]
+        parts.append(f"## {named(length, first, same)}\n")
         parts += [f"![Answers right over speed-up]({pictures[length]})\n"] if length in pictures else []
-        parts += [markdown(mine), by_task(mine), *notes(mine)]
+        parts += [markdown(same), by_task(same), *notes(same)]
     return "\n".join(parts)
 
 
 def named(length: int, header: Record, rows: Iterable[Row]) -> str:
-    """Return "2K tokens", or "2K bytes, 2,048 tokens"."""
+    """Return a heading such as "2K tokens" or "2K bytes, 2,048 tokens"."""
     unit, tokens = header.get("unit", "bytes"), max(row.tokens for row in rows)
     return f"{thousands(length)} {unit}" + (f", {tokens:,.0f} tokens" if unit != "tokens" else "")
 
 
 def runs(records: Iterable[Record]) -> list[Record]:
-    """The headers of the runs that have results."""
+    """Return the headers of the runs that have results."""
     lines = list(records)
     used = {line["run"] for line in lines if line["kind"] != "run"}
     return [line for line in lines if line["kind"] == "run" and line["run"] in used]
 
 
 def source(headers: Sequence[Record]) -> str:
-    """A line for each run: where its results came from."""
+    """Return one line for each run: date, chip, dtype, versions and commit."""
     lines = []
     for run in headers:
         versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
@@ -92,29 +94,29 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def by_task(rows: Sequence[Row]) -> str:
-    """Return the table of what is right by task, of the rows of one length that were asked; none if none was."""
-    asked = that_were_asked(rows)
-    tasks = list(dict.fromkeys(task for row in asked for task in row.tasks))
-    head = ["task", *(_code(row.pipeline) for row in asked), "counts"]
+    """Return the table of right answers by task, for the rows of one length that have answers; "" if no row has."""
+    answered = that_were_asked(rows)
+    tasks = list(dict.fromkeys(task for row in answered for task in row.tasks))
+    head = ["task", *(_code(row.pipeline) for row in answered), "counts"]
     return (
-        _table(head, [[task.replace("_", " "), *parts(asked, task), counts(asked, task)] for task in tasks])
+        _table(head, [[task.replace("_", " "), *parts(answered, task), counts(answered, task)] for task in tasks])
         if tasks
         else ""
     )
 
 
 def that_were_asked(rows: Iterable[Row]) -> list[Row]:
-    """Return those with answers of their own: of dense contenders only the model's attention was asked."""
+    """Return the rows with answers of their own; the only dense one is the model's own attention."""
     return [row for row in rows if row.tasks and (not row.dense or row.pipeline == OWN)]
 
 
 def parts(rows: Iterable[Row], task: str) -> list[str]:
-    """Return what each row has right of a task, in percent."""
+    """Return the part of a task's answers that each row has right, in percent."""
     return [f"{100 * row.tasks[task].value:.1f}" if task in row.tasks else "" for row in rows]
 
 
 def counts(rows: Iterable[Row], task: str) -> str:
-    """Return whether a task counts."""
+    """Return "yes" if a task counts, else "no"."""
     return "no" if any(task in row.uncounted for row in rows) else "yes"
 
 
@@ -128,7 +130,7 @@ def _code(name: str) -> str:
 
 
 def figures(row: Row) -> dict[str, str]:
-    """Return the cells of a row, by column; of what was not measured, empty."""
+    """Return the cells of a row by column; a figure that was not measured is ""."""
     share = lambda part: "" if part is None else f"{part:.3f}"  # noqa: E731
     return {
         "right": percent(row.right),
@@ -146,12 +148,12 @@ def figures(row: Row) -> dict[str, str]:
 
 
 def percent(part: Estimate | None) -> str:
-    """ "97.5% [92.1, 99.2]"."""
+    """Return a part with its interval: "97.5% [92.1, 99.2]"."""
     return "" if part is None else f"{100 * part.value:.1f}% [{100 * part.low:.1f}, {100 * part.high:.1f}]"
 
 
 def points(difference: Estimate | None) -> str:
-    """ "-4.0 [-7.5, -0.5]", or "~ -0.2 [-1.2, +0.8]" where no difference is sure."""
+    """Return a difference in points: "-4.0 [-7.5, -0.5]", or "~ -0.2 [-1.2, +0.8]" if its interval includes 0."""
     if difference is None:
         return ""
     value, low, high = (100 * part for part in (difference.value, difference.low, difference.high))
@@ -159,7 +161,10 @@ def points(difference: Estimate | None) -> str:
 
 
 def nats(difference: Estimate | None) -> str:
-    """ "+0.012 [+0.004, +0.020]", or "~ +0.001 [-0.003, +0.005]" where no difference is sure; of one text no ends."""
+    """Return a difference in nats: "+0.012 [+0.004, +0.020]", with "~ " if its interval includes 0.
+
+    The difference of a single text is given without an interval.
+    """
     if difference is None:
         return ""
     if difference.n == 1:
@@ -169,7 +174,7 @@ def nats(difference: Estimate | None) -> str:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """What the table does not say: specs of other names, what broke, which layers ran dense all the same."""
+    """Return notes to the table: specs behind names, pipelines that broke, layers that ran dense despite a pipeline."""
     listed = [f"- `{row.pipeline}`: `{row.spec}`" for row in rows if not row.dense and row.spec != row.pipeline]
     listed += [f"- `{row.pipeline}` broke: {row.failed}" for row in rows if row.failed]
     for row in rows:
@@ -180,10 +185,10 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 
 def lengths(rows: Iterable[Row]) -> list[int]:
-    """Of the rows, ascending."""
+    """Return the lengths of the rows, ascending."""
     return sorted({row.length for row in rows})
 
 
 def thousands(length: int) -> str:
-    """131072 -> "128K"."""
+    """Return a length in short: "128K" for 131072."""
     return f"{length // 1024}K" if length % 1024 == 0 else str(length)

@@ -1,4 +1,4 @@
-"""The picture of an evaluation: accuracy over speed-up."""
+"""Draws the picture of an evaluation: accuracy over speed-up."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,19 +9,19 @@ from typing import Any
 from ..plots import new_figure, save_whole
 from .rows import Row, ranked
 
-NEAR = 10  # points of percent below the best that a panel of its own shows larger
+NEAR = 10  # a second panel shows the rows at most this many percentage points below the best
 
 
 def draw_front(
     rows: Sequence[Row], path: Path | str, *, title: str = "", marked: Mapping[str, str] = MappingProxyType({})
 ) -> Path:
-    """Accuracy over speed-up of the rows of one length, the front as a step line: at this speed-up, so good at best.
+    """Draw accuracy over speed-up for the rows of one length; a step line marks the front.
 
-    Accuracy is the difference from dense attention on the same prompts, in points of percent. Points on the front have
-    the numbers of `ranked(rows)`, colours are first stages, bars 95% intervals. `marked` are pipelines that get a ring
-    and a letter, each with the text that says what it is. Where some points are far below the best, a second panel
-    shows those near it. Returns `path`, written whole. Raises ImportError without matplotlib, ValueError if no row has
-    both figures.
+    Accuracy is the difference from dense attention on the same prompts, in percentage points. Points on the front have
+    the numbers of `ranked(rows)`, colours stand for first stages, bars for 95% intervals. `marked` maps pipelines that
+    get a ring and a letter to their text in the legend. If some points are far below the best, a second panel shows
+    those near it. Returns `path`; the file is written whole or not at all. Raises ImportError without matplotlib,
+    ValueError if no row has both figures.
     """
     placed = [row for row in rows if row.standing and row.speed_up]
     if not placed:
@@ -56,7 +56,7 @@ def draw_front(
             ringed = sign.isalpha()
             if ringed:
                 axes.plot(row.speed_up, _points(row), "o", ms=11, mfc="none", mec="#222222", zorder=5)
-            side = -14 if at % 2 else 6  # neighbours may be the same point but for a hair
+            side = -14 if at % 2 else 6  # neighbouring points may nearly coincide
             where: dict[str, Any] = dict(xytext=(-14 if ringed else 6, side), textcoords="offset points", zorder=5)
             axes.annotate(sign, (row.speed_up, _points(row)), fontweight="bold", **where)
         axes.set_axisbelow(True)
@@ -81,6 +81,6 @@ def _points(row: Row) -> float:
 
 
 def _wide(rows: Sequence[Row]) -> bool:
-    """Whether speed-ups lie so far apart that powers of two mark them."""
+    """Return whether speed-ups lie so far apart that powers of two are good ticks."""
     speeds = [row.speed_up for row in rows if row.speed_up]
     return max(speeds) > 4 * min(speeds)

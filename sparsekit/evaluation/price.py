@@ -1,7 +1,7 @@
-"""What attention costs in a whole model: its time over all layers, the time to the first token, the pairs computed.
+"""Measures what attention costs in a whole model: time over all layers, time to the first token, pairs computed.
 
-A pass reads a prompt into a new cache. Times are taken inside it, around each layer's attention, without waiting for
-the device; what each layer keeps and computes is looked at in another pass, because looking takes time.
+A pass reads a prompt into a new cache. Clocks are read around each layer's attention, without waiting for the device.
+Kept queries and density of each layer are computed in a separate pass, because computing them takes time.
 """
 
 import time
@@ -19,12 +19,12 @@ from torch import Tensor
 from ..timing import now_ms
 
 Watch = Callable[[Any], None]
-Contender = Callable[[Watch | None], AbstractContextManager[Any]]  # inside, the model attends so, and is watched
+Contender = Callable[[Watch | None], AbstractContextManager[Any]]  # a context in which the model attends this way
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Of several times in ms: the 20th percentile, the median, the 80th."""
+    """The 20th percentile, the median and the 80th percentile of times in ms."""
 
     p20: float
     p50: float
@@ -32,19 +32,19 @@ class Spread:
 
     @classmethod
     def of(cls, ms: Sequence[float]) -> "Spread":
-        """Interpolated; of one time or more."""
-        return cls(*(round(float(one), 4) for one in np.percentile(ms, (20, 50, 80))))
+        """Return the spread of one or more times; percentiles are interpolated."""
+        return cls(*(round(float(percentile), 4) for percentile in np.percentile(ms, (20, 50, 80))))
 
 
 @dataclass(frozen=True)
 class Price:
-    """Of one way to attend at one length."""
+    """The cost of one way to attend at one length."""
 
-    attention_ms: Spread  # over all layers, of a prompt
+    attention_ms: Spread  # per prompt, over all layers
     first_token_ms: Spread
-    kept: dict[str, float]  # by layer, part of the queries, in [0, 1], mean over prompts; of watched layers
-    density: dict[str, float]  # by layer, part of the dense pairs, in [0, 1], likewise
-    ran_dense: dict[str, str]  # by layer: why, in spite of its pipeline
+    kept: dict[str, float]  # part of the queries by layer, in [0, 1], mean over prompts; only watched layers
+    density: dict[str, float]  # part of the dense pairs by layer, in [0, 1], likewise
+    ran_dense: dict[str, str]  # by layer, why it ran dense despite its pipeline
 
 
 def prices(
@@ -53,11 +53,12 @@ def prices(
     prompts: Sequence[Tensor],
     on_step: Callable[[str], None] = lambda name: None,
 ) -> tuple[dict[str, Price], dict[str, str]]:
-    """The prices of contenders that take turns on the same prompts, token ids [1, n] each; and who failed, and why.
+    """Measure the prices of contenders on the same prompts, token ids [1, n] each; also return why any failed.
 
-    Each contender reads each prompt once untimed first and is looked at, then on a GPU the first once more as it is
-    timed: what nobody watches may run by other kernels, which are to be compiled as well. Of each prompt's timed passes
-    another contender begins. `on_step(name)` is called after each pass that is looked at or timed.
+    First each contender reads every prompt untimed and watched. On a GPU it then reads the first prompt once more
+    unwatched, because an unwatched pass may use other kernels, which must be compiled before the timed passes. In the
+    timed passes the contenders take turns, and another one begins on each prompt. `on_step(name)` is called after each
+    watched or timed pass.
     """
     kept: dict[str, dict[str, float]] = {}
     density: dict[str, dict[str, float]] = {}
@@ -69,7 +70,7 @@ def prices(
             if model.device.type == "cuda":  # nothing is compiled on a CPU
                 with contender(None):
                     first_token(model, prompts[0])
-        except Exception as error:  # one that breaks must not cost the others a long run
+        except Exception as error:  # one broken contender must not end a long run of the others
             failed[name] = error_text(error)
     order = [name for name in contenders if name not in failed]
     attention: dict[str, list[float]] = {name: [] for name in order}
@@ -92,19 +93,19 @@ def prices(
 
 @torch.no_grad()
 def first_token(model: Any, ids: Tensor) -> Tensor:
-    """[1]: the most probable token after a prompt [1, n] read into a new cache."""
+    """Return the most probable token [1] after a prompt [1, n] that is read into a new cache."""
     return model(ids, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1)
 
 
 def error_text(error: Exception) -> str:
-    """An error on one line."""
+    """Return an error as one line."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
 def _looked_at(
     model: Any, contender: Contender, prompts: Sequence[Tensor], on_step: Callable[[], None]
 ) -> tuple[dict[str, float], dict[str, float], dict[str, str]]:
-    """By layer: kept, density, and why it ran dense."""
+    """Return kept and density of each watched layer, and why layers ran dense."""
     kept: dict[str, list[float]] = defaultdict(list)
     density: dict[str, list[float]] = defaultdict(list)
 
@@ -116,17 +117,17 @@ def _looked_at(
         with contender(watch) as handle:
             first_token(model, ids)
         on_step()
-    of = lambda parts: {layer: round(mean(mine), 6) for layer, mine in parts.items()}  # noqa: E731
-    return of(kept), of(density), _ran_dense(handle)
+    means = lambda parts: {layer: round(mean(values), 6) for layer, values in parts.items()}  # noqa: E731
+    return means(kept), means(density), _ran_dense(handle)
 
 
 def _ran_dense(handle: Any) -> dict[str, str]:
-    """By layer: why it did, as far as `sparsify` knows."""
+    """Return for each layer that ran dense the reason that `sparsify` gives."""
     return {str(layer): reason for layer, reason in getattr(handle, "dense", {}).items()}
 
 
 class _Clock:
-    """Moments on a device: on a GPU, when the work before them is done; marking one waits for nothing."""
+    """Moments on a device. On a GPU a moment is when the work before it is done; marking one does not wait."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -140,7 +141,7 @@ class _Clock:
             self._moments.append(time.perf_counter())
 
     def ms(self) -> float:
-        """From each odd moment to the even one after it, in all; once the device has come that far."""
+        """Return the total ms from each odd moment to the even one after it. The device must have reached the last."""
         pairs = zip(self._moments[::2], self._moments[1::2], strict=True)
         if self._device.type == "cuda":
             return sum(began.elapsed_time(ended) for began, ended in pairs)
@@ -149,7 +150,7 @@ class _Clock:
 
 @contextmanager
 def _timed(model: Any) -> Iterator[_Clock]:
-    """Inside, the clock is marked before and after each layer's attention."""
+    """Yield a clock that is marked before and after each layer's attention."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # transformers is an optional extra
 
     name, clock = model.config._attn_implementation, _Clock(model.device)
@@ -161,10 +162,10 @@ def _timed(model: Any) -> Iterator[_Clock]:
         clock.mark()
         return answer
 
-    ALL_ATTENTION_FUNCTIONS[name] = timed  # under the same name: another one would get other masks
+    ALL_ATTENTION_FUNCTIONS[name] = timed  # under the same name: another name would get other masks
     try:
         yield clock
     finally:
         del ALL_ATTENTION_FUNCTIONS[name]
-        if ALL_ATTENTION_FUNCTIONS[name] is not attention:  # it was somebody's own there
+        if ALL_ATTENTION_FUNCTIONS[name] is not attention:  # the user had registered their own
             ALL_ATTENTION_FUNCTIONS[name] = attention

@@ -1,4 +1,4 @@
-"""What a task asks, in words and without a tokenizer: words.py makes a case of it."""
+"""The question of a task, as text without a tokenizer; words.py makes a case of it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ class Question:
     The document is real text with `facts` hidden in it or, with `rows`, as many of the first rows as fit.
     """
 
-    asked: str  # stands after the document
-    reply: tuple[tuple[str, bool], ...]  # in pieces, each with whether it is a value asked for
-    intro: str = ""  # stands before the document
-    facts: tuple[str, ...] = ()  # of whole lines, in their order, spread over the document
+    asked: str  # the text of the question, after the document
+    reply: tuple[tuple[str, bool], ...]  # in pieces, each with whether it is a value in question
+    intro: str = ""  # text before the document
+    facts: tuple[str, ...] = ()  # whole lines each, in order, spread over the document
     rows: Iterable[str] | None = None  # endless, read once; the answer must be the same for any number of rows
-    least: int = 1  # lines of text, or rows, without which the question cannot be asked
+    least: int = 1  # fewest lines of text, or rows, with which the question makes sense
     further: int = 0  # tokens of further text between the question and the reply
 
 
 def listed(items: Sequence[str]) -> str:
-    """Return "a, b and c"."""
+    """Return items as a list in words: "a, b and c"."""
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
 def lines(pairs: Iterable[tuple[str, str]], end: str = "") -> tuple[tuple[str, bool], ...]:
-    """Return a reply of a line for each pair: what leads to the value, the value, and the end."""
-    found: list[tuple[str, bool]] = []
+    """Return a reply with one line for each pair (lead, value): the lead, the value, and `end`."""
+    pieces: list[tuple[str, bool]] = []
     for lead, value in pairs:
-        found += [(f"{end}\n{lead}" if found else lead, False), (value, True)]
-    return (*found, (end, False)) if end else tuple(found)
+        pieces += [(f"{end}\n{lead}" if pieces else lead, False), (value, True)]
+    return (*pieces, (end, False)) if end else tuple(pieces)

@@ -1,4 +1,4 @@
-"""Results in a file: one a line, appended and never changed. Lines of one run share its id."""
+"""Reads and writes results: one JSON line each, appended and never changed. Lines of one run share its id."""
 
 import hashlib
 import json
@@ -17,19 +17,19 @@ from ..chip import chip
 from ..registry import by_new_names
 
 PACKAGES = ("sparsekit", "triton", "flash-attn-4", "nvidia-cutlass-dsl", "transformers")
-EACH = "each"  # of a packed line: by name, a list of what the records of it do not share
-SPECS = "pipeline", "what"  # fields that may hold one
-PART = "part"  # of a line that is no record: the name of what else stands in it, which later lines share
-OF = "of"  # of a packed line: the names of the parts that belong to it
-SOME = 64  # numbers of each parameter that tell weights apart
+EACH = "each"  # field of a packed line: for each field that its records do not share, the list of their values
+SPECS = "pipeline", "what"  # fields that may hold a spec
+PART = "part"  # field of a line that is not a record but a part: its name; its other fields are shared by later lines
+OF = "of"  # field of a packed line: the names of the parts whose fields its records have
+SOME = 64  # numbers of each parameter that go into the fingerprint
 Record = dict[str, Any]
 
 
 class Records:
-    """The lines of a file, and how more get there. Without a path they are held in memory alone.
+    """The records of a file, to which more can be appended. Without a path they are only held in memory.
 
-    A line is a record, or packed (bench/accuracy/pack.py): several, or what records share. Raises ValueError for a line
-    that is neither. The start of a line, which a run that was killed left at the end, is taken off: `torn` is its
+    A line of the file is a record or packed (bench/accuracy/pack.py): several records, or fields that records share.
+    Raises ValueError for any other line. An unfinished last line, which a killed run leaves, is cut off: `torn` is its
     number of bytes.
     """
 
@@ -46,7 +46,7 @@ class Records:
                 os.truncate(self.path, end)
 
     def append(self, *records: Record) -> None:
-        """Each a whole line, written out before the next one begins."""
+        """Append records; each line is flushed before the next one begins."""
         self.lines += records
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,30 +57,30 @@ class Records:
 
 
 def provenance(model: Any, name: str, text: str, commit: str | None = None) -> Record:
-    """Where a run came from: model, weights, dtype, rotary positions, chip, versions, commit, date, an id.
+    """Return the header of a run: model, weights, dtype, rotary positions, chip, versions, commit, date, an id.
 
-    `text` says which text facts are hidden in. `commit` is what `git describe --always --dirty --abbrev=40 --exclude
-    '*'` says of the code; it ends in -dirty if the tree was not clean. None if nobody said.
+    `text` identifies the text that facts are hidden in. `commit` is the output of `git describe --always --dirty
+    --abbrev=40 --exclude '*'`, which ends in -dirty if the tree was not clean; None if it is unknown.
     """
-    what: Record = {"kind": "run", "model": name, "weights": fingerprint(model), "text": text}
-    what["dtype"] = str(model.dtype).removeprefix("torch.")
-    what["rope"] = getattr(model.config.get_text_config(), "rope_parameters", None)
-    return what | origin(model.device, commit)
+    header: Record = {"kind": "run", "model": name, "weights": fingerprint(model), "text": text}
+    header["dtype"] = str(model.dtype).removeprefix("torch.")
+    header["rope"] = getattr(model.config.get_text_config(), "rope_parameters", None)
+    return header | origin(model.device, commit)
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """Tells weights apart that have the same name: a hash of some of each parameter, the same in any dtype."""
+    """Return a hash of some numbers of each parameter, the same in any dtype: models of one name may differ."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         digest.update(name.encode())
-        if not weight.is_meta:  # one that is not in memory
+        if not weight.is_meta:  # a meta weight is not in memory
             some = weight.detach().flatten()[:: max(1, weight.numel() // SOME)][:SOME]
             digest.update(some.to("cpu", torch.bfloat16).float().numpy().tobytes())
     return digest.hexdigest()[:12]
 
 
 def origin(device: torch.device, commit: str | None) -> Record:
-    """The part of it that is not about a model: an id, chip, versions, commit, whether the tree was clean, date."""
+    """Return the part of a header that is not about a model: id, chip, versions, commit, clean tree or not, date."""
     return {
         "run": uuid.uuid4().hex[:12],
         "gpu": chip(device),
@@ -92,20 +92,20 @@ def origin(device: torch.device, commit: str | None) -> Record:
 
 
 def versions() -> dict[str, str]:
-    """Of torch, Python, and what of PACKAGES is installed."""
-    found = {"torch": torch.__version__, "python": platform.python_version()}
+    """Return the versions of torch, Python and those of PACKAGES that are installed."""
+    numbers = {"torch": torch.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def unpacked(lines: Iterable[Record]) -> Iterator[Record]:
-    """Yield the records of the lines of a file: of a line none if it is a part, or as many as its lists have entries.
+    """Yield the records of the lines of a file; a part yields none, a packed line as many as its lists have entries.
 
-    A part may be told anew: lines below it mean the later one, as where one file was put behind another.
+    Two parts may have the same name, as after two files were joined: each line refers to the last one above it.
     """
     parts: dict[str, Record] = {}
     for line in lines:
@@ -114,9 +114,9 @@ def unpacked(lines: Iterable[Record]) -> Iterator[Record]:
             continue
         same: Record = {}
         lists: dict[str, list[Any]] = {}
-        for one in (*(parts[name] for name in line.get(OF, ())), line):
-            same |= one
-            lists |= one.get(EACH, {})
+        for source in (*(parts[name] for name in line.get(OF, ())), line):
+            same |= source
+            lists |= source.get(EACH, {})
         same = {name: value for name, value in same.items() if name not in (EACH, OF)}
         if not lists:
             yield same
@@ -125,7 +125,7 @@ def unpacked(lines: Iterable[Record]) -> Iterator[Record]:
 
 
 def with_new_names(line: Record) -> Record:
-    """Return a record with specs that call parameters as they are called now, so that old and new ones are of one."""
+    """Return a record whose specs use today's names of parameters, so that old and new records match."""
     return line | {name: by_new_names(line[name]) for name in SPECS if isinstance(line.get(name), str)}
 
 
@@ -144,6 +144,6 @@ def _read(path: Path, lines: Sequence[bytes]) -> Iterator[Record]:
             yield with_new_names(record)
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(
-            f"out: line {number} of {str(path)!r} is no record; allowed is a file that sparsekit eval wrote, or a new "
-            "one: pass another path"
+            f"out: line {number} of {str(path)!r} is no record; allowed is a file that sparsekit eval wrote, or a path "
+            "without a file: pass another path"
         ) from None

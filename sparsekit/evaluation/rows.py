@@ -1,4 +1,4 @@
-"""From records to rows: accuracy beside price, for each pipeline at each length, and which rows are on the front."""
+"""Makes rows of records: accuracy and price of each pipeline at each length, and which rows are on the front."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,60 +10,60 @@ from .price import Spread
 from .records import Record
 from .statistics import Estimate, certainty, difference, mean, mean_difference
 
-Answers: TypeAlias = Mapping[tuple[str, int], tuple[int, int]]  # found and asked for, by task and seed of a prompt
+Answers: TypeAlias = Mapping[tuple[str, int], tuple[int, int]]  # by task and seed: values found, values in question
 OWN = "dense"  # the model's own attention, as records call it
-COUNTS = 0.7  # part of a task's answers that dense attention must find for the task to count in a claim
+COUNTS = 0.7  # a task counts in a claim if dense attention has at least this part of its answers right
 
 
 @dataclass(frozen=True)
 class Row:
-    """One pipeline at one length. What was not measured, or not in the same run as dense attention, is None."""
+    """One pipeline at one length. A figure is None if it was not measured, or not in a run with dense attention."""
 
     pipeline: str  # its name
-    spec: str  # its spec
+    spec: str
     length: int  # of a prompt, in the unit of the records
     tokens: float  # of a prompt, mean
     dense: bool  # a dense contender; only the model's own attention is asked, as all compute the same pairs
-    right: Estimate | None = None  # part of the answers that are right, in [0, 1]; dense: of the model's own attention
-    tasks: Mapping[str, Estimate] = field(default_factory=dict)  # the same, by task, of those that do not count, too
-    difference: Estimate | None = None  # of that part from dense attention's, on the prompts that both were asked
-    certainty: float | None = None  # the p-value of no such difference
-    dense_part: float | None = None  # the part that dense attention finds of those prompts' answers
-    dense_tasks: Mapping[str, float] = field(default_factory=dict)  # the same, by task
-    text: Estimate | None = None  # loss of text that follows a prompt less dense attention's, nats per token
-    kl: float | None = None  # of the distributions over that text from dense attention's, nats, mean over tokens
-    agreement: float | None = None  # part of that text's tokens at which the likeliest is dense attention's, in [0, 1]
-    attention_ms: Spread | None = None  # over all layers, of a prompt
+    right: Estimate | None = None  # part of the answers that are right, in [0, 1]; all dense rows share dense's
+    tasks: Mapping[str, Estimate] = field(default_factory=dict)  # the same by task, also for tasks that do not count
+    difference: Estimate | None = None  # `right` minus dense attention's, on the prompts that both were asked
+    certainty: float | None = None  # p-value of that difference
+    dense_part: float | None = None  # part of those prompts' answers that dense attention has right
+    dense_tasks: Mapping[str, float] = field(default_factory=dict)  # the same by task
+    text: Estimate | None = None  # loss on the text that follows a prompt minus dense attention's, nats per token
+    kl: float | None = None  # divergence over that text from dense attention's distribution, nats, mean over tokens
+    agreement: float | None = None  # part of that text's tokens where the likeliest is dense attention's, in [0, 1]
+    attention_ms: Spread | None = None  # per prompt, over all layers
     first_token_ms: Spread | None = None
     kept: float | None = None  # part of the queries, in [0, 1], mean over layers
     density: float | None = None  # part of the dense pairs, in [0, 1], mean over layers
-    speed_up: float | None = None  # of attention, medians, over the fastest dense contender of the same run
-    over: str = ""  # that contender
-    gpu: str = ""  # or CPU, that times are of
-    ran_dense: Mapping[str, str] = field(default_factory=dict)  # by layer: why, in spite of the pipeline
-    failed: str = ""  # why it stopped, if it did
-    uncounted: tuple[str, ...] = ()  # tasks that do not count; all of them where none does, and then `right` is of all
-    front: bool = False  # no other is as good in one of standing and speed_up, and better in the other
+    speed_up: float | None = None  # of attention, ratio of medians, over the fastest dense contender of the same run
+    over: str = ""  # the name of that contender
+    gpu: str = ""  # the GPU or CPU on which it was timed
+    ran_dense: Mapping[str, str] = field(default_factory=dict)  # by layer, why it ran dense despite the pipeline
+    failed: str = ""  # the reason if the pipeline broke
+    uncounted: tuple[str, ...] = ()  # tasks that do not count; if no task counts, `right` is over all
+    front: bool = False  # no other row is as good in one of standing and speed_up, and better in the other
 
     @property
     def standing(self) -> Estimate | None:
-        """How far `right` is from dense attention's of the same prompts, or `right` where that was not asked."""
+        """The difference from dense attention on the same prompts, or `right` if dense attention was not asked."""
         if self.dense and self.right:
             return Estimate(0.0, 0.0, 0.0, self.right.n)
         return self.difference or self.right
 
     @property
     def family(self) -> str:
-        """The first stage; "schedule" for one; "dense"."""
+        """The name of the first stage, "schedule" for a schedule, "dense" for dense attention."""
         if self.dense:
             return OWN
         return "schedule" if self.spec.startswith("{") else re.split(r"\W", self.spec, maxsplit=1)[0]
 
 
 def front(records: Iterable[Record]) -> tuple[Row, ...]:
-    """A row for each pipeline at each length: by length, dense first, then in the order of the records.
+    """Return a row for each pipeline at each length: by length, dense first, then in the order of the records.
 
-    A price counts only beside a dense one of its own run and length; of several the newest does.
+    Of several prices the newest counts. It gives a speed-up only if its run has a dense price of the same length.
     """
     lines = list(records)
     runs = {line["run"]: line for line in lines if line["kind"] == "run"}
@@ -78,9 +78,9 @@ def front(records: Iterable[Record]) -> tuple[Row, ...]:
 
 
 def that_count(records: Iterable[Record]) -> list[Record]:
-    """Return the records without the answers to tasks of which dense attention finds less than COUNTS at that length.
+    """Return the records without the answers to tasks of which dense attention has less than COUNTS right.
 
-    Below that, what is found is luck more than skill, and a loss cannot be told.
+    Each length is judged by itself. On such tasks right answers are mostly luck, so a loss cannot be seen.
     """
     lines = list(records)
     good = {
@@ -94,9 +94,9 @@ def that_count(records: Iterable[Record]) -> list[Record]:
 
 
 def pareto(rows: Sequence[Row]) -> list[Row]:
-    """Those that no other row beats: as good in one of `standing` and `speed_up`, and better in the other.
+    """Return the rows that no other row beats: as good in one of `standing` and `speed_up`, better in the other.
 
-    What is right alone would favour who was asked easier prompts.
+    `right` alone would favour a row with easier prompts.
     """
     placed = [(row, row.speed_up, row.standing.value) for row in rows if row.standing and row.speed_up]
     return [
@@ -107,38 +107,41 @@ def pareto(rows: Sequence[Row]) -> list[Row]:
 
 
 def ranked(rows: Iterable[Row]) -> list[Row]:
-    """Those on the front, the slowest first: the order that tables and pictures number them in."""
+    """Return the rows on the front, the slowest first; tables and pictures number them in this order."""
     return sorted((row for row in rows if row.front), key=lambda row: row.speed_up or 0.0)
 
 
-def _dense(mine: Sequence[Record]) -> bool:
-    return mine[0]["what"] == OWN
+def _dense(lines: Sequence[Record]) -> bool:
+    return lines[0]["what"] == OWN
 
 
-def _row(mine: Sequence[Record], dense: Sequence[Record], lines: Sequence[Record], runs: Mapping[str, Record]) -> Row:
-    """The row of the records of one pipeline at one length; `dense` are those of the model's own attention there."""
+def _row(own: Sequence[Record], dense: Sequence[Record], lines: Sequence[Record], runs: Mapping[str, Record]) -> Row:
+    """Return the row of one pipeline at one length.
+
+    `own` are its records, `dense` those of the model's own attention at that length, `lines` all records.
+    """
     theirs = _answers(dense)
-    ours = theirs if _dense(mine) else _answers(mine)
-    tasks = {task: {key: one for key, one in ours.items() if key[0] == task} for task, _ in ours}
+    ours = theirs if _dense(own) else _answers(own)
+    tasks = {task: {key: counts for key, counts in ours.items() if key[0] == task} for task, _ in ours}
     uncounted = tuple(task for task in tasks if not _counts(task, theirs))
-    counted = {key: one for key, one in ours.items() if key[0] not in uncounted} or ours
-    first = mine[0]
+    counted = {key: counts for key, counts in ours.items() if key[0] not in uncounted} or ours
+    first = own[0]
     row = Row(
         first["pipeline"],
         first["what"],
         first["length"],
-        average([line["tokens"] for line in mine if line["kind"] != "after" and "tokens" in line] or [0]),
-        _dense(mine),
+        average([line["tokens"] for line in own if line["kind"] != "after" and "tokens" in line] or [0]),
+        _dense(own),
         right=mean(_parts(counted), _each(counted)) if counted else None,
         tasks={task: mean(_parts(of), _each(of)) for task, of in tasks.items()},
-        failed=mine[-1]["reason"] if mine[-1]["kind"] == "failed" else "",
+        failed=own[-1]["reason"] if own[-1]["kind"] == "failed" else "",
         uncounted=uncounted,
     )
     if not row.dense:
         pairs = {task: _pairs(of, theirs) for task, of in tasks.items()}
-        row = replace(row, **_against_dense(counted, theirs), **_text(mine, dense))
+        row = replace(row, **_against_dense(counted, theirs), **_text(own, dense))
         row = replace(row, dense_tasks={task: average(pair[1]) for task, pair in pairs.items() if pair[1]})
-    price = next((line for line in reversed(mine) if line["kind"] == "price"), None)
+    price = next((line for line in reversed(own) if line["kind"] == "price"), None)
     if price is None:
         return row
     rivals = [
@@ -147,13 +150,13 @@ def _row(mine: Sequence[Record], dense: Sequence[Record], lines: Sequence[Record
         if line["kind"] == "price" and line["dense"] and (line["run"], line["length"]) == (price["run"], row.length)
     ]
     fastest = min(rivals, key=_median, default=None)
-    of = lambda layers: average(layers.values()) if layers else 1.0 if row.dense else None  # noqa: E731
+    mean_of = lambda layers: average(layers.values()) if layers else 1.0 if row.dense else None  # noqa: E731
     return replace(
         row,
         attention_ms=Spread(**price["attention_ms"]),
         first_token_ms=Spread(**price["first_token_ms"]),
-        kept=of(price["kept"]),
-        density=of(price["density"]),
+        kept=mean_of(price["kept"]),
+        density=mean_of(price["density"]),
         speed_up=_median(fastest) / _median(price) if fastest else None,
         over=fastest["pipeline"] if fastest else "",
         gpu=runs[price["run"]]["gpu"],
@@ -175,39 +178,39 @@ def _parts(answers: Answers) -> list[float]:
 
 
 def _each(answers: Answers) -> float:
-    """Return how many answers a prompt has on average."""
+    """Return the mean number of answers of a prompt."""
     return average(asked for _, asked in answers.values())
 
 
 def _counts(task: str, dense: Answers) -> bool:
-    """Return whether dense attention can do a task, as far as it was asked."""
+    """Return whether a task counts: dense attention has enough of its answers right, or was not asked."""
     parts = [found / asked for (name, _), (found, asked) in dense.items() if name == task]
     return not parts or average(parts) >= COUNTS
 
 
 def _against_dense(ours: Answers, dense: Answers) -> dict[str, Any]:
-    """Return how far answers are from dense attention's on the prompts that both were asked, as fields of a row."""
-    mine, theirs = pair = _pairs(ours, dense)
-    if not mine:
+    """Return the fields of a row that compare answers with dense attention's on the prompts that both were asked."""
+    _, theirs = pair = _pairs(ours, dense)
+    if not theirs:
         return {}
     each = _each({key: of for key, of in ours.items() if key in dense})
     return {"difference": difference(*pair, each), "certainty": certainty(*pair), "dense_part": average(theirs)}
 
 
 def _pairs(ours: Answers, dense: Answers) -> tuple[list[float], list[float]]:
-    """Return what both find of the answers of each prompt that both were asked."""
+    """Return the parts that each has right, for every prompt that both were asked."""
     both = [key for key in ours if key in dense]
     return _parts({key: ours[key] for key in both}), _parts({key: dense[key] for key in both})
 
 
 def _text(lines: Iterable[Record], dense: Iterable[Record]) -> dict[str, Any]:
-    """Return what becomes of text that follows a prompt, beside dense attention's, as fields of a row."""
-    mine, theirs = ({(x["seed"], x["following"]): x for x in some if x["kind"] == "after"} for some in (lines, dense))
-    both = [key for key in mine if key in theirs]
+    """Return the fields of a row about the text that follows a prompt, in comparison with dense attention."""
+    ours, theirs = ({(x["seed"], x["following"]): x for x in some if x["kind"] == "after"} for some in (lines, dense))
+    both = [key for key in ours if key in theirs]
     if not both:
         return {}
-    found: dict[str, Any] = {"text": mean_difference(*([of[key]["nll"] for key in both] for of in (mine, theirs)))}
+    fields: dict[str, Any] = {"text": mean_difference(*([of[key]["nll"] for key in both] for of in (ours, theirs)))}
     for name in ("kl", "agreement"):
-        parts = [mine[key][name] for key in both if name in mine[key]]  # older records have the loss alone
-        found[name] = average(parts) if parts else None
-    return found
+        parts = [ours[key][name] for key in both if name in ours[key]]  # older records have the loss alone
+        fields[name] = average(parts) if parts else None
+    return fields

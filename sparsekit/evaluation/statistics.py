@@ -1,8 +1,8 @@
-"""What a mean over prompts says, and what a difference between two methods on the same prompts says.
+"""Means over prompts, and differences between two methods on the same prompts, with 95% intervals.
 
 The unit is a prompt: the answers of one prompt are not independent, so n counts prompts, never answers or digits.
-Each prompt gives the part of its answers that are right, in [0, 1]. The intervals are those of proportions, of as many
-independent ones as the parts are worth: at least the prompts, and the more the less the parts vary, up to the answers.
+Each prompt gives the part of its answers that is right, in [0, 1]. The intervals are those of proportions. The number
+of independent trials lies between the number of prompts and the number of answers: it is larger if the parts vary less.
 """
 
 import math
@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 
 Z = statistics.NormalDist().inv_cdf(0.975)  # of a 95% interval
-FINEST = 5040  # parts of an answer count in this many steps at most, when signs are flipped
+FINEST = 5040  # the permutation test rounds parts to at most this many steps
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Estimate:
 
     @property
     def includes_zero(self) -> bool:
-        """Whether 0 lies inside the interval: of a difference, that none was seen."""
+        """Whether the interval contains 0, so that no difference was detected."""
         return self.low <= 0.0 <= self.high
 
 
 def mean(parts: Sequence[float], answers: float = 1.0) -> Estimate:
     """Return the mean of parts in [0, 1], one a prompt, with Wilson's interval (Wilson 1927, JASA 22:209).
 
-    `answers` is how many a prompt has on average, at least 1: with 1 the interval is that of prompts that are right or
-    wrong as a whole. Raises ValueError for no parts, or one outside [0, 1].
+    `answers` is the mean number of answers of a prompt, at least 1: with 1 the interval is that of prompts that are
+    right or wrong as a whole. Raises ValueError for no parts, or one outside [0, 1].
     """
     _check("parts", parts)
     value = statistics.fmean(parts)
@@ -47,50 +47,50 @@ def difference(ours: Sequence[float], theirs: Sequence[float], answers: float = 
     """Return the mean of ours - theirs in [-1, 1], both on the same prompts in the same order.
 
     The interval is Newcombe's for paired proportions: the two Wilson intervals, squared and added with the pairs'
-    correlation (Newcombe 1998, Statistics in Medicine 17:2635, method 10). It has a width even where all are right.
+    correlation (Newcombe 1998, Statistics in Medicine 17:2635, method 10). It has a width even if all parts are 1.
     `answers` as for `mean`. Raises ValueError for no parts, one outside [0, 1], or sequences that do not pair.
     """
     _check("ours", ours)
     _check("theirs", theirs)
     _check_pairs(ours, theirs)
     n = len(ours)
-    mine, other = mean(ours, answers), mean(theirs, answers)
-    phi = _correlation(ours, theirs, mine.value, other.value, answers)
+    own, other = mean(ours, answers), mean(theirs, answers)
+    phi = _correlation(ours, theirs, own.value, other.value, answers)
 
     def distance(a: float, b: float) -> float:
         return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
 
-    value = mine.value - other.value
-    low = value - distance(mine.value - mine.low, other.high - other.value)
-    high = value + distance(mine.high - mine.value, other.value - other.low)
+    value = own.value - other.value
+    low = value - distance(own.value - own.low, other.high - other.value)
+    high = value + distance(own.high - own.value, other.value - other.low)
     return Estimate(value, low, high, n)
 
 
 def certainty(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Return the p-value of no difference between ours and theirs, on the same prompts in the same order.
 
-    It is exact (Fisher's permutation test, paired): the part of all ways to swap the two methods on some of the prompts
-    that make the difference, to either side, as large as it is. Where each prompt has one answer it is McNemar's exact
-    test. Raises ValueError for no prompts, or sequences that do not pair.
+    It is exact (Fisher's permutation test, paired, two-sided): of all ways to swap the two methods on some of the
+    prompts, the part that gives a difference at least as large. With one answer per prompt it is McNemar's exact test.
+    Raises ValueError for no prompts, or sequences that do not pair.
     """
     _check_pairs(ours, theirs)
     gaps = [Fraction(a - b).limit_denominator(FINEST) for a, b in zip(ours, theirs, strict=True)]
     scale = min(FINEST, math.lcm(*(gap.denominator for gap in gaps)))
     steps = [abs(round(gap * scale)) for gap in gaps]
-    seen = abs(sum(round(gap * scale) for gap in gaps))
-    chances = np.ones(1)  # of each sum from -all to all, in steps of one
+    observed = abs(sum(round(gap * scale) for gap in gaps))
+    chances = np.ones(1)  # probability of each sum from -all to all, in steps of one
     for step in filter(None, steps):
         chances = np.convolve(chances, [0.5, *[0.0] * (2 * step - 1), 0.5])
     middle = len(chances) // 2
     sums = np.abs(np.arange(len(chances)) - middle)
-    return min(1.0, float(chances[sums >= seen].sum()))
+    return min(1.0, float(chances[sums >= observed].sum()))
 
 
 def mean_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """Return the mean of ours - theirs, of anything, both on the same prompts in the same order.
+    """Return the mean of ours - theirs, any real numbers, both on the same prompts in the same order.
 
-    The interval is Student's, which holds for few prompts, too; of one it is everything. Raises ValueError for no
-    prompts, or sequences that do not pair.
+    The interval is Student's, which is valid for few prompts, too; for one prompt it is infinite. Raises ValueError for
+    no prompts, or sequences that do not pair.
     """
     _check_pairs(ours, theirs)
     gaps = [a - b for a, b in zip(ours, theirs, strict=True)]
@@ -100,7 +100,7 @@ def mean_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
 
 
 def _wilson(share: float, n: int, worth: float) -> Estimate:
-    """Return the interval of a share of so many independent ones as they are worth."""
+    """Return Wilson's interval of a share of `n` prompts that are worth `worth` independent trials."""
     spread = Z * Z / worth
     middle = (share + spread / 2) / (1 + spread)
     half = Z * math.sqrt(share * (1 - share) / worth + spread / (4 * worth)) / (1 + spread)
@@ -109,10 +109,10 @@ def _wilson(share: float, n: int, worth: float) -> Estimate:
 
 
 def _worth(parts: Sequence[float], value: float, answers: float) -> float:
-    """Return how many independent proportions a prompt's part is worth, in [1, answers].
+    """Return how many independent trials a prompt's part is worth, in [1, answers].
 
-    It is how much less parts vary than prompts that are right or wrong as a whole would. One such prompt more than
-    there are is taken into account, so that few prompts that happen to agree do not pass for many.
+    It is the variance of prompts that are right or wrong as a whole, over the variance of the parts. The latter counts
+    one such prompt more than there are, so that a few prompts that agree by chance are not worth too much.
     """
     whole = value * (1 - value)
     if whole <= 0 or answers <= 1:
@@ -122,7 +122,7 @@ def _worth(parts: Sequence[float], value: float, answers: float) -> float:
 
 
 def _correlation(ours: Sequence[float], theirs: Sequence[float], p: float, q: float, answers: float) -> float:
-    """Phi of the pairs, with method 10's correction: a positive covariance is taken half an answer smaller."""
+    """Return phi of the pairs with method 10's correction, which makes a positive covariance half an answer smaller."""
     n = len(ours)
     variance = p * (1 - p) / _worth(ours, p, answers) * q * (1 - q) / _worth(theirs, q, answers)
     covariance = statistics.fmean(a * b for a, b in zip(ours, theirs, strict=True)) - p * q
@@ -150,14 +150,14 @@ def _student(freedom: int) -> float:
 def _check_pairs(ours: Sequence[float], theirs: Sequence[float]) -> None:
     if not ours or len(ours) != len(theirs):
         raise ValueError(
-            f"theirs: got {len(theirs)} parts for the {len(ours)} of ours; allowed is one for each, of one or more: "
-            "pass those of the same prompts in the same order"
+            f"theirs: got {len(theirs)} parts for the {len(ours)} of ours; allowed is one for each of ours, at least "
+            "one: pass the parts of the same prompts in the same order"
         )
 
 
 def _check(name: str, parts: Sequence[float]) -> None:
     if not parts:
-        raise ValueError(f"{name}: got no parts; allowed is one or more: pass the part right of at least one prompt")
+        raise ValueError(f"{name}: got no parts; allowed is one or more: pass the part of at least one prompt")
     for part in parts:
         if not 0.0 <= part <= 1.0:
-            raise ValueError(f"{name}: got {part}; allowed is [0, 1]: pass the part of a prompt's answers right")
+            raise ValueError(f"{name}: got {part}; allowed is [0, 1]: pass the part of a prompt's right answers")

@@ -1,4 +1,4 @@
-"""Names and words that questions are made of. Within CITIES, PEOPLE, WORKPLACES and WORDS none is part of another."""
+"""Names and words for questions. Within each of CITIES, PEOPLE, WORKPLACES and WORDS no word contains another."""
 
 from random import Random
 
@@ -42,13 +42,13 @@ VOWELS = "aeiou"
 
 
 def numbers(rng: Random, n: int) -> list[str]:
-    """Return different numbers of five digits."""
+    """Return `n` different numbers of five digits."""
     return [str(number) for number in rng.sample(range(10_000, 100_000), n)]
 
 
 def made_up(rng: Random, n: int, syllables: int) -> list[str]:
-    """Return different made-up words of that many syllables, none of which begins another."""
-    found: dict[str, None] = {}
-    while len(found) < n:
-        found["".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(syllables))] = None
-    return list(found)
+    """Return `n` different made-up words of `syllables` syllables; no word begins another."""
+    words: dict[str, None] = {}
+    while len(words) < n:
+        words["".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(syllables))] = None
+    return list(words)

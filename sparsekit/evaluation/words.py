@@ -1,8 +1,8 @@
-"""Cases in words, for any tokenizer: a task's question about real text becomes a prompt of so many tokens and a reply.
+"""Makes cases in words for any tokenizer: of a task's question about real text, a prompt of given length and a reply.
 
-The prompt is what a user would send: the tokenizer's chat template around the document and the question, and without a
-template plain text. Prompt and reply together have the length asked for, or as much less as whole lines of the document
-make it, so that nothing lies beyond a model's positions.
+The prompt is what a user would send: the document and the question in the tokenizer's chat template, or as plain text
+if there is none. Prompt and reply together have at most the requested length, so that nothing lies beyond a model's
+positions; they may be a little shorter, because the document consists of whole lines.
 """
 
 import hashlib
@@ -22,34 +22,34 @@ from .question import Question
 from .tasks import TASKS
 
 AFTER = 512  # tokens of a passage's following text
-PIECE = 200  # letters: longer lines are cut, at a space where there is one
-LETTERS = 4  # of a token, a first guess at how much text is needed
-TRIES = 6  # at the number of lines that fit best
-# The day, which some templates would fill in, and no thoughts before the reply; other templates ignore both.
+PIECE = 200  # letters: longer lines are cut, at a space if there is one
+LETTERS = 4  # letters of a token, for a first guess at how much text is needed
+TRIES = 6  # attempts to find the number of lines that fit
+# A fixed date, because some templates insert today's, and no thinking before the reply; other templates ignore both.
 TEMPLATE = {"date_string": "26 Jul 2024", "enable_thinking": False}
 BEFORE = "Before you answer, here is some more text."
 NOW = "Now answer the question that I asked before this text."
-REPLY = "Answer:\n"  # where there is no template, what leads to the reply
+REPLY = "Answer:\n"  # stands before the reply if there is no template
 
 
 @dataclass(frozen=True)
 class _Pieces:
-    """Lines of text, each with its end, and about how many tokens each has."""
+    """Lines of text with their ends, and the approximate number of tokens of each."""
 
     texts: Sequence[str]
     tokens: Sequence[int]
 
     def fitting(self, tokens: int) -> int:
-        """Return how many of the first lines have at most so many tokens together."""
+        """Return the largest number of first lines that have at most `tokens` tokens together."""
         return int(np.searchsorted(np.cumsum(self.tokens), tokens, side="right"))
 
     def after(self, n: int) -> "_Pieces":
-        """Return those after the first n."""
+        """Return the lines after the first n."""
         return _Pieces(self.texts[n:], self.tokens[n:])
 
 
 class Words:
-    """The source of cases in words. Lengths are in tokens. Raises ValueError for a tokenizer that is not a fast one."""
+    """The source of cases in words. Lengths are in tokens. Raises ValueError for a tokenizer that is not fast."""
 
     unit = "tokens"
 
@@ -57,7 +57,7 @@ class Words:
         if not tokenizer.is_fast:
             raise ValueError(
                 f"tokenizer: got {type(tokenizer).__name__}, which does not say where its tokens begin; allowed are "
-                "the fast ones of transformers: convert it to one"
+                "transformers' fast tokenizers: convert it to one"
             )
         check_count("following", following, 1)
         self._tokenizer, self._following = tokenizer, following
@@ -71,12 +71,12 @@ class Words:
 
     @property
     def groups(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the tasks; a claim may rest on all, of each model on those that it can do."""
+        """The tasks by group; a claim may rest on all of them, for each model on those that it can do."""
         return {"all": tuple(TASKS), "claimed": tuple(TASKS)}
 
     @property
     def identity(self) -> str:
-        """Return what tells the text and the questions apart from others."""
+        """A text that identifies the source's text and the wording of its questions."""
         return self._identity
 
     def case(self, task: str, seed: int, length: int) -> Case:
@@ -85,13 +85,13 @@ class Words:
         rng = _generator(task, length, seed)
         question = TASKS[task](rng)
         words = "".join(piece for piece, _ in question.reply)
-        found = self._encode(words, add_special_tokens=False, return_offsets_mapping=True)
-        reply = tuple(found["input_ids"])
+        encoded = self._encode(words, add_special_tokens=False, return_offsets_mapping=True)
+        reply = tuple(encoded["input_ids"])
         prompt = self._prompt(question, rng, task, length, len(reply))
-        return Case(task, seed, length, prompt, reply, _places(question, found["offset_mapping"]))
+        return Case(task, seed, length, prompt, reply, _places(question, encoded["offset_mapping"]))
 
     def passage(self, seed: int, length: int) -> Passage:
-        """Return `length` tokens of the text, the last of which follow the others; the same for the same arguments."""
+        """Return `length` tokens of the text, split into a prompt and what follows; the same for the same arguments."""
         check_count("lengths", length, 2)
         window = "".join(self._window(_generator("passage", length, seed), length).texts)
         ids = (*self._first, *self._ids(window))[:length]
@@ -103,7 +103,7 @@ class Words:
         return self._tokenizer.decode(list(tokens))
 
     def _prompt(self, question: Question, rng: Random, task: str, length: int, replied: int) -> tuple[int, ...]:
-        """Return the tokens of a prompt whose document is as long as fits with a reply of so many tokens."""
+        """Return the tokens of a prompt whose document is as long as fits beside a reply of `replied` tokens."""
         pieces, further = self._document(question, rng, length), ""
         if question.further:
             n = pieces.fitting(question.further)
@@ -122,8 +122,8 @@ class Words:
                 return prompt
         least = 2 * (empty + replied)
         raise ValueError(
-            f"lengths: got {length:,} tokens, and {task} takes {empty + replied:,} without a text around; allowed are "
-            f"lengths with room for one: pass {least:,} or more, or leave the task out"
+            f"lengths: got {length:,} tokens, and {task} takes {empty + replied:,} without any document; allowed are "
+            f"lengths with room for a document: pass {least:,} or more, or leave the task out"
         )
 
     def _ids_of_prompt(self, question: Question, document: str, further: str) -> tuple[int, ...]:
@@ -136,7 +136,7 @@ class Words:
         return tuple(self._ids(written))
 
     def _document(self, question: Question, rng: Random, length: int) -> _Pieces:
-        """Return more lines than fit: the question's own rows, or a window of the text."""
+        """Return more lines than fit: the question's own rows, or a random part of the text."""
         if question.rows is None:
             return self._window(rng, length)
         rows = iter(question.rows)
@@ -148,26 +148,26 @@ class Words:
                 return pieces
 
     def _window(self, rng: Random, tokens: int) -> _Pieces:
-        """Return lines of the text from a random one on, with at least so many tokens."""
+        """Return lines of the text from a random line on, with at least `tokens` tokens."""
         size, letters = self._ends[-1], LETTERS * tokens
         while True:
             begin = bisect_left(self._ends, rng.randrange(max(1, size - letters)))
             end = bisect_left(self._ends, (self._ends[begin - 1] if begin else 0) + letters) + 1
             texts = self._pieces[begin:end]
-            if self._special:  # as text they would be read as what they are for
+            if self._special:  # a special token in the text would act as one
                 texts = [text for text in texts if not self._special.search(text)]
             pieces = self._counted(texts)
-            if (found := sum(pieces.tokens)) >= tokens:
+            if (held := sum(pieces.tokens)) >= tokens:
                 return pieces
             if letters >= size:
                 raise ValueError(
-                    f"file: got a text of {found:,} tokens; allowed are {tokens:,} or more for this length: pass a "
-                    "longer one, or a shorter length"
+                    f"file: got a text of {held:,} tokens; allowed are {tokens:,} or more for this length: pass a "
+                    "longer text, or a shorter length"
                 )
             letters *= 2
 
     def _counted(self, texts: Sequence[str]) -> _Pieces:
-        """Return lines with the number of tokens that begin in each, as they are read together."""
+        """Return lines with the number of tokens that begin in each when all are tokenized together."""
         pairs = self._encode("".join(texts), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         ends = np.cumsum([len(text) for text in texts])
         line = np.searchsorted(ends, np.array([start for start, _ in pairs], dtype=int), side="right")
@@ -183,9 +183,9 @@ class Words:
 def _longest(
     pieces: _Pieces, written: Callable[[int], tuple[int, ...]], most: int, empty: int
 ) -> tuple[int, tuple[int, ...]]:
-    """Return for how many of the first lines a prompt has at most so many tokens, and that prompt.
+    """Return the largest number of first lines for which a prompt has at most `most` tokens, and that prompt.
 
-    Lines are counted beside their neighbours in the text, and facts stand between them: that is a few tokens off.
+    The counts of lines are a few tokens off, because facts will stand between them; so a few numbers are tried.
     """
     n = pieces.fitting(most - empty)
     best: tuple[int, tuple[int, ...]] = (0, ())
@@ -204,7 +204,7 @@ def _longest(
 
 
 def _generator(what: str, length: int, seed: int) -> Random:
-    """Return a generator of its own for each of these."""
+    """Return a random number generator that depends on all three arguments."""
     return Random(f"{what}, {length}, {seed}")
 
 
@@ -219,27 +219,27 @@ def _cut(text: str) -> Iterator[str]:
 
 
 def _hidden(texts: Sequence[str], facts: Sequence[str], depths: Sequence[float]) -> str:
-    """Return lines with each fact after the part of them that its depth says; depths ascend."""
-    found: list[str] = []
+    """Return the lines as one text with each fact inserted at its depth, in [0, 1]; depths ascend."""
+    parts: list[str] = []
     done = 0
     for fact, depth in zip(facts, depths, strict=True):
         at = int(depth * (len(texts) + 1))
-        found += texts[done:at]
-        inside = bool(found) and not found[-1].endswith("\n")  # of a long line
-        found += ["\n" * inside, f"{fact}\n"]
+        parts += texts[done:at]
+        inside = bool(parts) and not parts[-1].endswith("\n")  # in the middle of a long line
+        parts += ["\n" * inside, f"{fact}\n"]
         done = at
-    return "".join([*found, *texts[done:]])
+    return "".join([*parts, *texts[done:]])
 
 
 def _places(question: Question, offsets: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
-    """Return the tokens of each value of a reply: all that have a letter of it."""
-    found, at = [], 0
+    """Return the places of each value's tokens in a reply: all tokens that share a letter with the value."""
+    places, at = [], 0
     for piece, counts in question.reply:
         end = at + len(piece)
         if counts:
-            found.append(tuple(i for i, (start, stop) in enumerate(offsets) if start < end and stop > at))
+            places.append(tuple(i for i, (start, stop) in enumerate(offsets) if start < end and stop > at))
         at = end
-    return tuple(found)
+    return tuple(places)
 
 
 def _added_first(tokenizer: Any) -> tuple[int, ...]:
@@ -250,12 +250,12 @@ def _added_first(tokenizer: Any) -> tuple[int, ...]:
 
 
 def _fingerprint() -> str:
-    """Return a hash of how every task asks: records of other wordings are of other questions."""
+    """Return a hash of the wording of every task: records with another wording are not compared."""
     digest = hashlib.sha256()
     for name, task in TASKS.items():
         for seed in range(4):  # several wordings
-            asked = task(Random(seed))
-            rows = list(islice(asked.rows, 2)) if asked.rows is not None else []
-            digest.update(repr((name, asked.intro, asked.asked, asked.reply, asked.facts, rows)).encode())
+            question = task(Random(seed))
+            rows = list(islice(question.rows, 2)) if question.rows is not None else []
+            digest.update(repr((name, question.intro, question.asked, question.reply, question.facts, rows)).encode())
     digest.update(repr((BEFORE, NOW, REPLY)).encode())
     return digest.hexdigest()[:8]

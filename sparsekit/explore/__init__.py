@@ -1,6 +1,6 @@
-"""A page to look into a model: what each pipeline keeps, computes and loses in every layer and head of one prompt.
+"""An interactive page that shows what each pipeline keeps, computes and loses in every layer and head on one prompt.
 
-`explore` measures, `write_page` writes one HTML file that needs nothing else.
+`explore` measures, `write_page` writes one HTML file that needs no other file.
 """
 
 from .collect import Exploration, explore

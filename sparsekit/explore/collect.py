@@ -1,7 +1,7 @@
-"""What pipelines do in every layer and head of a model, measured on one prompt.
+"""Measures what pipelines do in every layer and head of a model, on one prompt.
 
-Every pipeline meets the queries, keys and values that each layer has when the model is dense, as in `calibrate`, so one
-dense prefill serves them all. Heads are looked at one after the other.
+Every pipeline gets the queries, keys and values that each layer has when the model is dense, as in `calibrate`, so one
+dense prefill serves all pipelines. Heads are measured one after the other.
 """
 
 import math
@@ -26,12 +26,12 @@ from .pictures import Grid, look, side
 if TYPE_CHECKING:
     from ..integrations.transformers import LayerCall
 
-OnStep = Callable[[int, int, str], None]  # (steps done, steps in all, what was done last)
+OnStep = Callable[[int, int, str], None]  # (steps done, steps in all, name of the last step)
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a plan keeps and loses, of one head or over all heads of a layer; as in a `Step` of a report."""
+    """Figures of a plan, for one head or over all heads of a layer; as in a `Step` of a report."""
 
     kept: float  # part of the queries, in [0, 1]
     density: float  # part of the dense pairs, in [0, 1]
@@ -43,60 +43,60 @@ class Figures:
 class Run:
     """One pipeline in one layer."""
 
-    spec: str  # of what ran here
+    spec: str  # of the pipeline of this layer
     whole: Figures  # over all heads
     heads: tuple[Figures, ...]
-    ms: float  # deciding and attending
-    sinks: Sinks | None  # what it leaves out of the attention on the first keys; None of a dense plan
+    ms: float  # stages and attention
+    sinks: Sinks | None  # the attention on the first keys that the plan leaves out; None for a dense plan
     computed: Tensor  # [H, 2, cells, cells] uint8: see `Look`
-    kept: Tensor  # [n]: in how many heads the query of each token is kept
-    read: Tensor  # [n]: how many of the queries looked at compute the key of each token
+    kept: Tensor  # [n]: number of heads that keep the query of each token
+    read: Tensor  # [n]: number of sampled queries that compute the key of each token
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: dense attention, and each pipeline."""
+    """One layer with dense attention, and with each pipeline."""
 
     number: int
     dense_ms: float  # of the model's own attention
-    sinks: tuple[float, ...] | None  # by head: dense mass on the first keys; None if no query sees others
-    window: int | None  # keys a query sees back; None: all
+    sinks: tuple[float, ...] | None  # by head, dense attention mass on the first keys; None if no query sees others
+    window: int | None  # the model's sliding window, in keys; None if the layer has none
     attention: Tensor  # [H, cells, cells] uint8: see `Look`
-    seen: Tensor  # [n]: how many of the queries looked at see the key of each token
+    seen: Tensor  # [n]: number of sampled queries that see the key of each token
     runs: tuple[Run, ...]  # by pipeline
 
 
 @dataclass(frozen=True)
 class Exploration:
-    """What was found; `write_page` writes it."""
+    """The measurements on one prompt; `write_page` writes them as a page."""
 
     grid: Grid
     pipelines: tuple[str, ...]  # names
-    layers: tuple[Layer, ...]  # those that could be looked at
+    layers: tuple[Layer, ...]  # the layers that could be measured
     unseen: tuple[int, ...]  # layers whose attention the integration leaves to the model
 
     @property
     def heads(self) -> int:
-        """Return the number of query heads in all layers."""
+        """The number of query heads in all layers."""
         return sum(len(layer.attention) for layer in self.layers)
 
     def runs(self, pipeline: int) -> list[Run]:
-        """Return what a pipeline did, by layer."""
+        """Return the runs of a pipeline, by layer."""
         return [layer.runs[pipeline] for layer in self.layers]
 
     def totals(self, pipeline: int) -> dict[str, float]:
         """Return the means over layers, the largest error of a layer, and the ms of all layers."""
         whole = [run.whole for run in self.runs(pipeline)]
-        figures = {name: mean(getattr(one, name) for one in whole) for name in ("kept", "density", "mass", "error")}
+        means = {name: mean(getattr(layer, name) for layer in whole) for name in ("kept", "density", "mass", "error")}
         ms = sum(run.ms for run in self.runs(pipeline))
-        return figures | {"worst": max(one.error for one in whole), "ms": ms}
+        return means | {"worst": max(layer.error for layer in whole), "ms": ms}
 
     def kept(self, pipeline: int) -> Tensor:
-        """Return in how many of all heads the query of each token is kept, [n]."""
+        """Return the number of heads, over all layers, that keep the query of each token, [n]."""
         return torch.stack([run.kept for run in self.runs(pipeline)]).sum(0)
 
     def read(self, pipeline: int) -> Tensor:
-        """Return which part of the queries that see the key of each token compute it, over all heads, [n]."""
+        """Return for each token's key the part of the queries that compute it, of those that see it, [n]."""
         read, seen = (torch.stack(each).sum(0) for each in ([run.read for run in self.runs(pipeline)], self._seen()))
         return read / seen
 
@@ -104,9 +104,9 @@ class Exploration:
         return [layer.seen for layer in self.layers]
 
     def warning(self, pipeline: int) -> str | None:
-        """Return in one line where a pipeline leaves out what attention rests on; None if nowhere."""
+        """Return one line that says in which layers a pipeline leaves out the sinks; None if in none."""
         sinks = {layer.number: layer.runs[pipeline].sinks for layer in self.layers}
-        return sinks_left_out({number: one for number, one in sinks.items() if one is not None})
+        return sinks_left_out({number: mass for number, mass in sinks.items() if mass is not None})
 
 
 def explore(
@@ -119,38 +119,39 @@ def explore(
 ) -> Exploration:
     """Measure what pipelines do in every layer and head of a model on one prompt.
 
-    `prompt` is token ids, [n]; `pipelines` are by name, and run however short the prompt is (`break_even=0`). `cells`
-    is how many a picture has along an axis, at most; None: as many as a page of a few MB has room for.
-    `on_step(done, total, name)` is called after each layer. Raises ValueError for no pipelines, one that does not fit
-    the model, text instead of ids, one token alone, a model in training mode, or one with no layer that can be sparse.
+    `prompt` is token ids, [n]. `pipelines` maps names to pipelines; their stages always run, even on a short prompt
+    (`break_even=0`). `cells` is the largest number of cells of a picture along an axis; None: as many as keep the page
+    at a few MB. `on_step(done, total, name)` is called after each layer. Raises ValueError for no pipelines, a pipeline
+    that does not fit the model, text instead of ids, fewer than two tokens, and a model in training mode or without a
+    layer that can be sparse.
     """
     needs("transformers", "hf")
     from ..integrations.transformers import sparsify
 
     if not pipelines:
-        raise ValueError("pipelines: got none; allowed is one or more, by name: pass a spec")
+        raise ValueError("pipelines: got none; allowed are one or more, by name: pass a spec")
     ids, numbers = token_ids(model, [prompt])[0], list(decoder_layers(model))
     if ids.numel() < 2:
-        raise ValueError(f"prompt: got {ids.numel()} token; allowed are two or more: pass a longer text")
+        raise ValueError(f"prompt: got {ids.numel()} token; allowed are two or more tokens: pass a longer text")
     chosen = [by_layer(_always(given), numbers) for given in pipelines.values()]
     require_attention(model, [ids])
-    found: dict[int, Layer] = {}
+    layers: dict[int, Layer] = {}
 
     def watch(call: "LayerCall") -> None:
         heads = len(numbers) * call.problem.q.shape[1]
         grid = Grid.of(ids.numel(), cells or side(heads * (1 + len(chosen))))
-        found[call.layer] = _layer(call, [mine[call.layer] for mine in chosen], grid, warm=bool(found))
+        layers[call.layer] = _layer(call, [by_number[call.layer] for by_number in chosen], grid, warm=bool(layers))
         grids.append(grid)
         if on_step:
-            on_step(len(found), len(numbers), f"layer {call.layer}")
+            on_step(len(layers), len(numbers), f"layer {call.layer}")
 
     grids: list[Grid] = []
     with sparsify(model, DENSE):
-        prefill(model, ids)  # the first call of anything is slower
+        prefill(model, ids)  # a warm-up: first calls are slower
     with sparsify(model, DENSE, watch=watch):
         prefill(model, ids)
-    unseen = tuple(number for number in numbers if number not in found)
-    return Exploration(grids[0], tuple(pipelines), tuple(found[number] for number in sorted(found)), unseen)
+    unseen = tuple(number for number in numbers if number not in layers)
+    return Exploration(grids[0], tuple(pipelines), tuple(layers[number] for number in sorted(layers)), unseen)
 
 
 def _always(given: Given) -> Any:
@@ -160,7 +161,7 @@ def _always(given: Given) -> Any:
 
 
 def _layer(call: "LayerCall", pipelines: Sequence[Pipeline | None], grid: Grid, warm: bool) -> Layer:
-    """Return what pipelines, None for dense, do to a layer's problem; unless `warm` each runs once untimed first."""
+    """Measure pipelines (None: dense) on a layer's problem; unless `warm`, each first runs once untimed."""
     problem, H = call.problem, call.problem.q.shape[1]
     for pipeline in pipelines if not warm else ():
         if pipeline is not None:
@@ -201,9 +202,12 @@ def _layer(call: "LayerCall", pipelines: Sequence[Pipeline | None], grid: Grid, 
 
 
 def _over(heads: Sequence[Figures], norms: Sequence[float]) -> Figures:
-    """Return the figures over all heads, from those of each and the norm of its dense output."""
+    """Return the figures over all heads, from each head's figures and the norm of its dense output."""
     norm = math.hypot(*norms)
-    error = math.hypot(*(one.error * mine for one, mine in zip(heads, norms, strict=True))) / norm if norm else 0.0
+    error = math.hypot(*(head.error * own for head, own in zip(heads, norms, strict=True))) / norm if norm else 0.0
     return Figures(
-        mean(one.kept for one in heads), mean(one.density for one in heads), mean(one.mass for one in heads), error
+        mean(head.kept for head in heads),
+        mean(head.density for head in heads),
+        mean(head.mass for head in heads),
+        error,
     )

@@ -1,4 +1,4 @@
-"""An exploration as one HTML file that needs nothing else: no network, and no other file."""
+"""Writes an exploration as one HTML file that needs no network and no other file."""
 
 import base64
 import html
@@ -21,7 +21,7 @@ from .collect import Exploration, Layer
 from .pictures import DECADES, ROWS, UNSEEN, WHOLE
 
 FIGURES = ("kept", "density", "mass", "error")
-STEPS = 65535  # of the part of the queries that read a token
+STEPS = 65535  # the part of the queries that read a token, in [0, 1], is written as a whole number from 0 to STEPS
 
 
 def write_page(
@@ -32,31 +32,34 @@ def write_page(
     model: str = "",
     made: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write what was found to `path`, whole or not at all. Return `path`.
+    """Write an exploration to `path`, whole or not at all. Return `path`.
 
-    `pieces` are the text of each token of the prompt, of `pieces`. `model` is its name, and `made` says by name how the
-    page came to be: a command, versions. Raises ValueError unless there are as many pieces as tokens.
+    `pieces` holds the text of each token of the prompt, as the function `pieces` returns it. `model` is the model's
+    name. `made` maps names to texts that say how the page was made, such as the command and versions. Raises ValueError
+    unless there are as many pieces as tokens.
     """
     if len(pieces) != found.grid.tokens:
         raise ValueError(
-            f"pieces: got {len(pieces)} for a prompt of {found.grid.tokens} tokens; allowed is one for each: pass what "
-            "sparsekit.explore.pieces says of the same tokens"
+            f"pieces: got {len(pieces)} for a prompt of {found.grid.tokens} tokens; allowed is one for each: pass the "
+            "result of sparsekit.explore.pieces for the same tokens"
         )
     return write_whole(Path(path), page(data(found, pieces, model, made or {}), model))
 
 
 def page(found: Mapping[str, Any], title: str) -> str:
-    """Return the HTML around the data of a page. No text in them can end the element that it stands in."""
+    """Return the HTML of a page with its data and title, escaped so that neither can end its element."""
     text = json.dumps(found, separators=(",", ":"), allow_nan=False)
-    for letter in "<>&":  # they stand in strings alone
+    for letter in "<>&":  # in JSON they occur only in strings
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     parts = {"TITLE": html.escape(title), "DATA": text}
     template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    return re.sub("__(TITLE|DATA)__", lambda match: parts[match[1]], template)  # one pass: the data may hold a name
+    return re.sub(
+        "__(TITLE|DATA)__", lambda match: parts[match[1]], template
+    )  # in one pass: the data may contain __TITLE__
 
 
 def data(found: Exploration, pieces: Sequence[str], model: str, made: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the page shows, as JSON holds it; a number that is not finite is null."""
+    """Return the data of the page as JSON values; a number that is not finite becomes None."""
     which = range(len(found.pipelines))
     whole = {
         "model": model,
@@ -96,24 +99,24 @@ def _layer(layer: Layer) -> dict[str, Any]:
                 "spec": run.spec,
                 "ms": run.ms,
                 "whole": asdict(run.whole),
-                "heads": {name: [getattr(one, name) for one in run.heads] for name in FIGURES},
+                "heads": {name: [getattr(head, name) for head in run.heads] for name in FIGURES},
             }
             for run in layer.runs
         ],
-        # of each head the attention; then of each pipeline and each head two pictures
+        # the attention of each head; then for each pipeline two pictures of each head
         "pictures": base64.b64encode(zlib.compress(packed.numpy().tobytes(), 9)).decode(),
     }
 
 
 def _words(x: Tensor) -> str:
-    """Return whole numbers below 65536 as base64 of two bytes each, the low one first."""
+    """Return whole numbers below 65536 as base64, two bytes each, little endian."""
     return base64.b64encode(x.to(torch.int32).numpy().astype("<u2").tobytes()).decode()
 
 
 def _finite(x: Any) -> Any:
-    """Return the same with None for each number that JSON cannot hold."""
+    """Return the data with None in place of each number that JSON cannot hold."""
     if isinstance(x, dict):
-        return {name: _finite(one) for name, one in x.items()}
+        return {name: _finite(value) for name, value in x.items()}
     if isinstance(x, list):
-        return [_finite(one) for one in x]
+        return [_finite(value) for value in x]
     return None if isinstance(x, float) and not math.isfinite(x) else x

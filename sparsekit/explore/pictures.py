@@ -1,7 +1,7 @@
-"""Pictures of one head in few cells: where dense attention looks, and which pairs plans compute.
+"""Coarse pictures of one head: where dense attention looks, and which pairs plans compute.
 
-They are summed up from some rows at a time, and from ROWS queries for each row of cells: nothing of the size of the
-prompt squared is held.
+They are summed from CHUNK queries at a time, and from at most ROWS queries for each row of cells, so the memory never
+grows with the square of the prompt.
 """
 
 from collections.abc import Sequence
@@ -14,60 +14,60 @@ from torch.nn.functional import pad
 from ..plan import Plan
 from ..problem import Problem
 
-SIDES = (128, 96, 64, 48, 32)  # cells along an axis: the first of these with which a page is small enough
-CELLS = 12_000_000  # of all pictures of a page; packed they are a fraction of as many bytes
-ROWS = 16  # queries looked at for one row of cells, spread over it
-CHUNK = 256  # of these at a time
-WHOLE, UNSEEN = 254, 255  # levels of a cell: all of it; no query sees a key in it
-DECADES = 4  # of attention mass below 1 that have a level
+SIDES = (128, 96, 64, 48, 32)  # cells along an axis: the first of these that keeps a page small enough
+CELLS = 12_000_000  # most cells of all pictures of a page; compressed they take far fewer bytes
+ROWS = 16  # most queries sampled for one row of cells, spread over it
+CHUNK = 256  # sampled queries that are computed at a time
+WHOLE, UNSEEN = 254, 255  # levels of a cell: all pairs computed; no query sees a key in it
+DECADES = 4  # levels cover attention mass from 1 down to 10**-DECADES
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Square cells over the pairs of a prompt, the last ones ragged."""
+    """Square cells over the pairs of a prompt; the last ones may be smaller."""
 
     tokens: int  # of the prompt
-    cell: int  # tokens along its side
+    cell: int  # tokens along a cell's side
 
     @classmethod
     def of(cls, tokens: int, side: int) -> "Grid":
-        """Return one of at most `side` cells along an axis."""
+        """Return a grid of at most `side` cells along an axis."""
         return cls(tokens, -(-tokens // side))
 
     @property
     def cells(self) -> int:
-        """Return how many are along an axis."""
+        """The number of cells along an axis."""
         return -(-self.tokens // self.cell)
 
     def rows(self) -> list[int]:
-        """Return the queries to look at: all of a row of cells, or ROWS of them, both ends in."""
+        """Return the sampled queries: for each row of cells all of them, or ROWS, the first and last included."""
         some = min(self.cell, ROWS)
         spread = torch.linspace(0, self.cell - 1, some).round().long().tolist()
-        found = (start + step for start in range(0, self.tokens, self.cell) for step in spread)
-        return sorted({min(row, self.tokens - 1) for row in found})
+        rows = (start + step for start in range(0, self.tokens, self.cell) for step in spread)
+        return sorted({min(row, self.tokens - 1) for row in rows})
 
     def pooled(self, x: Tensor) -> Tensor:
-        """[R, tokens] -> [R, cells], summed."""
+        """Sum [R, tokens] over the tokens of each cell, to [R, cells]."""
         return pad(x, (0, -self.tokens % self.cell)).unflatten(1, (-1, self.cell)).sum(-1)
 
 
 @dataclass(frozen=True)
 class Look:
-    """What one head does. Levels are uint8 on the CPU, of `levels` and of `mass_levels`."""
+    """The pictures of one head: uint8 levels on the CPU, of `levels` and `mass_levels`."""
 
     attention: Tensor  # [cells, cells]: dense attention mass of a query in the cell, mean over its queries
-    computed: tuple[Tensor, ...]  # by plan [2, cells, cells]: part of the pairs, of kept queries and by the fill
-    seen: Tensor  # [K] float64: how many of the queries looked at see each key
-    read: tuple[Tensor, ...]  # by plan [K] float64: how many of these compute the pair
+    computed: tuple[Tensor, ...]  # by plan [2, cells, cells]: part of the pairs, for kept queries and by the fill
+    seen: Tensor  # [K] float64: number of sampled queries that see each key
+    read: tuple[Tensor, ...]  # by plan [K] float64: number of those that compute the pair
 
 
 def side(pictures: int) -> int:
-    """Return how many cells each of so many pictures has along an axis."""
+    """Return the number of cells along an axis for a page with that many pictures."""
     return next((side for side in SIDES if pictures * side**2 <= CELLS), SIDES[-1])
 
 
 def look(problem: Problem, plans: Sequence[Plan], grid: Grid) -> Look:
-    """Return what a problem of one head and its plans look like."""
+    """Return the pictures of a problem of one head, and of its plans."""
     device, n = problem.q.device, grid.cells
     rows = torch.tensor(grid.rows(), device=device)
     total = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=device)  # noqa: E731
@@ -88,19 +88,19 @@ def look(problem: Problem, plans: Sequence[Plan], grid: Grid) -> Look:
             add(computed[number, 1], (pairs & fills).float())
             read[number] += pairs.sum(0)
     unseen = visible == 0
-    shares = (levels(one / visible).masked_fill(unseen, UNSEEN).cpu() for one in computed)
+    shares = (levels(pairs / visible).masked_fill(unseen, UNSEEN).cpu() for pairs in computed)
     attention = mass_levels(mass / queries[:, None]).masked_fill(unseen, UNSEEN).cpu()
     return Look(attention, tuple(shares), seen.cpu(), tuple(read.cpu()))
 
 
 def levels(share: Tensor) -> Tensor:
-    """Return parts in [0, 1] as uint8: 0 and WHOLE for none and for all alone, evenly between."""
+    """Return parts in [0, 1] as uint8: 0 only for 0, WHOLE only for 1, evenly spaced between."""
     some = (share * WHOLE).round().clamp(1, WHOLE - 1)
     return torch.where(share <= 0, 0, torch.where(share >= 1, WHOLE, some)).to(torch.uint8)
 
 
 def mass_levels(mass: Tensor) -> Tensor:
-    """Return mass in [0, 1] as uint8: 0 below 10**-DECADES, WHOLE for 1, evenly between in its logarithm."""
+    """Return mass in [0, 1] as uint8: 0 below 10**-DECADES, WHOLE for 1, evenly spaced in the logarithm between."""
     step = (WHOLE - 1) / DECADES
     level = (WHOLE + mass.log10() * step).round().clamp(1, WHOLE)
     return torch.where(mass >= 10.0**-DECADES, level, 0).to(torch.uint8)

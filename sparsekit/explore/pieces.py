@@ -1,28 +1,28 @@
-"""The text of each token of a prompt, so that the pieces put together are the text."""
+"""Splits a prompt into the text of each token; the pieces joined are the prompt's text."""
 
 import codecs
 from collections.abc import Sequence
 
 from ..testbed import Tokenizer
 
-BEFORE = 8  # tokens decoded before a piece: a tokenizer may drop the space that begins a text
-LETTER = 4  # most bytes of a letter in UTF-8, so most tokens that one can be cut into
+BEFORE = 8  # tokens decoded before a piece, because a tokenizer may drop the space that begins a text
+LETTER = 4  # most bytes of a letter in UTF-8, so the most tokens that a letter can be cut into
 LOST = "\N{REPLACEMENT CHARACTER}"
 
 
 def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
-    """Return the text of each token; a letter cut into several tokens is the last one's, and the others have none.
+    """Return the text of each token; a letter cut into several tokens belongs to the last one, the others have "".
 
-    A byte that is in no letter is a replacement character.
+    A byte that is part of no letter becomes a replacement character.
     """
-    found: list[str] = []
-    while len(found) < len(tokens):
-        found += _next(tokenizer, tokens, len(found))
-    return found
+    texts: list[str] = []
+    while len(texts) < len(tokens):
+        texts += _next(tokenizer, tokens, len(texts))
+    return texts
 
 
 def _next(tokenizer: Tokenizer, tokens: Sequence[int], at: int) -> list[str]:
-    """Return the text of the token at `at`, and of those after it that are the rest of its last letter."""
+    """Return the text of the token at `at`, and of the tokens after it that complete its last letter."""
     before = tokens[max(at - BEFORE, 0) : at]
     data = tokenizer.decode_after(before, tokens[at : at + 1])
     first = data.decode(errors="replace")
@@ -32,13 +32,13 @@ def _next(tokenizer: Tokenizer, tokens: Sequence[int], at: int) -> list[str]:
         text = tokenizer.decode_after(before, tokens[at:end]).decode(errors="replace")
         if LOST not in text:
             return [*[""] * (end - at - 1), text]
-        if not text.endswith(LOST):  # another letter has begun, so the first was none
+        if not text.endswith(LOST):  # another letter has begun, so the first bytes were no letter
             break
     return [first]
 
 
 def _may_go_on(data: bytes) -> bool:
-    """Return whether more bytes could make a letter of the last ones, for which a tokenizer may have put LOST."""
+    """Return whether the data may end inside a letter; a tokenizer may have replaced such an end by LOST."""
     if data.endswith(LOST.encode()):
         return True
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

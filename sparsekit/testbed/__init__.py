@@ -1,4 +1,4 @@
-"""A small model that really retrieves, and the tasks that show whether a method keeps it so."""
+"""A small model that really retrieves, and tasks that show whether a pipeline keeps that ability."""
 
 from .evaluate import Score, ask, evaluate, generate_answer
 from .model import MODEL_PATH, load_model

@@ -1,4 +1,4 @@
-"""Greedy answers and their score. Works with any causal model of transformers and its tokenizer."""
+"""Gets greedy answers and scores them, for any causal model of transformers with its tokenizer."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,30 +12,30 @@ from .sample import Sample
 from .tokenizer import ByteTokenizer, Tokenizer
 
 BYTES = ByteTokenizer()
-How = Callable[[], AbstractContextManager[Any]]  # what a prefill runs inside, such as lambda: sparsify(model, pipeline)
+How = Callable[[], AbstractContextManager[Any]]  # the context of a prefill, such as lambda: sparsify(model, pipeline)
 
 
 @dataclass(frozen=True)
 class Score:
-    """What the model answered to one sample."""
+    """A model's answer to one sample, with its score."""
 
     task: str
     length: int  # bytes of prompt
     digits: int  # scored bytes
-    right: int  # of them, as they should be
-    whole: bool  # every byte of the answer as it should be
+    right: int  # scored bytes that are right
+    whole: bool  # every byte of the answer is right
     answer: bytes
-    answers: int  # values asked for
-    found: int  # of them, with every scored byte as it should be
+    answers: int  # values in question
+    found: int  # values whose scored bytes are all right
 
     @property
     def part(self) -> float:
-        """The part of the values found, in [0, 1]."""
+        """The part of the values that the model found, in [0, 1]."""
         return self.found / self.answers
 
 
 def generate_answer(model: Any, prompt: bytes, n: int, tokenizer: Tokenizer = BYTES) -> bytes:
-    """The `n` bytes that the model finds most likely, one token after another: one prefill, then one-token steps."""
+    """Generate `n` bytes greedily: one prefill, then one-token steps."""
     if not prompt:
         raise ValueError("prompt is empty; pass at least one byte")
     if n < 1:
@@ -54,14 +54,14 @@ def generate_answer(model: Any, prompt: bytes, n: int, tokenizer: Tokenizer = BY
 
 
 def ask(model: Any, sample: Sample, tokenizer: Tokenizer = BYTES, how: How = nullcontext) -> Score:
-    """The Score of one sample, its prompt read inside `with how():`.
+    """Return the Score of one sample whose prompt is read inside `with how():`.
 
-    A byte model reads the right answer in one dense pass over the cache that the prompt left, outside `how`. The
-    answer judged is the byte it finds most likely at each place, given the right bytes before it. So `whole` is what
-    greedy generation would give, up to rounding, for one short pass instead of one step a byte, and a value counts as
-    found whatever came of the values before it. Other tokenizers do not map one to one to bytes: their models
-    generate, step by step inside `how`, where one-token steps are dense. Of a sample whose answer is read inside the
-    prompt a byte model reads all inside `how`; others are asked for the last value.
+    A byte model reads the right answer in one dense pass over the prompt's cache, outside `how`. Its answer is the
+    likeliest byte at each place, given the right bytes before it. So `whole` is what greedy generation would give, up
+    to rounding, in one short pass instead of one step per byte, and a value may be found even if those before it were
+    not. The tokens of other tokenizers are not bytes: their models generate step by step inside `how`, where one-token
+    steps are dense. If a sample's answer is read inside the prompt, a byte model reads all of it inside `how`; other
+    models are asked for the last value only.
     """
     if not isinstance(tokenizer, ByteTokenizer):
         sample = sample.last() if sample.inside else sample
@@ -86,7 +86,7 @@ def evaluate(
     tokenizer: Tokenizer = BYTES,
     how: How = nullcontext,
 ) -> list[Score]:
-    """`ask` for each sample, in order. `on_step(done, total, score)` is called after each."""
+    """Return the Score of each sample by `ask`, in order. `on_step(done, total, score)` is called after each."""
     scores = []
     for sample in samples:
         scores.append(ask(model, sample, tokenizer, how))
@@ -96,12 +96,12 @@ def evaluate(
 
 
 def _ids(text: bytes, device: torch.device) -> Tensor:
-    """Bytes as tokens [1, n]: by way of a buffer, a list of Python's numbers takes longer than a prefill."""
+    """Return bytes as tokens [1, n], through a buffer: a Python list would take longer than a prefill."""
     return torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device).long()[None]
 
 
 def score(sample: Sample, answer: bytes) -> Score:
-    """What `answer` is worth as the answer to `sample`."""
+    """Return the Score of `answer` as the answer to `sample`."""
     right = {i for i in sample.scored if answer[i : i + 1] == sample.answer[i : i + 1]}
     values = sample.values
     return Score(

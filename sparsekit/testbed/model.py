@@ -1,4 +1,4 @@
-"""The embedded model: a byte-level Llama, read from the package's own folder."""
+"""Loads the embedded model, a byte-level Llama, from the package's own folder."""
 
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ MODEL_PATH = Path(__file__).parent / "model"
 def load_model(
     dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", attn_implementation: str = "sdpa"
 ) -> Any:
-    """A `LlamaForCausalLM` in evaluation mode. Token ids are bytes, 0 to 255."""
-    needs("transformers", "hf")  # only this function does
+    """Return the embedded model, a `LlamaForCausalLM` in evaluation mode. Token ids are bytes, 0 to 255."""
+    needs("transformers", "hf")
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(MODEL_PATH, dtype=dtype, attn_implementation=attn_implementation)

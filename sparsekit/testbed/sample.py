@@ -1,8 +1,8 @@
-"""A fact, and a prompt that hides facts in real text and asks for one of them at the end.
+"""Makes prompts that hide facts in real text and ask for one of them at the end.
 
-Lengths are in bytes. A fact is a few lines of source or prose, or one block of many; its question begins in the same
-wording, so that the model goes on with the answer. Lines are inserted at line boundaries, at random depths, in their
-own order.
+Lengths are in bytes. A fact is a few lines of source or prose, or one block of many lines. Its question begins in the
+same wording, so that the model continues with the answer. Each line is inserted at a line boundary, at a random depth;
+the lines of a fact keep their order.
 """
 
 import re
@@ -25,7 +25,7 @@ ASK = "\n# Recall:\n"
 class Fact:
     """Lines to hide, in document order, and the question about them.
 
-    `answer` is what must follow `question`; `scored` are the offsets of the bytes in it that count.
+    `answer` must follow `question`; `scored` holds the offsets of the bytes of `answer` that count.
     """
 
     lines: tuple[bytes, ...]
@@ -36,17 +36,17 @@ class Fact:
 
 @dataclass(frozen=True)
 class Sample:
-    """`prompt` ends in the question; `answer` must come next; `scored` are the offsets of its bytes that count."""
+    """A prompt that ends in the question, the answer that must follow, and the offsets of its bytes that count."""
 
     task: str
     prompt: bytes
     answer: bytes
     scored: tuple[int, ...]
-    inside: bool = False  # the right answer is read with the prompt, and judged byte by byte as it is read
+    inside: bool = False  # whether the right answer is read with the prompt, and judged byte by byte there
 
     @property
     def values(self) -> tuple[tuple[int, ...], ...]:
-        """The runs of consecutive scored offsets. Each is one value asked for."""
+        """The runs of consecutive scored offsets; each is one value in question."""
         runs: list[list[int]] = []
         for at in self.scored:
             if runs and at == runs[-1][-1] + 1:
@@ -56,19 +56,19 @@ class Sample:
         return tuple(map(tuple, runs))
 
     def last(self) -> "Sample":
-        """The same read up to its last value, which alone is asked for."""
+        """Return the sample with everything before its last value in the prompt, so that only that value counts."""
         at = self.values[-1][0]
         scored = tuple(i - at for i in self.values[-1])
         return Sample(self.task, self.prompt + self.answer[:at], self.answer[at:], scored)
 
 
 def held_out(key: str) -> bool:
-    """Whether a key is kept for evaluation (an eighth of all keys, by hash); training uses the others."""
+    """Return whether a key is for evaluation (an eighth of all keys, by hash); training uses the others."""
     return zlib.crc32(key.encode()) % 8 == 0
 
 
 def keys(rng: Random, *, evaluation: bool = True, lookalikes: float = 0.0) -> Iterator[str]:
-    """Endless different keys of one side of the split. `lookalikes`: the share that differ in one letter only."""
+    """Yield endless different keys from one side of the split; the share `lookalikes` differ in one letter only."""
     used: list[str] = []
     seen: set[str] = set()
     while True:
@@ -84,7 +84,7 @@ def keys(rng: Random, *, evaluation: bool = True, lookalikes: float = 0.0) -> It
 
 
 def words(rng: Random, *, evaluation: bool = True) -> Iterator[str]:
-    """Different pronounceable words of WORD_LETTERS letters, of one side of the split: one million on both."""
+    """Yield different pronounceable words of WORD_LETTERS letters, from one side of the split of a million words."""
     seen: set[str] = set()
     while True:
         word = "".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(WORD_LETTERS // 2))
@@ -94,11 +94,12 @@ def words(rng: Random, *, evaluation: bool = True) -> Iterator[str]:
 
 
 def value(rng: Random) -> str:
+    """Return a random number of VALUE_DIGITS digits."""
     return str(rng.randrange(10 ** (VALUE_DIGITS - 1), 10**VALUE_DIGITS))
 
 
 def fact(lines: Sequence[str], question: str, answer: Sequence[tuple[str, bool]]) -> Fact:
-    """A Fact from text; the answer comes in pieces, each with whether its bytes count."""
+    """Return a Fact from text; the answer is given in pieces, each with whether its bytes count."""
     scored: list[int] = []
     at = 0
     for piece, counts in answer:
@@ -115,7 +116,7 @@ def fact(lines: Sequence[str], question: str, answer: Sequence[tuple[str, bool]]
 
 
 def cut(text: bytes, size: int, rng: Random) -> bytes:
-    """`size` contiguous bytes of `text` that end with a line."""
+    """Return `size` contiguous bytes of `text` that end with a line. Raises ValueError if the text is too short."""
     if len(text) < size:
         raise ValueError(
             f"text has {len(text)} bytes, at least {size} are needed: pass a longer text, or a shorter length"
@@ -132,7 +133,7 @@ def cut(text: bytes, size: int, rng: Random) -> bytes:
 
 
 def hide(window: bytes, facts: Iterable[Fact], rng: Random) -> bytes:
-    """`window` with the lines of all facts at random line boundaries, each fact's lines in their own order."""
+    """Return `window` with the lines of all facts at random line boundaries; a fact's lines keep their order."""
     boundaries = [match.end() for match in re.finditer(b"\n", window)]
     placed: list[tuple[int, bytes]] = []
     for hidden in facts:
@@ -156,7 +157,7 @@ def compose(
     others: Sequence[Fact] = (),
     inside: bool = False,
 ) -> Sample:
-    """A prompt of exactly `length` bytes: text, the lines of `asked` and of `others`, the question for `asked`."""
+    """Return a sample of exactly `length` bytes: text with the lines of all facts, then the question of `asked`."""
     facts = [asked, *others]
     size = length - len(asked.question) - sum(len(line) for hidden in facts for line in hidden.lines)
     prompt = hide(cut(text, size, rng), facts, rng) + asked.question
@@ -164,6 +165,7 @@ def compose(
 
 
 def check_length(length: int) -> None:
+    """Raise ValueError for a length below SHORTEST."""
     if length < SHORTEST:
         raise ValueError(
             f"length={length} bytes is too short for the facts and some text between them; pass {SHORTEST} or more"

@@ -12,7 +12,7 @@ AFTER = 512  # bytes of a passage's following text
 
 
 class Bytes:
-    """The source of byte cases about a text. Lengths are bytes of a prompt, which the answer follows."""
+    """The source of byte cases about a text. A length is the bytes of the prompt, without the answer."""
 
     unit = "bytes"
 
@@ -22,12 +22,12 @@ class Bytes:
 
     @property
     def groups(self) -> Mapping[str, tuple[str, ...]]:
-        """Return all tasks, those that a claim may rest on, and those that the embedded model was trained for."""
+        """The tasks by group: all, those that a claim may rest on, and those that the embedded model was trained on."""
         return {"all": tuple(TASKS), "claimed": CLAIMED, "trained": TRAINED}
 
     @property
     def identity(self) -> str:
-        """Return what tells the text apart from others."""
+        """A text that identifies the source's text."""
         return self._identity
 
     def case(self, task: str, seed: int, length: int) -> Case:
@@ -38,10 +38,10 @@ class Bytes:
         return Case(task, seed, length, tuple(sample.prompt), tuple(sample.answer), sample.values, inside)
 
     def passage(self, seed: int, length: int) -> Passage:
-        """Return `length` bytes of the text, and those that follow."""
+        """Return `length` bytes of the text, and the bytes that follow them."""
         window = cut(self._text, length + self._following, Random(seed))
         return Passage(seed, length, tuple(window[:length]), tuple(window[length:]))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return bytes as letters, one each."""
+        """Return bytes as text, one letter for each byte."""
         return bytes(token % 256 for token in tokens).decode("latin-1")

@@ -1,6 +1,6 @@
-"""For who writes a stage: does it keep the laws? For who writes a task or a command: a model to run it on, offline.
+"""Tools for your own tests: `check_stage` tries the laws on a stage, `small_model` makes a model without a download.
 
-What they need is imported when they are called: hypothesis, of sparsekit[testing], and transformers, of sparsekit[hf].
+Each imports its extra package when it is called: hypothesis (sparsekit[testing]) or transformers (sparsekit[hf]).
 """
 
 from .check import check_stage

@@ -1,4 +1,4 @@
-"""Try the laws on a stage of anybody's, without the tests of this project."""
+"""Tries the laws on any stage, without the tests of this project."""
 
 import sys
 from collections.abc import Callable
@@ -14,16 +14,16 @@ from ..registry import look_up, snake
 def check_stage(
     stage: Any, *, dense: Any = None, sinks: int | None = None, looks_ahead: bool = True, examples: int = 40
 ) -> None:
-    """Try every law of stages on small random problems on the CPU, the same ones each time: some seconds.
+    """Try every law of stages on small random problems on the CPU, the same ones each time. It takes some seconds.
 
-    Raises AssertionError whose first line says which law the stage breaks, and why; ImportError without hypothesis.
+    Raises AssertionError, whose first line says which law the stage breaks and why; ImportError without hypothesis.
 
     Args:
-        stage: what to try, small enough for 24 tokens, for example with blocks of 2; several settings are several calls
+        stage: the stage, small enough for 24 tokens, for example with blocks of 2; call once for each setting
         dense: the setting of the stage that is dense attention; None: DENSE of its module; False: it has none
-        sinks: first tokens that each kept query is shown; None: the stage's own field `sinks`, if it has one
-        looks_ahead: whether later tokens may change what earlier queries are shown, as in stages that the last queries
-            vote in; False checks that they do not
+        sinks: number of first tokens that each kept query must see; None: the stage's field `sinks`, if it has one
+        looks_ahead: whether later tokens may change which keys earlier queries see, as in stages where the last
+            queries vote; False checks that they do not
         examples: problems for each law, >= 1
     """
     check_count("examples", examples, 1)
@@ -67,13 +67,13 @@ def _dense_of(stage: Any) -> Any:
     if type(dense) is not type(stage):
         raise ValueError(
             f"dense: got None, and the module of {type(stage).__name__} has no DENSE of its kind; allowed are the "
-            "setting of the stage that is dense attention, or False if it has none: pass one"
+            "setting of the stage that is dense attention, or False if it has none: pass one of the two"
         )
     return dense
 
 
 def _attempt(examples: int, law: Callable[..., None], stage: Any, **drawn: Any) -> None:
-    """Try a law on so many drawn problems. Raises AssertionError with what the smallest one that breaks it shows."""
+    """Try a law on random problems. Raises AssertionError with the reason and the smallest problem that breaks it."""
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
     from hypothesis.errors import FailedHealthCheck, Flaky, Unsatisfiable
@@ -102,7 +102,7 @@ def _attempt(examples: int, law: Callable[..., None], stage: Any, **drawn: Any) 
         why, cause = "it refuses nearly every problem", error
     except Flaky as error:
         why, cause = "it does not do the same with the same problem", error
-    except Exception as error:  # whatever a stage of somebody else's may raise
+    except Exception as error:  # a user's stage may raise anything
         why, cause = f"it raised {type(error).__name__}: {_first_line(error)}", error
     if cause is not None:
         lines = [f"{stage!r} breaks the law that a stage {law.__name__.replace('_', ' ')}: {why}"]

@@ -1,4 +1,7 @@
-"""The laws a stage keeps, each for one problem: raises AssertionError where it does not. `check.py` tries them."""
+"""The laws of stages, one function each: it raises AssertionError if a stage breaks the law on a problem.
+
+`check.py` tries them. A law's name completes the sentence "a stage ...".
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -22,7 +25,7 @@ from .strategies import with_blocks
 
 
 def lawful(stage: Any, problem: Problem) -> Plan:
-    """The stage's plan, or a discarded example where the stage refuses the problem with a sentence."""
+    """Return the stage's plan. If the stage refuses the problem with a sentence, hypothesis discards the example."""
     try:
         plan = stage(problem)
     except ValueError as refusal:
@@ -49,25 +52,25 @@ def gives_a_lawful_plan(stage: Any, p: Problem) -> None:
             assert t.kept()[..., -1].all(), "the last token is not kept"
     seen = plan.pairs(p).any(-1)
     kept = to_heads(plan.queries.kept(), p.q.shape[1]) if plan.queries else torch.ones_like(seen)
-    assert torch.equal(seen, kept), "a query that is kept sees no key, or one that is dropped sees some"
+    assert torch.equal(seen, kept), "a kept query sees no key, or a dropped query sees some"
     same(attend(p, plan), oracle(p, plan), "its plan means one thing and is computed as another")
 
 
 def gives_a_lawful_plan_inside_a_window(stage: Any, p: Problem) -> None:
-    """Of a problem that has a sliding window, and sometimes padding."""
+    """Check the plan of a problem that has a sliding window, and sometimes padding."""
     plan = lawful(stage, p)
     plan.check(p, contents=True)
     real = to_heads(p.q_pos != PAD, p.q.shape[1])
     kept = to_heads(plan.queries.kept(), p.q.shape[1]) if plan.queries else torch.ones_like(real)
     assert torch.equal(plan.pairs(p).any(-1), kept & real), (
-        "a query that is kept sees no key, or one that is dropped or padding sees some"
+        "a kept query sees no key, or a dropped or padding query sees some"
     )
     assert torch.equal(plan.pairs(p), stage(p).pairs(p)), "it gives another plan for the same problem"
     same(attend(p, plan), oracle(p, plan), "its plan means one thing and is computed as another")
 
 
 def lists_nothing_of_the_future(stage: Any, p: Problem) -> None:
-    """Nor of anything else that no query of a block sees: a kernel would walk over it in vain."""
+    """Check that block lists hold no block of keys that no query of the block sees: a kernel would read it in vain."""
     plan = lawful(stage, p)
     if plan.blocks is None:
         return
@@ -80,7 +83,7 @@ def lists_nothing_of_the_future(stage: Any, p: Problem) -> None:
 
 
 def shows_the_sinks(stage: Any, p: Problem, sinks: int) -> None:
-    """The first tokens, to each query that is kept."""
+    """Check that each kept query sees the first `sinks` tokens."""
     plan = lawful(stage, p)
     first = p.visible() & (p.k_pos < sinks)[..., None, :]
     kept = to_heads(plan.queries.kept(), p.q.shape[1]) if plan.queries else torch.ones_like(first[..., 0])
@@ -100,7 +103,7 @@ def judges_each_sequence_alone(stage: Any, p: Problem) -> None:
 
 
 def is_not_changed_by_padding(stage: Any, p: Problem, extra: int) -> None:
-    """A problem with padding at the end of its rows gets the plan, and the output, of the problem without."""
+    """Check that padding at the end of rows changes neither the plan nor the output."""
     room = lambda x, dim, value: torch.cat([x, torch.full_like(x.narrow(dim, 0, 1), value).expand(  # noqa: E731
         *[extra if d == dim else n for d, n in enumerate(x.shape)])], dim)  # fmt: skip
     padded = Problem(
@@ -124,7 +127,7 @@ def chains_with_the_nested_meaning(stage: Any, p: Problem, fill: Any) -> None:
         try:
             plan = Pipeline(chain, break_even=0)(p)
         except ValueError as refusal:
-            assert str(refusal), "it refuses without a word"
+            assert str(refusal), "it refuses with an empty message"
             continue
         same(attend(p, plan), oracle(p, plan), "its plan means one thing and is computed as another")
         step, short, density = Plan(), p, 1.0
@@ -134,7 +137,7 @@ def chains_with_the_nested_meaning(stage: Any, p: Problem, fill: Any) -> None:
             assert step.density(p) <= density + 1e-6, "it adds pairs to those that the stage before it left"
             density = step.density(p)
         assert torch.equal(step.pairs(p), plan.pairs(p)), (
-            "in a chain it is not what it is alone on what the stage before it left"
+            "in a chain its plan is not its plan for the problem that the stage before it left"
         )
         filled = Pipeline([*chain, Decompress(fill or Zeros())], break_even=0)(p)
         same(attend(p, filled), oracle(p, filled), "its plan means one thing and is computed as another")
@@ -151,7 +154,7 @@ def bears_nan_and_inf(stage: Any, p: Problem, bad: float, data: Any) -> None:
 
 
 def is_dense_attention_in_its_dense_setting(stage: Any, p: Problem, size: int) -> None:
-    """With blocks smaller than the problem, too: one block alone is dense whatever a stage does."""
+    """Check the dense setting with small blocks: a problem of one block would be dense whatever a stage does."""
     dense = with_blocks(stage, size)
     same(oracle(p, lawful(dense, p)), oracle(p, Plan()), "its output is not that of dense attention")
     mask = torch.ones(p.q.shape[2], p.k.shape[2], dtype=torch.bool).tril(p.k.shape[2] - p.q.shape[2])
@@ -166,7 +169,7 @@ def is_dense_inside_a_window_in_its_dense_setting(stage: Any, p: Problem, size: 
 
 
 def looks_at_nothing_of_the_future(stage: Any, p: Problem, cut: int, seed: int) -> None:
-    """What earlier blocks of queries are shown stays as it is whatever the later tokens hold."""
+    """Check that later tokens do not change which keys earlier blocks of queries see."""
     size = getattr(stage, "block_size", 1)
     at = min(cut, p.q.shape[2]) // size * size  # a block of queries may look at all its own
     plan = lawful(stage, p)
@@ -175,15 +178,15 @@ def looks_at_nothing_of_the_future(stage: Any, p: Problem, cut: int, seed: int) 
         x[:, :, at:] = torch.randn(x[:, :, at:].shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
     other = replace(p, q=later[0], k=later[1], v=later[2])
     assert torch.equal(plan.pairs(p)[:, :, :at], lawful(stage, other).pairs(other)[:, :, :at]), (
-        "a later token changed what an earlier query is shown"
+        "a later token changed which keys an earlier query sees"
     )
 
 
 def is_what_its_spec_says(stage: Any) -> None:
-    """Of a stage whose class has a name: text, and back."""
+    """Check that a stage whose class has a name is the same after a round trip through its spec."""
     again = Pipeline.from_spec(Pipeline([stage]).to_spec())
     assert again.stages == (stage,), f"its spec {again.to_spec()!r} makes {again.stages[0]!r}"
-    assert hash(again) == hash(Pipeline([stage])), "two of the same spec have other hashes"
+    assert hash(again) == hash(Pipeline([stage])), "two pipelines of the same spec have different hashes"
 
 
 def _ascending(t: Tokens) -> Tensor:

@@ -1,7 +1,7 @@
-"""A model of random weights and its tokenizer, in a folder as transformers saves them: no network, some seconds.
+"""Makes a model with random weights and its tokenizer, in a folder as transformers saves them, without a network.
 
-What it answers is noise. It shows that a task, a command or an integration runs, and nothing about what a pipeline
-loses.
+Its answers are noise. It shows that a task, a command or an integration runs, but nothing about the accuracy of a
+pipeline.
 """
 
 from pathlib import Path
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END = 256  # the token of `byte_tokenizer` after the bytes
-TOKENS = 2000  # of `word_tokenizer`
-READ = 200_000  # bytes of text that its tokens are learned from
+TOKENS = 2000  # vocabulary of `word_tokenizer`
+READ = 200_000  # bytes of text from which it learns its tokens
 SPECIAL = ("<s>", "<|end|>", "<|user|>", "<|assistant|>")
 TEMPLATE = """{% for message in messages %}<|{{ message['role'] }}|>
 {{ message['content'] }}<|end|>
@@ -29,15 +29,15 @@ TEMPLATE = """{% for message in messages %}<|{{ message['role'] }}|>
 def small_model(
     folder: str | Path, *, tokenizer: "PreTrainedTokenizerFast | None" = None, longest: int = 131_072, seed: int = 0
 ) -> Path:
-    """Write a Llama of four layers with random weights, and a tokenizer with a chat template; return the folder.
+    """Write a Llama of four layers with random weights and a tokenizer with a chat template; return the folder.
 
-    Commands take the folder as any model of transformers. Its answers are noise: they show that something runs.
+    Commands take the folder like any model of transformers. Its answers are noise: they show that something runs.
 
     Args:
-        folder: where to write; made if it is not there
-        tokenizer: of transformers, fast; None: parts of words, learned from the text that `sparsekit eval` asks about
+        folder: the folder to write; created if it does not exist
+        tokenizer: a fast tokenizer of transformers; None: parts of words, learned from the text of `sparsekit eval`
         longest: `max_position_embeddings`, in tokens
-        seed: of the weights
+        seed: the seed of the weights
     """
     needs("transformers", "hf")
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -56,26 +56,26 @@ def small_model(
 
 
 def word_tokenizer(chat: bool = True) -> "PreTrainedTokenizerFast":
-    """Return a tokenizer of parts of words, with a chat template, or with a token that it puts first."""
+    """Return a tokenizer of parts of words, with a chat template or, without `chat`, with a token before each text."""
     from tokenizers import models, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    made = _of_bytes(models.BPE(), use_regex=True)
-    made.train_from_iterator(
+    trained = _of_bytes(models.BPE(), use_regex=True)
+    trained.train_from_iterator(
         [read_text()[:READ].decode()],
         trainers.BpeTrainer(
             vocab_size=TOKENS, special_tokens=list(SPECIAL), initial_alphabet=list(_letters()), show_progress=False
         ),
     )
     if not chat:
-        made.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
-    found = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="<|end|>", pad_token="<|end|>")
-    found.chat_template = TEMPLATE if chat else None
-    return found
+        trained.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=trained, bos_token="<s>", eos_token="<|end|>", pad_token="<|end|>")
+    fast.chat_template = TEMPLATE if chat else None
+    return fast
 
 
 def byte_tokenizer(merges: tuple[tuple[str, str], ...] = (), end: str | None = "<end>") -> "PreTrainedTokenizerFast":
-    """Return a tokenizer whose token b is byte b; then the end, if there is to be one, and a token for each merge."""
+    """Return a tokenizer whose token b is byte b; after the bytes come `end`, unless None, and one token per merge."""
     from tokenizers import models
     from transformers import PreTrainedTokenizerFast
 
@@ -87,7 +87,7 @@ def byte_tokenizer(merges: tuple[tuple[str, str], ...] = (), end: str | None = "
 
 
 def _of_bytes(model: Any, use_regex: bool) -> "Tokenizer":
-    """Return a tokenizer that reads and writes bytes as letters, whole words apart if `use_regex`."""
+    """Return a tokenizer that reads and writes bytes as letters; with `use_regex` it splits at words first."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
 
     made = Tokenizer(model)
@@ -97,7 +97,7 @@ def _of_bytes(model: Any, use_regex: bool) -> "Tokenizer":
 
 
 def _letters() -> dict[str, int]:
-    """Return the byte of each letter that byte-level tokenizers write for one."""
+    """Return the table of byte-level tokenizers: the byte of each letter that stands for one."""
     printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printed]
     return {chr(byte): byte for byte in printed} | {chr(256 + i): byte for i, byte in enumerate(others)}

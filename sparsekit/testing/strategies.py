@@ -1,4 +1,4 @@
-"""What stages are tried on: small problems. float64, seeded, without the crazy numbers."""
+"""Hypothesis strategies for small problems on which stages are tried: float64, seeded, finite numbers."""
 
 from dataclasses import replace
 from typing import Any
@@ -43,7 +43,7 @@ def problems(draw, square=None, causal=None, most=24):
 
 @st.composite
 def windowed(draw, square=None, most=24):
-    """A causal problem, its window, and sometimes padding at the end of a row."""
+    """Draw a causal problem with a sliding window, and sometimes padding at the end of a row."""
     p = draw(problems(square=square, causal=True, most=most))
     p = Problem.of(p.q, p.k, p.v, sliding_window=draw(st.integers(1, p.k.shape[2] + 1)))
     if draw(st.booleans()) and p.q.shape[2] == p.k.shape[2] > 1:
@@ -55,7 +55,7 @@ def windowed(draw, square=None, most=24):
 
 
 def with_blocks(stage: Any, size: int) -> Any:
-    """The stage with blocks of so many tokens, if it has blocks: its own may be larger than any problem here."""
+    """Return the stage with blocks of `size` tokens, if it has blocks: its own may exceed every problem here."""
     if isinstance(stage, Union):
         return Union([with_blocks(pattern, size) for pattern in stage.patterns])
     return replace(stage, block_size=size) if hasattr(stage, "block_size") else stage

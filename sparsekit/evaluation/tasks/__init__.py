@@ -1,4 +1,4 @@
-"""The tasks in words, one file each: what is drawn from a random number generator is the same for the same seed."""
+"""The tasks in words, one file each: a function from a random number generator to a question, fixed by the seed."""
 
 from collections.abc import Callable
 from random import Random

@@ -1,10 +1,10 @@
-"""Lines that say who chose what; the question asks what some people chose most often.
+"""Lines that name a person and a word; the question asks which word some people have most often.
 
-Five of six lines about a person have the same word, the sixth any other, so that the answers are the same however
-many lines there are. Each word is a value. The document is all such lines.
+Five of six lines about a person have the same word, the sixth another one, so the number of lines does not change the
+answers. Each word is a value. The whole document consists of such lines.
 
 Source: RULER (arXiv:2404.06654), common words extraction. Differs from it: one word for each of several people, so that
-a prompt has several answers, in an order that is given.
+a prompt has several answers in a given order.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from ..vocabulary import PEOPLE, WORDS
 
 BUYERS = 6
 ASKED = 3
-SAME = 6  # every so many lines about a person have another word
+SAME = 6  # every sixth line about a person has another word
 PHRASINGS = ("{person} bought: {word}", "Order of {person}: {word}", "{person} chose {word}")
 INTROS = (
     "Below is a list of what some people chose. I will ask what some of them chose most often.",
@@ -42,7 +42,7 @@ def common_words(rng: Random) -> Question:
 
 
 def _rows(rng: Random, phrasing: str, favourites: dict[str, str]) -> Iterator[str]:
-    """Yield lines; people take turns, in any order."""
+    """Yield lines; in each round every person has one line, in random order."""
     others = [word for word in WORDS if word not in favourites.values()]
     for turn in count(1):
         for person in rng.sample(list(favourites), len(favourites)):

@@ -1,6 +1,6 @@
-"""Passages of a few lines, each under a marker; the question asks to repeat the lines under one of the markers.
+"""Passages of a few lines, each under a marker; the question asks to repeat the lines under one marker.
 
-Each line is a value of a few words.
+Each line of a few words is a value.
 """
 
 from random import Random

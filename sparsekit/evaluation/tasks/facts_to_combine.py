@@ -1,7 +1,7 @@
-"""Where people work, and where those places are; the question asks for the cities in which some people work.
+"""Facts that say where people work and in which city those places are; the question asks for some people's cities.
 
-It takes two facts for each answer, which stand apart in the text in any order. Each city is a value. Every person,
-place of work and city occurs once, and no model can know who works where.
+Each answer takes two facts, which stand apart in the text in random order. Each city is a value. Every person, place
+of work and city belongs to one answer, and no model can know who works where.
 """
 
 from random import Random

@@ -1,9 +1,9 @@
 """Rows of made-up words; the question asks for the most frequent word.
 
-It is a quarter of every row, and no other word is there twice, so that the answer is the same however many rows there
-are. The others are the rarer the later they come in a list. The document is all such rows.
+It is a quarter of every row, and no other word occurs twice in a row, so the number of rows does not change the answer.
+The frequencies of the others fall along a list, as 1 / rank. The whole document consists of such rows.
 
-Source: RULER (arXiv:2404.06654), frequent words extraction. Differs from it: one word is asked for, clearly ahead.
+Source: RULER (arXiv:2404.06654), frequent words extraction. Differs from it: the answer is one word, with a clear lead.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
-"""Sentences of some kinds with a label each, many examples; the question gives further sentences to label.
+"""Many examples of sentences with labels; every kind of sentence has one label. The question gives further sentences.
 
-Labels are made up and arbitrary: only the examples say what they mean. Names and numbers differ from sentence to
-sentence, so that none of those asked about need be among the examples. Each label is a value. The document is all
-examples; every kind occurs once in each round of them.
+Labels are made up, so only the examples show which kind has which. Names and numbers vary, so a sentence in the
+question need not occur among the examples. Each label is a value. The whole document consists of examples; every kind
+occurs once in each round of them.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from random import Random
 from ..question import Question, lines
 from ..vocabulary import CITIES, PEOPLE, WORDS, made_up
 
-ASKED = 4  # kinds, and one sentence of each
+ASKED = 4  # kinds of sentences; the question has one sentence of each
 KINDS = (
     "The train to {city} leaves at {number}",
     "{person} bought a new {word} yesterday",

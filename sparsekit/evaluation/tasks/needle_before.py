@@ -1,7 +1,7 @@
-"""The question about needles comes, then further text, then the reply.
+"""A question about needles, after which further text stands before the reply.
 
-What drops tokens by looking from the last ones of a prompt does not see the question there. The further text has 300
-or, every other seed, 1,000 tokens. It is of the same source as the document.
+A stage that lets the last tokens of a prompt vote does not see the question among them. The further text has 300 or
+1,000 tokens, chosen at random, from the same source as the document.
 """
 
 from random import Random

@@ -1,4 +1,4 @@
-"""Sentences in one wording, each with a key and a number of its own; the question asks for the number of one key.
+"""Sentences in one wording, each with its own key and number; the question asks for the number of one key.
 
 Source: RULER (arXiv:2404.06654), needle in a haystack with several keys.
 """

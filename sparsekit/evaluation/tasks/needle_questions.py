@@ -1,6 +1,6 @@
-"""Sentences in one wording, each with a key and a number of its own; the question asks for the numbers of four keys.
+"""Sentences in one wording, each with its own key and number; the question asks for the numbers of four keys.
 
-The reply has a line for each key in the order of the question, which is not that of the text. Each number is a value.
+The reply has a line for each key in the order of the question, not that of the text. Each number is a value.
 
 Source: RULER (arXiv:2404.06654), needle in a haystack with several queries.
 """

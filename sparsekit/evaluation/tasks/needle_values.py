@@ -1,7 +1,7 @@
-"""Sentences that give a key several numbers, one for each of some days, beside those of other keys without a day.
+"""Sentences that give one key a number for each of four days, and other keys one number without a day.
 
-The question asks for all numbers of the key. Each is a value. Without days there would be no right order to give them
-in, and what is likeliest would be a matter of taste.
+The question asks for all numbers of the key. Each number is a value. Without days the numbers would have no right
+order, so no reply could be called the right one.
 
 Source: RULER (arXiv:2404.06654), needle in a haystack with several values. Differs from it: the days.
 """

@@ -1,9 +1,10 @@
-"""Chains of assignments: a variable takes a number, another takes the first, and so on.
+"""Chains of assignments: a variable takes a number, the next variable takes the first one, and so on.
 
-The question asks for the chain that leads from its last variable back to the number. What each assignment takes is a
-value, and finding it one retrieval. Other chains compete.
+The question asks for the chain from its last variable back to the number. The right side of each assignment is a
+value, and takes one retrieval to find. Other chains compete.
 
-Source: RULER (arXiv:2404.06654), variable tracking. Differs from it: the chain is walked, not all its variables listed.
+Source: RULER (arXiv:2404.06654), variable tracking. Differs from it: the reply follows the chain, and does not list all
+variables.
 """
 
 from random import Random
@@ -13,7 +14,7 @@ from ..vocabulary import made_up, numbers
 
 CHAIN = 4  # variables
 OTHERS = 2  # chains
-# What stands before a variable that is assigned to, and between it and what it takes: a number, or another variable.
+# Texts before the variable that is assigned to, between it and a number, and between it and another variable.
 PHRASINGS = (("VAR ", " = ", " = VAR "), ("VARIABLE ", " := ", " := VARIABLE "), ("SET ", " TO ", " TO THAT OF "))
 INTROS = (
     "Assignments to variables are hidden in the text below. Remember them: I will ask for some of them.",

@@ -1,4 +1,4 @@
-"""The tasks, one file each: `(text, length, seed) -> Sample`, the same sample for the same arguments."""
+"""The byte tasks, one file each: `(text, length, seed) -> Sample`, the same sample for the same arguments."""
 
 from collections.abc import Callable
 
@@ -31,13 +31,13 @@ TASKS: dict[str, Callable[[bytes, int, int], Sample]] = {
     "question_answering": question_answering,
 }
 
-# What the embedded model was trained for and learned: it answers these right at every length (testbed/model/README.md).
+# The tasks that the embedded model was trained on and answers right at every length (testbed/model/README.md).
 TRAINED: tuple[str, ...] = (
     "single_key", "multi_key", "multi_value", "variable_tracking", "key_value", "number_string", "copy_span",
 )  # fmt: skip
 
-# What a claim may rest on: at least 95% of the answers found by the embedded model under dense attention, at 32K and
-# 128K (bench/records/front). Others it may have learned in part (testbed/model/README.md), or nobody asked it yet.
+# The tasks that a claim may rest on: under dense attention the embedded model finds at least 95% of their answers, at
+# 32K and 128K (bench/records/front). It learned others only in part (testbed/model/README.md), or was not asked yet.
 CLAIMED: tuple[str, ...] = (*TRAINED, "multi_query", "conversation")
 
 __all__ = [

@@ -4,8 +4,8 @@ Each of the ten occurs 30 times and every other word 3 times, in random order; a
 answer lists the ten in alphabetical order, a numbered line each, so that there is one right answer; the words are
 scored.
 
-Source: RULER (arXiv:2404.06654), common words extraction. Differs from it: the order is asked for, and the words are
-made up.
+Source: RULER (arXiv:2404.06654), common words extraction. Differs from it: the question sets the order, and the words
+are made up.
 """
 
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from ..sample import WORD_LETTERS, Fact, Sample, check_length, compose, fact, wo
 
 COMMON = 10
 OFTEN = 30
-ROW = 8  # words a line
+ROW = 8  # words in a line
 PART = 7 / 8  # of the prompt; the rest is text around the list
 QUESTION = f"# The {COMMON} most common words of the list, in alphabetical order:\n1."
 
 
 def draw(rng: Random, spoken: Iterator[str], size: int) -> Fact:
-    """A list of about `size` bytes, at least 500, so that the ten come up twice."""
+    """Return the fact of a list of about `size` bytes, at least 500, so that each of the ten occurs twice."""
     n = size // (len(f"{size}. ") + WORD_LETTERS + 1)
     often = min(OFTEN, n // (2 * COMMON))
     seldom = max(1, often // 10)

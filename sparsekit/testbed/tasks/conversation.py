@@ -1,7 +1,7 @@
-"""Questions and their right answers take turns at the end of the prompt, one fact each; every answer is judged.
+"""A conversation at the end of the prompt: questions and their right answers, one fact each; every answer is judged.
 
-Only the last question stands among a prompt's last bytes. What a method drops because those do not look at it is
-missed by the questions before, as by the earlier turns of a conversation, or the examples of a prompt.
+Only the last question stands in the last bytes of the prompt. A method that lets only those bytes vote may drop facts
+that the earlier questions need, like the earlier turns of a conversation or the examples of a prompt.
 """
 
 from random import Random

@@ -1,10 +1,10 @@
-"""A line of random words that stands in the text once. The prompt ends with its beginning, the model goes on.
+"""A line of random words that stands in the text once. The prompt ends with its beginning; the model continues it.
 
-Nothing but the line itself says what comes next, so every word is a retrieval by what stands before it. The words
-after the first two are scored, each as one value; the spaces between them are not.
+Only the line itself determines the next word, so every word takes a retrieval by the words before it. The words after
+the first two are scored, each as one value; the spaces between them are not.
 
-Source: the copying and induction probes of in-context learning (Olsson et al., arXiv:2209.11895), with a span seen
-once and far away.
+Source: the copying and induction probes of in-context learning (Olsson et al., arXiv:2209.11895). Differs from them:
+the span occurs once, and far away.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from ..sample import Fact, Sample, check_length, compose, fact, words
 WORDS = 16
 GIVEN = 2
 
-# What stands before the words, and after them.
+# The texts before and after the words.
 PHRASINGS = (
     ("# ", ""),
     ("", ""),
@@ -26,7 +26,7 @@ PHRASINGS = (
 
 
 def draw(rng: Random, spoken: Iterator[str], phrasing: int, n: int = WORDS) -> Fact:
-    """A line of `n` words, in the wording PHRASINGS[phrasing % len(PHRASINGS)]."""
+    """Return the fact of a line of `n` words, in the wording PHRASINGS[phrasing % len(PHRASINGS)]."""
     before, after = PHRASINGS[phrasing % len(PHRASINGS)]
     span = list(islice(spoken, n))
     answer = [piece for word in span[GIVEN:] for piece in ((" ", False), (word, True))]

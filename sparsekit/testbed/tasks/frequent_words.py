@@ -1,6 +1,6 @@
 """A text of made-up words that fills most of the prompt. The question asks for the three most frequent, in order.
 
-How often a word occurs falls with the square of its rank (zeta distribution, alpha = 2); the first rank is noise, a row
+The frequency of a word falls with the square of its rank (zeta distribution, alpha = 2). The first rank is noise, a row
 of dots, which does not count. The answer lists the three, a numbered line each; the words are scored.
 
 Source: RULER (arXiv:2404.06654), frequent words extraction.
@@ -15,13 +15,13 @@ from ..sample import WORD_LETTERS, Fact, Sample, check_length, compose, fact, wo
 
 FREQUENT = 3
 NOISE = "." * WORD_LETTERS
-ROW = 12  # words a line
+ROW = 12  # words in a line
 PART = 7 / 8  # of the prompt; the rest is text around the words
 QUESTION = f"# The {FREQUENT} most frequent words, dots aside, the most frequent first:\n1."
 
 
 def draw(rng: Random, spoken: Iterator[str], size: int) -> Fact:
-    """A text of words of about `size` bytes, at least 500, so that the three tell apart."""
+    """Return the fact of a text of about `size` bytes, at least 500, so that the three differ in frequency."""
     n = size // (WORD_LETTERS + 1)
     counts = by_rank(n)
     ranked = [NOISE, *islice(spoken, len(counts) - 1)]
@@ -42,7 +42,7 @@ def frequent_words(text: bytes, length: int, seed: int) -> Sample:
 
 
 def by_rank(n: int) -> list[int]:
-    """How often the word of each rank occurs among n: zeta(2) rounded down, and once for as many more as it takes."""
+    """Return the count of each rank among n words: zeta(2) rounded down, then ranks that occur once, n in all."""
     counts: list[int] = []
     while (count := int(n * 6 / (pi * (len(counts) + 1)) ** 2)) > 0:
         counts.append(count)

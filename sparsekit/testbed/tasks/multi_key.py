@@ -1,6 +1,6 @@
 """Many keys with a value each, all in one wording. The question asks for the value of one key.
 
-One distractor for every 2 KB of prompt, at least 4 and at most 32: only the key tells them apart.
+There is one other key for every 2 KB of prompt, at least 4 and at most 32. Only the key distinguishes the lines.
 """
 
 from random import Random

@@ -1,9 +1,9 @@
 """Several keys with a value each, all in one wording. The question asks for the values of four keys at once.
 
-The question names the four keys, then begins the line of the first; the answer goes on with its value and repeats
-the line of each further key, in the order named, which is not the order in the text. The values are scored, each a
-retrieval of its own. As many other keys in the same wording compete as in multi_key. The embedded model finds each
-value once its line has begun, but does not take the next key from the list itself: its whole answers are wrong.
+The question names the four keys, then begins the line of the first. The answer continues with its value and repeats
+the line of each further key in the order of the question, which is not the order in the text. The values are scored;
+each takes its own retrieval. As many other keys in the same wording compete as in multi_key. The embedded model finds
+each value once its line has begun, but does not take the next key from the list, so its whole answers are wrong.
 
 Source: RULER (arXiv:2404.06654), needle in a haystack with several queries.
 """
@@ -19,7 +19,7 @@ QUERIES = 4
 
 
 def draw(rng: Random, names: Iterator[str], phrasing: int) -> Fact:
-    """QUERIES keys with a value each, in the wording PHRASINGS[phrasing % len(PHRASINGS)]."""
+    """Return the fact of QUERIES keys with a value each, in the wording PHRASINGS[phrasing % len(PHRASINGS)]."""
     before, after = PHRASINGS[phrasing % len(PHRASINGS)]
     named = [next(names) for _ in range(QUERIES)]
     starts = [before.format(key=key) for key in named]

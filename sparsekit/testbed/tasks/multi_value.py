@@ -1,7 +1,7 @@
-"""Several numbered values for a key, on lines far apart. The answer lists them all, in order.
+"""Several numbered values of a key, on lines far apart. The answer lists them all, in order.
 
-The answer repeats each line's wording up to the next value, so that every value is one retrieval by key and
-number. Up to three other keys carry several values too.
+The answer repeats each line's wording up to the next value, so that every value takes one retrieval by key and number.
+Up to three other keys have several values, too.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ PHRASINGS = (
 
 
 def draw(rng: Random, names: Iterator[str], phrasing: int) -> Fact:
-    """Two to four values of one key, in the wording PHRASINGS[phrasing % len(PHRASINGS)]."""
+    """Return the fact of two to four values of one key, in the wording PHRASINGS[phrasing % len(PHRASINGS)]."""
     before, after = PHRASINGS[phrasing % len(PHRASINGS)]
     key = next(names)
     starts = [before.format(key=key, i=i) for i in range(rng.randint(2, 4))]

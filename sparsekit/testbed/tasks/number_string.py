@@ -1,8 +1,9 @@
 """One line with a number of ten digits, in runs of the same digit, hidden in the text. The question asks for it.
 
-The runs make it hard to copy: the digits before do not say how many more of the same come. All ten are scored.
+The runs make it hard to copy: the digits before do not tell how many more of the same digit follow. All ten digits are
+scored.
 
-Source: InfiniteBench (arXiv:2402.13718), Retrieve.Number. The wordings are unlike those of single_key, whose numbers
+Source: InfiniteBench (arXiv:2402.13718), Retrieve.Number. The wordings differ from those of single_key, whose numbers
 have five digits.
 """
 
@@ -11,9 +12,9 @@ from random import Random
 from ..sample import Fact, Sample, check_length, compose, fact
 
 DIGITS = 10
-LONGEST = 3  # run
+LONGEST = 3  # digits of the longest run
 
-# What stands before the digits, and after them.
+# The texts before and after the digits.
 PHRASINGS = (
     ("# Remember this sequence of digits: ", ""),
     ("# Remember the sequence of digits, which is ", "."),
@@ -22,7 +23,7 @@ PHRASINGS = (
 
 
 def draw(rng: Random, phrasing: int) -> Fact:
-    """A number in the wording PHRASINGS[phrasing]."""
+    """Return the fact of a number in the wording PHRASINGS[phrasing]."""
     before, after = PHRASINGS[phrasing]
     digits = in_runs(rng)
     return fact([before + digits + after], before, [(digits, True)])
@@ -35,7 +36,7 @@ def number_string(text: bytes, length: int, seed: int) -> Sample:
 
 
 def in_runs(rng: Random) -> str:
-    """DIGITS digits in runs of 1 to LONGEST."""
+    """Return DIGITS digits in runs of 1 to LONGEST."""
     digits = ""
     while len(digits) < DIGITS:
         digits += rng.choice("0123456789".replace(digits[-1:] or " ", "")) * rng.randint(1, LONGEST)

@@ -1,11 +1,11 @@
-"""Facts about made-up people, one line a person, and a question about one of them in other words than the text's.
+"""Facts about made-up people, one line for each person, and a question about one of them that is worded differently.
 
-A line says of a person the year of birth, the town, the trade and the teacher, who is another of these people. Asked
-for is a year of birth, a town, or the year in which a person's teacher was born, which takes two lines. One person for
+A line gives a person's year of birth, town, trade and teacher, who is another of these people. The question asks for a
+year of birth, a town, or the year in which a person's teacher was born, which takes two lines. There is one person for
 every 1 KB of prompt, at least 4 and at most 64. The year or the town is scored.
 
-Source: RULER (arXiv:2404.06654), question answering, single-hop as its SQuAD and two-hop as its HotpotQA. Differs from
-it: facts are made up from the seed, so that no model knows them, and are hidden in the text instead of whole articles.
+Source: RULER (arXiv:2404.06654), question answering: single-hop like its SQuAD, two-hop like its HotpotQA. Differs from
+it: the facts are made up from the seed, so that no model knows them, and lines are hidden instead of whole articles.
 """
 
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ PHRASINGS = (
     "# Born in {year}, {name} lived in {town} and worked as a {trade}, taught by {teacher}.",
     "# In {town} there was a {trade} called {name}, born in {year}, who had {teacher} as a teacher.",
 )
-# A question, and how its answer begins.
+# Each question with the beginning of its answer.
 YEAR = ("In which year was {name} born?", "{name}'s year of birth:")
 TOWN = ("In which town did {name} live?", "{name}'s town:")
 TEACHER = ("In which year was the teacher of {name} born?", "the year of birth of {name}'s teacher:")
 
 
 def draw(rng: Random, spoken: Iterator[str], people: int, asked: int = 1) -> list[Fact]:
-    """`asked` questions about `people`, at least 4; the first has everybody's lines."""
+    """Return `asked` facts with a question each about `people` people, at least 4; the first holds all lines."""
     drawn = [word.capitalize() for word in islice(spoken, 2 * people)]
     names, towns = drawn[:people], drawn[people:]
     years = rng.sample(range(1400, 1900), people)

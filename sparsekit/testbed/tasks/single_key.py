@@ -8,7 +8,7 @@ from random import Random
 
 from ..sample import Fact, Sample, check_length, compose, fact, keys, value
 
-# What stands before the value, and after it.
+# The texts before and after the value.
 PHRASINGS = (
     ("# The magic number for {key} is ", "."),
     ("{key} = ", ""),
@@ -24,7 +24,7 @@ PHRASINGS = (
 
 
 def draw(rng: Random, names: Iterator[str], phrasing: int) -> Fact:
-    """A key with a value, in the wording PHRASINGS[phrasing % len(PHRASINGS)]."""
+    """Return the fact of a key with a value, in the wording PHRASINGS[phrasing % len(PHRASINGS)]."""
     before, after = PHRASINGS[phrasing % len(PHRASINGS)]
     before = before.format(key=next(names))
     digits = value(rng)

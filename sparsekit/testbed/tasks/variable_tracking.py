@@ -1,7 +1,7 @@
-"""A chain of assignments: a variable takes a value, another takes the first, and so on for 2 or 3 hops.
+"""A chain of assignments: a variable takes a value, the next variable takes the first, and so on for 2 or 3 hops.
 
-The question begins with the last variable; the answer walks the chain back, one line a hop, down to the digits,
-which alone are scored. Every hop is one retrieval. Up to three other chains are in the text.
+The question begins with the last variable. The answer follows the chain back, one line per hop, to the digits; only
+these are scored. Every hop takes one retrieval. The text has up to three other chains.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from random import Random
 
 from ..sample import Fact, Sample, check_length, compose, fact, keys, value
 
-# What stands before the source of an assignment (a variable or the digits), and after it.
+# The texts before and after the source of an assignment (a variable or the digits).
 PHRASINGS = (
     ("{key} = ", ""),
     ("# {key} takes the value ", "."),
@@ -21,10 +21,10 @@ PHRASINGS = (
 
 
 def draw(rng: Random, names: Iterator[str], phrasing: int) -> Fact:
-    """A chain of 2 or 3 hops, in the wording PHRASINGS[phrasing % len(PHRASINGS)]."""
+    """Return the fact of a chain of 2 or 3 hops, in the wording PHRASINGS[phrasing % len(PHRASINGS)]."""
     before, after = PHRASINGS[phrasing % len(PHRASINGS)]
     chain = [next(names) for _ in range(rng.randint(3, 4))]
-    sources = [value(rng), *chain[:-1]]  # what each variable takes, in document order
+    sources = [value(rng), *chain[:-1]]  # the source of each assignment, in document order
     starts = [before.format(key=key) for key in chain]
     answer = [(sources[-1], False)]
     for start, source in zip(reversed(starts[:-1]), reversed(sources[:-1]), strict=True):
