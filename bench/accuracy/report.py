@@ -1,8 +1,8 @@
-"""The table of recipes, and the page of the front: python -m bench.accuracy.report [--check]
+"""Writes the table of recipes and the page of the front: python -m bench.accuracy.report [--check]
 
-Each file in bench/records/front/ is of one model, as bench.accuracy.run or `sparsekit eval --out` writes it; the file
-of the same name in its folder confirmation/ is of other seeds and another text. Written are docs/front.md with its
-pictures, and the table between `<!-- recipes -->` and `<!-- /recipes -->` in README.md.
+Each file in bench/records/front/ holds one model's records, as bench.accuracy.run or `sparsekit eval --out` writes
+them; the file of the same name in its folder confirmation/ holds those of other seeds and another text. The report
+writes docs/front.md with its pictures, and the table between `<!-- recipes -->` and `<!-- /recipes -->` in README.md.
 """
 
 import re
@@ -30,32 +30,33 @@ MARKED = re.compile(r"(<!-- recipes -->).*?(<!-- /recipes -->)", re.DOTALL)  # i
 HEAD = ["model", "length", "pipeline", "answers / dense", "difference", "worst task", "text, nats", "density"]
 HEAD += ["speed-up", "on"]
 NONE = "not measured"
-ABOUT = f"""`{EMBEDDED}` is the model in the package: 7.4 M parameters, a token a byte. Answers: the part found, mean
-over prompts, of the tasks of which dense attention finds at least {COUNTS:.0%}, beside what dense attention finds of
-the same, and how many there are. Difference: of the two, in points, with its 95% interval; ~ where no difference is
-sure. Worst task: the one with the largest difference. Text: the loss of text that follows a prompt, in nats a token,
-less that after a dense prefill, likewise. Density: the part of dense attention's pairs that is computed. Speed-up: of
-attention in all layers, over the fastest dense attention of the same run. Pipelines ran at every length
-(`break_even=0`): where the speed-up is below 1, dense attention is faster. As published, Token Sparse Attention works
-in the half of the layers with least drift."""
+ABOUT = f"""`{EMBEDDED}` is the model in the package: it has 7.4 M parameters, and its tokens are bytes. Answers: the
+part of a prompt's answers that is right, mean over prompts; then the same under dense attention, and the number of
+answers. Only tasks that dense attention answers right at least {COUNTS:.0%} of the time count. Difference: from dense
+attention on the same prompts, in points, with its 95% interval; ~ marks an interval that includes 0, so no difference
+is sure. Worst task: the task with the largest loss. Text: the loss on text that follows a prompt minus the loss after a
+dense prefill, in nats per token, with its interval. Density: the part of dense attention's pairs that is computed.
+Speed-up: of attention in all layers, over the fastest dense attention of the same run. The pipelines ran at every
+length (`break_even=0`): dense attention is faster if the speed-up is below 1. As published, Token Sparse Attention
+works in the half of the layers with the least drift."""
 README = f"""{ABOUT}
 
-Lengths between, other seeds, another text and the best of what else was tried: [docs/front.md](docs/front.md). `make
-results` writes both from the records. How the recipes were chosen: [docs/recipes.md](docs/recipes.md).
+[docs/front.md](docs/front.md) adds the lengths between, other seeds, another text, and the best of the other pipelines.
+`make results` writes both from the records. [docs/recipes.md](docs/recipes.md) says how the recipes were chosen.
 """
 PAGE = f"""# Accuracy against speed
 
-Written by `python -m bench.accuracy.report` from `bench/records/front/`, a file a model; change nothing here. The full
-tables, every pipeline by task, are a command: `sparsekit page bench/records/front/{EMBEDDED}.jsonl page.md`. Another
-model is measured by `sparsekit eval MODEL`.
+`python -m bench.accuracy.report` writes this page from `bench/records/front/`, which has one file per model; change
+nothing here. The full tables, every pipeline by task, take one command:
+`sparsekit page bench/records/front/{EMBEDDED}.jsonl page.md`. `sparsekit eval MODEL` measures another model.
 
 {ABOUT}
 """
 CLAIMED = (
-    f"Claimed, of at least {ENOUGH} answers at each model and length, and checked by the tests; "
-    "other seeds and another text do not contradict it:"
+    f"These claims rest on at least {ENOUGH} answers at each model and length. The tests check them, and other seeds "
+    "and another text do not contradict them:"
 )
-NOT_CLAIMED = "Meant, and not claimed yet. Check a recipe before you rely on it:"
+NOT_CLAIMED = "These are aims, not claims yet. Check a recipe before you rely on it:"
 STEPS = "| | pipeline | spec | answers | difference | text, nats | density | speed-up |"
 
 
@@ -65,7 +66,7 @@ def main(
     readme: Annotated[Path, typer.Option(help="File with the markers")] = ROOT / "README.md",
     docs: Annotated[Path, typer.Option(help="Folder for front.md and its pictures")] = ROOT / "docs",
 ) -> None:
-    """Bring docs/front.md and the table of recipes in the README up to date with the records."""
+    """Update docs/front.md and the table of recipes in README.md from the records."""
     models, others = read_all(records), read_all(records / "confirmation")
     shown = "\n\n".join((table(models, ends_only=True, papers=PUBLISHED), *(part.strip() for part in claims()), README))
     texts = {docs / "front.md": page(models, others)}
@@ -74,7 +75,8 @@ def main(
     if check:
         if stale:
             typer.echo(
-                f"{', '.join(path.name for path in stale)}: not what the records say; run -m bench.accuracy.report"
+                f"{', '.join(path.name for path in stale)}: not up to date with the records; "
+                "run python -m bench.accuracy.report"
             )
             raise typer.Exit(1)
         return
@@ -90,10 +92,13 @@ def main(
 
 
 def page(models: Sequence[Measured], others: Sequence[Measured]) -> str:
-    """Markdown."""
+    """Return docs/front.md as Markdown."""
     parts = [PAGE, "## Recipes\n", table(models), "", *specs(), *claims()]
     if others:
-        late = "Asked once, after the choice; what the embedded model says was known when `fast` got its parameters.\n"
+        late = (
+            "Each model was asked these prompts once, after the recipes were chosen. The results of the embedded "
+            "model were known\nwhen `fast` got its parameters.\n"
+        )
         parts += ["## Other seeds, another text\n", late, table(others), ""]
     for measured in models:
         parts += [f"## {measured.model}\n", *tasks(measured)]
@@ -101,23 +106,23 @@ def page(models: Sequence[Measured], others: Sequence[Measured]) -> str:
             parts += [f"### {measured.named(length)}\n"]
             if drawn(measured, length):
                 parts += [f"![Answers right over speed-up]({picture(measured, length)})\n", steps(measured, length)]
-    parts += ["## Where the figures are from\n"]
+    parts += ["## Sources of the figures\n"]
     parts += [f"{one.model}, times:\n\n{source(timed(one))}\n{machines(one)}" for one in models]
     parts += [f"{one.model}, other seeds and text:\n\n{machines(one)}" for one in others]
     return "\n".join(parts).rstrip() + "\n"
 
 
 def table(models: Iterable[Measured], ends_only: bool = False, papers: Iterable[str] = tuple(PAPERS)) -> str:
-    """Return the recipes and the papers' settings on each model at each length; `ends_only`: the shortest and longest.
+    """Return the table of recipes and papers' settings by model and length, or only the shortest and longest length.
 
-    A recipe that was not measured there is listed as such, a paper's setting is left out.
+    A recipe that was not measured is listed as such; a paper's setting that was not measured is left out.
     """
     lines = [f"| {' | '.join(HEAD)} |", "|---|---:|---|" + "---:|" * 6 + "---|"]
     for measured in models:
         lengths = measured.lengths
         for length in sorted({lengths[0], lengths[-1]}) if ends_only else lengths:
             settings = [(PAPERS[name], measured.pipeline(name, length)) for name in papers]
-            named = [one for one in settings if one[1]]
+            named = [setting for setting in settings if setting[1]]
             named += [(f"`{name}`", row) for name, row in recipe_rows(measured, length)]
             lines += [line(measured, length, name, row) for name, row in named]
     return "\n".join(lines)
@@ -141,12 +146,12 @@ def recipe_rows(measured: Measured, length: int) -> list[tuple[str, Row | None]]
 
 
 def specs() -> list[str]:
-    """Return what the recipes are."""
+    """Return the list of recipes with their specs."""
     return ["\n".join(f"- `{name}`: `{make().to_spec()}`" for name, make in recipes.PIPELINES.items()) + "\n"]
 
 
 def claims() -> list[str]:
-    """Return what is claimed of them, which the tests check on every model in the tables, and what is not."""
+    """Return the claims about recipes, which the tests check on every model in the tables, and the aims."""
     listed = lambda some: "\n".join(f"- `{name}`: {claim}" for name, claim in some.items()) + "\n"  # noqa: E731
     parts = [f"{CLAIMED}\n", listed(CLAIMS)] if CLAIMS else []
     meant = {name: claim for name, claim in TARGETS.items() if name not in CLAIMS}
@@ -154,14 +159,15 @@ def claims() -> list[str]:
 
 
 def tasks(measured: Measured) -> list[str]:
-    """Return which tasks the figures are of, and which they are not of and why."""
+    """Return the tasks behind the figures, and the tasks that are left out with the reason."""
     counted = sorted({task for row in measured.rows for task in row.tasks})
     least = min((row.right.n for row in measured.rows if row.right), default=0)
     parts = [f"{least} prompts or more for each pipeline and length. Tasks: {names(counted)}."]
     for length, lacking in measured.uncounted.items():
         if lacking:
             listed = ", ".join(f"`{task}` {share(part)}" for task, part in lacking.items())
-            parts.append(f"Left out at {measured.named(length)}, as dense attention finds too little: {listed}.")
+            where = measured.named(length)
+            parts.append(f"Left out at {where}, because dense attention has too few right: {listed}.")
     known = TASKS if measured.model == EMBEDDED else IN_WORDS
     if unasked := sorted(known.keys() - measured.tasks):
         parts.append(f"Tasks that were not measured: {names(unasked)}.")
@@ -169,7 +175,7 @@ def tasks(measured: Measured) -> list[str]:
 
 
 def steps(measured: Measured, length: int) -> str:
-    """Return the points on the front, as the picture numbers them."""
+    """Return the table of the points on the front, with their numbers in the picture."""
     lines = [STEPS, "|---:|---|---|" + "---:|" * 5]
     for number, row in enumerate(ranked(measured.at(length)), 1):
         of = figures(row)
@@ -180,20 +186,20 @@ def steps(measured: Measured, length: int) -> str:
 
 
 def timed(measured: Measured) -> list[dict]:
-    """Return the headers of the runs that times are of."""
+    """Return the headers of the runs from which times are used."""
     used = runs_of_times(measured.lines)
     return [run for run in runs(measured.lines) if run["run"] in used]
 
 
 def machines(measured: Measured) -> str:
-    """Return on which chips, at which commits, prompts and texts were read."""
+    """Return the text, the dtype, and the chips and commits on which prompts and texts were read."""
     headers = {run["run"]: run for run in measured.headers}
-    found = [f"Text: {measured.headers[0]['text']}, {measured.headers[0]['dtype']}."]
+    sentences = [f"Text: {measured.headers[0]['text']}, {measured.headers[0]['dtype']}."]
     for kind, name in {"answers": "Answers", "after": "Text after"}.items():
         used = (headers[line["run"]] for line in measured.lines if line["kind"] == kind)
         places = dict.fromkeys(f"{run['gpu']} ({(run['commit'] or 'no commit')[:7]})" for run in used)
-        found += [f"{name}: {', '.join(places)}."] if places else []
-    return " ".join(found) + "\n"
+        sentences += [f"{name}: {', '.join(places)}."] if places else []
+    return " ".join(sentences) + "\n"
 
 
 def share(part: Estimate | None) -> str:
@@ -201,7 +207,7 @@ def share(part: Estimate | None) -> str:
 
 
 def text(estimate: Estimate | None) -> str:
-    """ "+0.0038 [+0.0008, +0.0074]", or "~ +0.0010 [-0.0007, +0.0028]" where no difference is sure."""
+    """Return a difference in nats: "+0.0038 [+0.0008, +0.0074]", with "~ " if the interval includes 0."""
     if estimate is None:
         return ""
     if estimate.n < 2:
@@ -215,12 +221,12 @@ def names(tasks: Iterable[str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """For a cell of a table."""
+    """Return a text for a cell of a table."""
     return text.replace("|", "\\|")
 
 
 def drawn(measured: Measured, length: int) -> bool:
-    """Return whether there is something to draw."""
+    """Return whether a row of that length has the figures of a picture."""
     return any(row.right and row.speed_up for row in measured.at(length))
 
 

@@ -1,7 +1,7 @@
-"""Records as tables and pictures: python -m bench.speed.report [--check]
+"""Writes records as tables and pictures: python -m bench.speed.report [--check]
 
-Writes the table between `<!-- results -->` and `<!-- /results -->` in README.md, and, where there are records of a
-GPU, docs/results.md with its pictures. Every speed-up is over the dense time of its own run.
+It writes the table between `<!-- results -->` and `<!-- /results -->` in README.md and, if there are records of a GPU,
+docs/results.md with its pictures. Every speed-up is over the dense time of the same run.
 """
 
 from collections.abc import Iterable
@@ -17,22 +17,24 @@ from bench.speed.figures import draw, thousands
 from bench.speed.targets import fastest_in_a_row
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
-PREFILL = "end to end"  # the kind of a record that is of a whole model, not of one layer
+PREFILL = "end to end"  # the kind of a record of a whole model, not of one layer
 PAGE = """# Results
 
-Written by `python -m bench.speed.report` from `bench/records/`; change nothing here. Times are medians, with the 20th
-and 80th percentile; speed-ups are over the fastest dense attention of the same run, and beside it over FlashAttention-2
-through torch, which published speed-ups are over. An error is |answer - truth| / |truth| on sampled rows against
-float64, beside that of plain torch in the same precision. `authors` is the authors' own code on the same tensors.
-`model` inputs are those of a layer of the embedded model, with its first weights.
-Where the time of a call goes, kernel by kernel, and how much of it is the host's, stands beside the records
-([H200](../bench/records/nvidia-h200-kernels.txt), [H200, short calls as
-graphs](../bench/records/nvidia-h200-kernels-short.txt), and of short inputs that run dense
-[H100](../bench/records/nvidia-h100-80gb-hbm3-kernels.txt)), as does what
-the [GPU tests](../bench/records/nvidia-h200-suite.txt) and
-[compute-sanitizer](../bench/records/compute-sanitizer.txt) said.
+`python -m bench.speed.report` writes this page from `bench/records/`; change nothing here. Times are medians, with the
+20th and 80th percentile. Speed-ups are over the fastest dense attention of the same run. The column `over FA2` compares
+with FlashAttention-2 through torch, as published speed-ups do. The error is |output - truth| / |truth| on sampled rows,
+where the truth is float64 attention on the same pairs; `plain torch` is the error of plain torch in the same precision.
+`authors` is the authors' own code on the same tensors. `model` inputs are those of a layer of the embedded model, with
+its first weights.
+
+Other records show how the time of a call is spent, kernel by kernel, and how much of it the host takes:
+[H200](../bench/records/nvidia-h200-kernels.txt), [H200, short calls as
+graphs](../bench/records/nvidia-h200-kernels-short.txt), and [H100, short inputs that run
+dense](../bench/records/nvidia-h100-80gb-hbm3-kernels.txt). There are also the outputs of the
+[GPU tests](../bench/records/nvidia-h200-suite.txt) and of
+[compute-sanitizer](../bench/records/compute-sanitizer.txt).
 """
-# of the README's table, in its order
+# the cases of the README's table, in its order
 HEADLINES = (
     "blocks, density 0.1",
     "tokens, kept 0.3",
@@ -50,7 +52,7 @@ def main(
     readme: Annotated[Path, typer.Option(help="File with the markers")] = ROOT / "README.md",
     docs: Annotated[Path, typer.Option(help="Folder for results.md and its pictures")] = ROOT / "docs",
 ) -> None:
-    """Bring README.md and docs/results.md up to date with the records."""
+    """Update README.md and docs/results.md from the records."""
     chips = {path.stem: read(path) for path in sorted(records.glob("*.jsonl"))}
     gpus = {name: rows for name, rows in chips.items() if name != "cpu"}
     if not check:
@@ -65,7 +67,8 @@ def main(
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
     if check and stale:
         typer.echo(
-            f"{', '.join(path.name for path in stale)}: not what the records say; run python -m bench.speed.report"
+            f"{', '.join(path.name for path in stale)}: not up to date with the records; "
+            "run python -m bench.speed.report"
         )
         raise typer.Exit(1)
     for path in stale:
@@ -73,7 +76,7 @@ def main(
 
 
 def between(text: str, new: str) -> str:
-    """`text` with `new` between the markers. Raises ValueError if it lacks them."""
+    """Return `text` with `new` between the markers. Raises ValueError unless it has each marker once."""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"readme: got no {BEGIN} with {END} after it, once each: put both where the table belongs")
     before, rest = text.split(BEGIN)
@@ -81,24 +84,24 @@ def between(text: str, new: str) -> str:
 
 
 def layers(records: Iterable[Record]) -> list[Record]:
-    """Those of one layer's attention, which all tables and pictures but that of whole models are about."""
+    """Return the records of one layer's attention; all tables and pictures but those of whole models use them."""
     return [row for row in records if row["kind"] != PREFILL]
 
 
 def latest(records: Iterable[Record]) -> list[Record]:
-    """Of each case on each backend, at each length, the newest record."""
-    found: dict[tuple, Record] = {}
+    """Return the newest record of each case on each backend, at each length."""
+    newest: dict[tuple, Record] = {}
     for row in sorted(records, key=lambda row: row["date"]):
         name = row["case"], row["backend"], row["shape"]["name"], row["length"], row["inputs"], row["dtype"]
-        found.pop(name, None)  # so that the newest stand last, in the order of their run
-        found[name] = row
-    return list(found.values())
+        newest.pop(name, None)  # so that the newest stand last, in the order of their run
+        newest[name] = row
+    return list(newest.values())
 
 
 def block(chips: dict[str, list[Record]]) -> str:
-    """The README's tables: one a chip, the headline cases at the lengths all of them were measured at.
+    """Return the README's tables, one per chip: the headline cases at the lengths where all of them were measured.
 
-    Each is on its fastest backend. Chips on which fewer of the cases ran than on another are left to docs/results.md.
+    Each case is on its fastest backend. A chip with fewer of the cases than another is only in docs/results.md.
     """
     ran = {name: len({row["case"] for row in rows} & set(HEADLINES)) for name, rows in chips.items()}
     parts = []
@@ -112,24 +115,22 @@ def block(chips: dict[str, list[Record]]) -> str:
         cases = {case for case, _ in best if case in HEADLINES}
         sizes = sorted({length for _, length in best})
         sizes = [n for n in sizes if all((case, n) in best for case in cases)] or sizes
-        one = timed[-1]
-        axes, chip = one["shape"], ", ".join(sorted({r["gpu"] for r in best.values()}))
+        last = timed[-1]
+        axes, chip = last["shape"], ", ".join(sorted({r["gpu"] for r in best.values()}))
         lines = [
-            f"One layer, {axes['H']} query and {axes['G']} key/value heads of {axes['D']}, {one['dtype']}, on {chip}; "
-            "speed-ups over the fastest dense\nattention of the same run, errors against float64 of the same pairs, "
-            "beside them those of plain torch:\n",
+            f"One layer, {axes['H']} query and {axes['G']} key/value heads of {axes['D']}, {last['dtype']}, on {chip}. "
+            "Speed-ups are over the fastest dense\nattention of the same run. Errors are against float64 of the same "
+            "pairs; the column after them has those of plain torch:\n",
             "| | kept | density | error | plain torch | "
             + " | ".join(f"{thousands(length)}: ms | speed-up" for length in sizes)
             + " |",
             "|---|---|---|---|---|" + "---|---|" * len(sizes),
         ]
         for case in HEADLINES:
-            mine = {length: best[case, length] for length in sizes if (case, length) in best}
-            if mine:
-                last = mine[max(mine)]
-                cells = [
-                    f"{_ms(mine[n]['ms']['p50'])} | {mine[n]['speed_up']:.2f}x" if n in mine else "|" for n in sizes
-                ]
+            own = {length: best[case, length] for length in sizes if (case, length) in best}
+            if own:
+                last = own[max(own)]
+                cells = [f"{_ms(own[n]['ms']['p50'])} | {own[n]['speed_up']:.2f}x" if n in own else "|" for n in sizes]
                 lines.append(
                     f"| {case} | {last['kept']:.2f} | {last['density']:.3f} | {last['error']:.1e} | "
                     f"{last['plain_torch_error']:.1e} | {' | '.join(cells)} |"
@@ -139,7 +140,7 @@ def block(chips: dict[str, list[Record]]) -> str:
 
 
 def page(gpus: dict[str, list[Record]], everything: list[Record], docs: Path) -> str:
-    """docs/results.md, with the pictures that lie beside it."""
+    """Return docs/results.md as Markdown, with links to the pictures in `docs`."""
     parts = [PAGE, "## Targets\n", targets.table(layers(everything)) + "\n"]
     for name, rows in gpus.items():
         parts.append(f"## {rows[-1]['gpu']}\n")
@@ -163,7 +164,7 @@ COLUMNS = ("case", "by", "kept", "density", "ms", "dense ms", "over dense", "ove
 
 
 def markdown(records: list[Record]) -> str:
-    """One table of the timed records; under it the pipelines as specs, and what did not run and why."""
+    """Return a table of the timed records; below it the pipelines as specs, and the cases that were not timed."""
     lines = [f"| {' | '.join((*COLUMNS, 'peak GB'))} |", "|" + "---|" * (len(COLUMNS) + 1)]
     for row in records:
         if "ms" in row:
@@ -182,12 +183,12 @@ def markdown(records: list[Record]) -> str:
 
 
 def in_a_row(records: list[Record]) -> list[str]:
-    """A table of calls in a row, one after the other as a model's layers make them."""
+    """Return a table of calls in a row, one after the other, as a model's layers make them."""
     rows = [row for row in latest(records) if row.get("row_ms") and row["kind"] == "ours"]
     lines = [
         "### Calls in a row\n",
-        "A model's layers call one after the other, and the host runs ahead. Milliseconds a call, beside the fastest "
-        "dense\nattention in rows of its own. Errors are in the tables above.\n",
+        "A model's layers call one after the other, and the host runs ahead. Times are milliseconds per call in such a "
+        "row; `dense ms`\nis the fastest dense attention in a row of its own. Errors are in the tables above.\n",
         "| shape | inputs | tokens | case | density | ms | dense ms | over dense |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -210,7 +211,7 @@ REAL = "Recipes run by force, and, with `auto`, as break-even decides. The promp
 
 
 def prefills(records: list[Record]) -> list[str]:
-    """A table for each model that was run whole: time to first token, and what one layer's attention holds."""
+    """Return a table for each model that ran whole: time to the first token, and the memory of a layer's attention."""
     parts = []
     models: dict[tuple, list[Record]] = {}
     for row in sorted(records, key=lambda row: row["length"]):
@@ -218,9 +219,11 @@ def prefills(records: list[Record]) -> list[str]:
     for (name, inputs, dtype), rows in sorted(models.items()):
         lines = [
             f"### Prefill of a whole model: {name}, {rows[0]['shape']['layers']} layers, {dtype}, {inputs}\n",
-            f"{FIXED if inputs.startswith('random') else REAL}\n"
-            "`attention` is its part of the time. `peak GB` has the model's "
-            f"{rows[0]['model_bytes'] / 1e9:.2f} in it, `a layer's GB` is the most that\none layer's attention holds "
+            f"{FIXED if inputs.startswith('random') else REAL}
+"
+            "`attention` is attention's part of the time. `peak GB` includes the model's "
+            f"{rows[0]['model_bytes'] / 1e9:.2f}. `a layer's GB` is the most
+that one layer's attention holds "
             "besides its queries, keys and values. Errors are those of the middle layer.\n",
             f"| {' | '.join(WHOLE)} |",
             "|" + "---|" * len(WHOLE),
@@ -257,7 +260,7 @@ def _reason(row: Record) -> str:
 
 
 def summary(records: list[Record]) -> Table:
-    """For the terminal: the timed records of one length."""
+    """Return the table for the terminal: the timed records of one length."""
     first = records[0]
     table = Table(title=f"{first['shape']['name']}, {first['length']:,} tokens, {first['dtype']}, run {first['run']}")
     for name in COLUMNS:
@@ -266,7 +269,7 @@ def summary(records: list[Record]) -> Table:
         if "ms" in row:
             table.add_row(*_cells(row))
     lost = [row for row in records if "ms" not in row]
-    table.caption = f"{len(lost)} not timed: the records say why" if lost else None
+    table.caption = f"{len(lost)} not timed; the records have the reasons" if lost else None
     return table
 
 
@@ -275,17 +278,17 @@ def _ms(x: float) -> str:
 
 
 def _cells(row: Record) -> list[str]:
-    mine, flash2 = row["ms"]["p50"], row.get("flash2_ms")
+    ms, flash2 = row["ms"]["p50"], row.get("flash2_ms")
     share = lambda x: "" if x is None else f"{x:.3f}"  # noqa: E731
     small = lambda x: "" if x is None else f"{x:.1e}"  # noqa: E731
-    over = lambda x: "" if x is None else f"{x['p50'] / mine:.2f}x"  # noqa: E731
+    over = lambda x: "" if x is None else f"{x['p50'] / ms:.2f}x"  # noqa: E731
     dense = row["dense_ms"]
     return [
         row["case"],
         row["backend"],
         share(row["kept"]),
         share(row["density"]),
-        f"{mine:,.2f}",
+        f"{ms:,.2f}",
         "" if dense is None else f"{dense['p50']:,.2f}",
         over(dense),
         over(flash2),

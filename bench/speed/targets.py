@@ -1,5 +1,7 @@
-"""What the toolkit set out to reach, and how far it is: each target from the records of one run, the newest that can
-say. Ratios of times are within that run, at one length and shape.
+"""Compares the toolkit's speed with its targets.
+
+Each target is measured on the records of one run, the newest that has the cases. Ratios of times are within that run,
+at one length and shape.
 """
 
 from collections.abc import Callable
@@ -14,10 +16,10 @@ K128, M1 = 131072, 1048576
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run says of a target."""
+    """The measure of a target in a run."""
 
     text: str
-    share: float  # of the target, 1 or more is met; the least where it has several parts
+    share: float  # part of the target that is reached, 1 or more if it is met; the smallest if it has several parts
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,19 @@ class Target:
 
 
 def newest(target: Target, records: list[Record]) -> tuple[Measured, Record] | None:
-    """The measure of the newest run that has one, and a record of that run."""
+    """Return the measure of the newest run that has one, and a record of that run."""
     runs: dict[str, list[Record]] = {}
     for record in records:
         if record["shape"]["name"] == target.shape and record["length"] == target.length and "ms" in record:
             runs.setdefault(record["run"], []).append(record)
     for rows in sorted(runs.values(), key=lambda rows: max(row["date"] for row in rows), reverse=True):
-        if found := target.measure(rows):
-            return found, rows[0]
+        if measured := target.measure(rows):
+            return measured, rows[0]
     return None
 
 
 def _of(rows: list[Record], case: str, backend: str | None = None) -> list[Record]:
-    """Ours, or one backend's, whose case begins so."""
+    """Return the records whose case begins with `case`: ours, or those of one backend."""
     return [
         row
         for row in rows
@@ -51,17 +53,17 @@ def _of(rows: list[Record], case: str, backend: str | None = None) -> list[Recor
 
 
 def _yardstick(rows: list[Record]) -> float | None:
-    """The ms of dense FlashAttention-4."""
+    """Return the ms of dense FlashAttention-4."""
     return next((row["ms"]["p50"] for row in _of(rows, "dense", FA4)), None)
 
 
 def _blocks(rows: list[Record]) -> Measured | None:
     fa4, lists = _yardstick(rows), _of(rows, "blocks, density ")
-    best: dict[float, float] = {}  # share of the dense rate, on active blocks, by density asked for
+    best: dict[float, float] = {}  # by nominal density, the part of the dense rate that active blocks reach
     for row in lists if fa4 else []:
-        asked = float(row["case"].removeprefix("blocks, density "))
-        best[asked] = max(best.get(asked, 0.0), row["active"] * (fa4 or 0.0) / row["ms"]["p50"])
-    many = [share for asked, share in best.items() if asked >= 0.1]
+        density = float(row["case"].removeprefix("blocks, density "))
+        best[density] = max(best.get(density, 0.0), row["active"] * (fa4 or 0.0) / row["ms"]["p50"])
+    many = [share for density, share in best.items() if density >= 0.1]
     if not many or 0.02 not in best:
         return None
     return Measured(
@@ -70,7 +72,7 @@ def _blocks(rows: list[Record]) -> Measured | None:
 
 
 def _beside_attend(rows: list[Record], *names: str, most: float) -> Measured | None:
-    """All steps but attend and fill, of the slowest of some cases."""
+    """Measure all steps except attend and fill, for the slowest of the named cases."""
     spent = [
         sum(ms for step, ms in row["steps"].items() if step not in ("attend", "fill"))
         for row in rows
@@ -82,7 +84,7 @@ def _beside_attend(rows: list[Record], *names: str, most: float) -> Measured | N
 def _tokens(rows: list[Record]) -> Measured | None:
     fa4 = _yardstick(rows)
     cases = [row for row in _of(rows, "TokenCoverage, kept ") if "fill" not in row["case"]]
-    if not fa4 or len(cases) < 2:  # a run of a single part kept says little of the rest
+    if not fa4 or len(cases) < 2:  # a run with only one kept ratio says little about the others
         return None
     shares = {row["kept"]: fa4 / row["ms"]["p50"] * row["kept"] ** 2 for row in cases}
     text = ", ".join(f"{share:.0%} at kept {kept:.1f}" for kept, share in sorted(shares.items(), reverse=True))
@@ -100,20 +102,20 @@ def _stacked(rows: list[Record]) -> Measured | None:
 
 def _triton(rows: list[Record]) -> Measured | None:
     pairs = [
-        (mine, theirs)
-        for mine in _of(rows, "FlexPrefill", "triton")
-        for theirs in _of(rows, mine["case"], "authors")
-        if mine["case"] == theirs["case"] and mine["case"].endswith("attend alone")
+        (ours, theirs)
+        for ours in _of(rows, "FlexPrefill", "triton")
+        for theirs in _of(rows, ours["case"], "authors")
+        if ours["case"] == theirs["case"] and ours["case"].endswith("attend alone")
     ]
     if not pairs:
         return None
 
     def rate(row: Record) -> float:
-        """TFLOP/s on active blocks."""
+        """Return TFLOP/s on active blocks."""
         s, L = row["shape"], row["length"]
         return 4 * s["H"] * s["D"] * row["active"] * L * (L + 1) / 2 / row["ms"]["p50"] / 1e9
 
-    least, ratio = min(rate(mine) for mine, _ in pairs), min(rate(mine) / rate(theirs) for mine, theirs in pairs)
+    least, ratio = min(rate(ours) for ours, _ in pairs), min(rate(ours) / rate(theirs) for ours, theirs in pairs)
     return Measured(f"{ratio:.2f} x, {least:.0f} TFLOP/s", min(ratio / 1.4, least / 400))
 
 
@@ -134,48 +136,49 @@ def _cpu(rows: list[Record]) -> Measured | None:
 
 
 def fastest_in_a_row(row: Record, records: list[Record]) -> float:
-    """The least ms a call of dense attention takes in a row of calls, in the run of a record, on the same tensors."""
+    """Return the ms per call of the fastest dense attention in a row of calls, in a record's run, on its tensors."""
     same = (x for x in records if all(x[name] == row[name] for name in ("run", "length", "shape", "inputs")))
     return min(x["row_ms"]["p50"] for x in same if x["kind"] == "dense" and x.get("row_ms"))
 
 
 def _in_a_row(rows: list[Record], case: str, inputs: str = "structured") -> tuple[float, float, float] | None:
-    """Milliseconds a call in a row, of a case and of dense attention, and what the call takes beyond its pairs."""
+    """Return three times in ms per call in a row: the case, dense attention, and the case minus density x dense."""
     for row in _of(rows, case):
         if row.get("row_ms") and row["inputs"] == inputs:
-            dense, mine = fastest_in_a_row(row, rows), row["row_ms"]["p50"]
-            return mine, dense, mine - row["density"] * dense
+            dense, ours = fastest_in_a_row(row, rows), row["row_ms"]["p50"]
+            return ours, dense, ours - row["density"] * dense
     return None
 
 
 def _over_dense(aim: float) -> Callable[[list[Record]], Measured | None]:
     def measure(rows: list[Record]) -> Measured | None:
-        found = _in_a_row(rows, "TokenCoverage, kept 0.15, 512 votes")
-        return found and Measured(f"{found[1] / found[0]:.2f} x", found[1] / found[0] / aim)
+        ms = _in_a_row(rows, "TokenCoverage, kept 0.15, 512 votes")
+        return ms and Measured(f"{ms[1] / ms[0]:.2f} x", ms[1] / ms[0] / aim)
 
     return measure
 
 
 def _beyond(case: str, most: float, inputs: str = "structured") -> Callable[[list[Record]], Measured | None]:
     def measure(rows: list[Record]) -> Measured | None:
-        found = _in_a_row(rows, case, inputs)
-        return found and Measured(f"{found[2]:.2f} ms", most / found[2])
+        ms = _in_a_row(rows, case, inputs)
+        return ms and Measured(f"{ms[2]:.2f} ms", most / ms[2])
 
     return measure
 
 
 def _fill(rows: list[Record]) -> Measured | None:
-    """The least ms of a window with sinks, by any kernel, over FlashAttention-4's of the window alone."""
+    """Measure the fastest window with sinks, by any kernel, over FlashAttention-4's window alone."""
     ms = lambda row: (row.get("row_ms") or row["ms"])["p50"]  # noqa: E731
-    sunk = [ms(row) for row in _of(rows, "fill, window 512, 16 sinks")]
+    with_sinks = [ms(row) for row in _of(rows, "fill, window 512, 16 sinks")]
     alone = [ms(row) for row in rows if row["case"] == "fill, window 512" and row["backend"] == "flash"]
-    if not sunk or not alone:
+    if not with_sinks or not alone:
         return None
-    return Measured(f"{min(sunk) / alone[0]:.2f} x, {min(sunk):.2f} ms", 1.15 * alone[0] / min(sunk))
+    fastest = min(with_sinks)
+    return Measured(f"{fastest / alone[0]:.2f} x, {fastest:.2f} ms", 1.15 * alone[0] / fastest)
 
 
 LLAMA, QWEN = "llama-3.1-8b", "qwen2.5-1.5b"
-IN_ROWS = [  # shape, tokens, aim: TokenCoverage with many votes and a filled window over dense attention
+IN_ROWS = [  # shape, tokens, and the speed-up aimed at: TokenCoverage with many votes and a window fill, over dense
     *((LLAMA, length, aim) for length, aim in ((4096, 0.7), (8192, 1.5), (16384, 3.5), (32768, 7.0), (K128, 20.0))),
     *((QWEN, length, aim) for length, aim in ((8192, 1.0), (16384, 2.5), (32768, 6.0))),
 ]
@@ -244,14 +247,14 @@ TARGETS = [
 
 
 def table(records: list[Record]) -> str:
-    """Markdown: target, measured, met or the distance."""
+    """Return the Markdown table of targets: what was measured, and whether it meets the target."""
     lines = ["| | target | measured | |", "|---|---|---|---|"]
     for target in TARGETS:
-        found = newest(target, records)
-        if found is None:
+        latest = newest(target, records)
+        if latest is None:
             lines.append(f"| {target.name} | {target.text} | not measured | |")
             continue
-        measured, row = found
+        measured, row = latest
         verdict = "met" if measured.share >= 1 else f"{measured.share:.0%} of the way"
         lines.append(f"| {target.name} | {target.text} | {measured.text}; {row['gpu']} | {verdict} |")
     return "\n".join(lines)

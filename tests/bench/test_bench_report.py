@@ -86,7 +86,7 @@ def test_the_readme_has_the_chips_on_which_most_headline_cases_ran(measured):
     fewer = [row | {"gpu": "another"} for row in rows if row["case"] != "tokens, kept 0.3"]
     shown = block({"one": rows, "another": fewer})
     assert shown == block({"one": rows}) and "another" not in shown
-    assert "on another;" in block({"another": fewer}) and block({"one": rows, "two": rows}).count("One layer") == 2
+    assert "on another." in block({"another": fewer}) and block({"one": rows, "two": rows}).count("One layer") == 2
 
 
 def test_without_a_gpu_there_is_no_page(measured, tmp_path):
