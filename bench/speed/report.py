@@ -219,11 +219,9 @@ def prefills(records: list[Record]) -> list[str]:
     for (name, inputs, dtype), rows in sorted(models.items()):
         lines = [
             f"### Prefill of a whole model: {name}, {rows[0]['shape']['layers']} layers, {dtype}, {inputs}\n",
-            f"{FIXED if inputs.startswith('random') else REAL}
-"
+            f"{FIXED if inputs.startswith('random') else REAL}\n"
             "`attention` is attention's part of the time. `peak GB` includes the model's "
-            f"{rows[0]['model_bytes'] / 1e9:.2f}. `a layer's GB` is the most
-that one layer's attention holds "
+            f"{rows[0]['model_bytes'] / 1e9:.2f}. `a layer's GB` is the most\nthat one layer's attention holds "
             "besides its queries, keys and values. Errors are those of the middle layer.\n",
             f"| {' | '.join(WHOLE)} |",
             "|" + "---|" * len(WHOLE),
