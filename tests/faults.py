@@ -240,7 +240,7 @@ FAULTS = [
  ("transformers: padding of the first queries", "sparsekit/integrations/transformers/masks.py", "held[:, None, -queries:]", "held[:, None, :queries]"),
  ("transformers: padding of dropped keys", "sparsekit/integrations/transformers/masks.py", "held = real[:, self.first :]", "held = real[:, : self.keys]"),
  ("transformers: padding rows stay out", "sparsekit/integrations/transformers/attention.py", "padding.decompress(output)", "output"),
- ("transformers: the window is forgotten", "sparsekit/integrations/transformers/masks.py", "(window,) = found", "window = None"),
+ ("transformers: the window is forgotten", "sparsekit/integrations/transformers/masks.py", "(window,) = values", "window = None"),
  ("transformers: the scale is forgotten", "sparsekit/integrations/transformers/attention.py", "p = Problem.of(q, k, v, scale=scale, sliding_window=rows.window)", "p = Problem.of(q, k, v, sliding_window=rows.window)"),
  ("transformers: sinks push the wrong way", "sparsekit/integrations/transformers/attention.py", "torch.sigmoid(out.lse - sinks", "torch.sigmoid(out.lse + sinks"),
  ("transformers: bounds of packed sequences unread", "sparsekit/integrations/transformers/attention.py", "    sequences = call.packed() or question.sequences\n    if sequences is not None:\n        yield", "    sequences = question.sequences\n    if sequences is not None:\n        yield"),

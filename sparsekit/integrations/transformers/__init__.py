@@ -1,14 +1,14 @@
-"""Hugging Face transformers: any layer's prefill attention by a pipeline, without a monkeypatch.
+"""Let pipelines compute the prefill attention of Hugging Face transformers models, without a monkeypatch.
 
     with sparsify(model, Pipeline([TokenCoverage(), FlexPrefill()])):
         model.generate(...)
 
-An attention function and a mask function are registered under the name "sparsekit". The mask function answers with
-what it was asked, not with a mask (masks.py); the attention function makes a Problem of it, so that padded batches,
-chunks, static caches, packed sequences and sliding windows run sparse (attention.py). Decode, and what is not
-understood, runs dense through the model's own SDPA or eager implementation, under the mask they would have got.
-Dense layers do so too on a CPU, to the bit; on a GPU by sparsekit's FlashAttention backend where that can.
-Which layer has which pipeline, and the file that says so beside a model: sparsekit/layers.py.
+An attention function and a mask function are registered under the name "sparsekit". The mask function returns the
+arguments of its call instead of a mask (masks.py). The attention function makes a Problem of them, so padded batches,
+chunks, static caches, packed sequences and sliding windows run sparse (attention.py). Decode runs dense, through the
+model's own SDPA or eager implementation and with the same mask as without sparsekit; so does a call that sparsekit does
+not understand. Dense layers run like this on a CPU, with the same bits; on a GPU they run through sparsekit's
+FlashAttention backend if it supports them. sparsekit/layers.py maps layers to pipelines and reads sparsekit.json.
 """
 
 from ...extras import needs

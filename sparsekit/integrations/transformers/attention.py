@@ -1,4 +1,8 @@
-"""The attention function: a layer's call as the Problems that its pipeline runs, or dense."""
+"""The attention function that transformers calls: it makes Problems of a layer's call for its pipeline, or runs dense.
+
+`attention` judges a call once per forward pass, because the layers of a pass are alike. If the layer's pipeline can run
+the call, its batch becomes Problems without padding. If not, the model's own attention runs, and a warning says why.
+"""
 
 import copy
 import warnings
@@ -30,25 +34,22 @@ from .interface import NAME, decides_by_name, eager_forward, gives, stock
 from .masks import Carrier, Question, Rows, Sequences, added, is_traced, mask, packed_by
 from .ran import Ran
 
-DECODE = 32  # new tokens over a cache up to which a call is decode, such as the verification of a draft, and runs dense
+DECODE = 32  # a call with at most so many new tokens over a cache is decode, as the verification of a draft is
 MARK = "_sparsekit"  # the attribute of an attention module that holds its Layer: a copy of the module has it too
 
-# the arguments that an attention function of transformers gets beside the tensors, and that are understood here
+# the keyword arguments of transformers' attention functions that sparsekit understands
 UNDERSTOOD = {"sliding_window", "s_aux", "softcap", "position_bias", "seq_idx", *TransformersKwargs.__annotations__}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerCall(ByValue):
-    """What one layer's attention did in one prefill call, with rows of the batch that are alike.
-
-    Of packed sequences, with one of them.
-    """
+    """One layer's attention in one prefill call, for rows of the batch that are alike, or for one packed sequence."""
 
     layer: int
-    problem: Problem  # padding taken out
+    problem: Problem  # without padding
     plan: Plan  # Plan() for a dense layer
-    output: Output | None  # the plan's, before a layer adds its sinks; None where the model's own attention ran
-    ms: float  # deciding and attending
+    output: Output | None  # before the layer's sink logits are applied; None if the model's own attention ran
+    ms: float  # time to decide and attend
 
 
 Watch = Callable[[LayerCall], None]
@@ -56,13 +57,13 @@ Watch = Callable[[LayerCall], None]
 
 @dataclass(frozen=True)
 class Layer:
-    """What an attention module does in a prefill. A copy of the module does the same, but nobody watches it."""
+    """How an attention module runs a prefill. A copy of the module has the same pipeline, but no `watch`."""
 
     pipeline: Pipeline | None = None  # None: dense
     watch: Watch | None = None
     heads_group: "dist.ProcessGroup | None" = None  # the ranks that hold the layer's other heads
-    dense: dict[int, str] = field(default_factory=dict)  # by layer, why it ran dense in spite of its pipeline; shared
-    ran: dict[int, Ran] = field(default_factory=dict, compare=False)  # by layer with a pipeline, so far; shared
+    dense: dict[int, str] = field(default_factory=dict)  # by layer, why its pipeline did not run; shared by all layers
+    ran: dict[int, Ran] = field(default_factory=dict, compare=False)  # by layer, its counts; shared by all layers
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Layer":
         return Layer(self.pipeline, None, self.heads_group, copy.deepcopy(self.dense, memo))
@@ -79,15 +80,14 @@ def _unpickled(steps: list[Any] | None, dense: dict[int, str]) -> Layer:
 def register() -> None:
     """Make `attn_implementation="sparsekit"` known to transformers; `sparsify` calls it.
 
-    A model that has it by name alone is dense, and says so, unless it was loaded from a folder with a sparsekit.json.
-    The language model inside one of several parts is dense even then: its config does not know the folder, and
-    `sparsify` does.
+    A model that has this name without `sparsify` runs dense and warns, unless its folder has a sparsekit.json. The
+    language model inside a model of several parts runs dense even then, because its config does not know the folder.
     """
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)
 
 
-DENSE = Pipeline([Attend(backend="flash")])  # of dense layers on a GPU: as fast as anything there
+DENSE = Pipeline([Attend(backend="flash")])  # for dense layers on a GPU: the fastest dense attention there
 
 
 class _Call(NamedTuple):
@@ -104,13 +104,13 @@ class _Call(NamedTuple):
     kwargs: dict[str, Any]
 
     def filled(self, question: Question) -> tuple[Tensor, Tensor, Tensor]:
-        """The queries, and the keys and values that there are."""
-        if question.keys == self.key.shape[2]:  # of any but a static cache
+        """Return the queries, and the filled slots of keys and values."""
+        if question.keys == self.key.shape[2]:  # only a static cache has empty slots
             return self.query, self.key, self.value
         return self.query, self.key[:, :, : question.keys], self.value[:, :, : question.keys]
 
     def packed(self) -> Sequences | None:
-        """The packed sequences that the caller names."""
+        """Return the packed sequences that the caller describes, or None."""
         said = self.kwargs.get("cu_seq_lens_q"), self.kwargs.get("seq_idx")
         if said[0] is None and said[1] is None:
             return None
@@ -119,12 +119,14 @@ class _Call(NamedTuple):
         make = lambda: packed_by(self.query.shape[0], self.query.shape[2], keys, *said)  # noqa: E731
         if not isinstance(self.mask, Carrier):
             return make()
-        return self.mask.once(("packed", *map(id, said)), lambda: (make(), said))[0]  # held, so that the id is its own
+        return self.mask.once(("packed", *map(id, said)), lambda: (make(), said))[
+            0
+        ]  # `said` is held, so ids stay unique
 
     def is_decode(self) -> bool:
-        """Whether these are a few new tokens over a cache."""
+        """Return whether these are a few new tokens over a cache."""
         question = self.mask.question if isinstance(self.mask, Carrier) else None
-        new = self.query.shape[2]  # a traced one is compared with no number unasked
+        new = self.query.shape[2]  # if traced, a comparison with a number would become a guard
         return isinstance(question, Question) and question.keys > new and new <= DECODE
 
 
@@ -139,10 +141,11 @@ def attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """query [B, H, Q, D], key [B, G, K, D], value [B, G, K, Dv] -> [B, Q, H, Dv]; local heads, never the config's.
+    """Compute attention of query [B, H, Q, D] over key [B, G, K, D] and value [B, G, K, Dv]: [B, Q, H, Dv] and None.
 
-    Raises ValueError for a sparse layer in training mode, in a backward pass through one, and for an argument that
-    the layer's own SDPA would not get.
+    H and G are the heads of these tensors: with tensor parallelism fewer than the config's. The model's own attention
+    may return its weights in place of None. Raises ValueError for a sparse layer in training mode, for a backward pass
+    through one, and for a tensor argument that SDPA would drop.
     """
     call = _Call(module, query, key, value, attention_mask, dropout, scaling, is_causal, kwargs)
     if query.shape[2] == 1:
@@ -151,18 +154,18 @@ def attention(
 
 
 def layer_of(module: nn.Module) -> Layer:
-    """Return what `sparsify` chose for a module; without it, what the file beside its model says."""
+    """Return the Layer that `sparsify` set for a module, or one by the sparsekit.json in its model's folder."""
     if (layer := module.__dict__.get(MARK)) is not None:
         return layer
     number = getattr(module, "layer_idx", None)
-    if not isinstance(number, int) or not getattr(module, "is_causal", True):  # of an encoder, or across
+    if not isinstance(number, int) or not getattr(module, "is_causal", True):  # of an encoder, or cross attention
         return Layer()
     module.__dict__[MARK] = layer = _by_name(module, number)
     return layer
 
 
 def _by_name(module: nn.Module, number: int) -> Layer:
-    """What a layer does whose model has the implementation by its name alone."""
+    """Return the Layer of a module whose model has the implementation's name without `sparsify`."""
     config = getattr(module, "config", None)
     if decides_by_name(module):
         raise ValueError(
@@ -187,12 +190,14 @@ def index(module: nn.Module) -> int:
 
 
 def _beside(config: Any, layer: int) -> Pipeline | None:
-    """The pipeline that a file beside a model's weights gives one of its layers; None for dense, or without a file."""
+    """Return a layer's pipeline by the sparsekit.json in its model's folder, or None for dense or without a file."""
     folder = getattr(config, "name_or_path", "") or ""
     path = Path(folder) / FILE
     if not folder or not path.is_file():
         return None
-    return _of_file(folder, path.stat().st_mtime_ns, config.num_hidden_layers).get(layer)
+    return _of_file(folder, path.stat().st_mtime_ns, config.num_hidden_layers).get(
+        layer
+    )  # a changed file is read again
 
 
 @lru_cache(maxsize=64)
@@ -212,7 +217,7 @@ def _prefill(call: _Call) -> tuple[Tensor, Tensor | None]:
         ran = layer.ran.setdefault(index(call.module), Ran())
         ran.calls += 1
     if judged.own is None and pipeline is not None:
-        _require_evaluation(call)  # of each layer, as are gradients: a look does not see them
+        _require_evaluation(call)  # for each layer, as for gradients: layers that share a _Judged may differ in this
         try:
             return _without_backward(call, lambda: _sparse(call, pipeline, layer, judged.plain, ran)), None
         except NoBackendError as refusal:
@@ -236,19 +241,20 @@ Own = tuple[Callable[..., Any], Tensor | None, dict[str, bool]]  # an attention 
 
 @dataclass(frozen=True)
 class _Judged:
-    """What a look at a call found."""
+    """How a call runs, and why."""
 
-    plain: bool = False  # the pipeline runs it, and it asks for one causal problem and nothing besides
-    own: Own | None = None  # how the model's own attention runs it; None: the pipeline does
-    reason: str | None = None  # why the pipeline, if there is one, cannot
-    dropped: str | None = None  # a tensor that the model's own attention would be given and would not look at
+    plain: bool = False  # the pipeline runs the call as one causal problem, without padding, packing, window or sinks
+    own: Own | None = None  # how the model's own attention runs the call; None: the pipeline runs it
+    reason: str | None = None  # why the pipeline, if there is one, cannot run the call
+    dropped: str | None = None  # a tensor that the model gives its attention, but its own attention ignores
 
 
 def _judged(call: _Call, pipeline: Pipeline | None, heads_group: Any) -> _Judged:
-    """What a look at a call finds: one look a pass serves all layers that are alike, and spares the host the others.
+    """Return how a call runs. All layers of a forward pass that are alike share one judgement, which saves host time.
 
-    Whatever a look depends on besides the mask is compared: the pipeline, the ranks, the module's class, config and
-    flag, the shapes, and every other argument, by identity, as a pass hands it on from layer to layer.
+    Layers are alike if they agree in everything that the judgement depends on besides the mask: the pipeline, the
+    ranks, the module's class, config and flag, the shapes, and every other argument. Arguments are compared by
+    identity, because a forward pass gives all layers the same objects.
     """
     if not isinstance(call.mask, Carrier):
         return _judge(call, pipeline, heads_group)
@@ -257,10 +263,10 @@ def _judged(call: _Call, pipeline: Pipeline | None, heads_group: Any) -> _Judged
         id(pipeline), id(heads_group), id(config), type(module), getattr(module, "is_causal", True), call.is_causal,
         call.query.dtype, call.query.shape, call.key.shape, *kwargs, *map(id, kwargs.values()),
     )  # fmt: skip
-    if (found := call.mask.found.get(alike)) is None:
-        # an id is one thing's as long as that is there
-        found = call.mask.found[alike] = _judge(call, pipeline, heads_group), pipeline, heads_group, config, kwargs
-    return found[0]
+    if (entry := call.mask.found.get(alike)) is None:
+        # the entry holds these objects, because an id is unique only while its object lives
+        entry = call.mask.found[alike] = _judge(call, pipeline, heads_group), pipeline, heads_group, config, kwargs
+    return entry[0]
 
 
 def _judge(call: _Call, pipeline: Pipeline | None, heads_group: Any) -> _Judged:
@@ -273,7 +279,7 @@ def _by_its_own(call: _Call, reason: str | None) -> _Judged:
 
 
 def _why_dense(call: _Call, pipeline: Pipeline, heads_group: Any) -> str | None:
-    """In words, why a pipeline cannot run this call; None if it can. `heads_group` is the layer's."""
+    """Return in words why a pipeline cannot run this call, or None if it can. `heads_group` is the layer's."""
     mask = call.mask
     for name in ("softcap", "position_bias"):
         if call.kwargs.get(name) is not None:
@@ -290,7 +296,7 @@ def _why_dense(call: _Call, pipeline: Pipeline, heads_group: Any) -> str | None:
     if isinstance(question, str):
         return question
     if (call.query.shape[2], call.key.shape[2]) != (mask.arguments["q_length"], mask.arguments["kv_length"]):
-        return "its keys are not those that its mask speaks of"
+        return "its mask is for another number of queries or keys"
     if not is_traced(call.query) and (call.packed() or question.sequences) and question.padded:
         return "its packed sequences are padded"
     tokens = [type(s).__name__ for s in pipeline.stages if getattr(s, "chooses", None) != "blocks"]
@@ -307,10 +313,10 @@ def _why_dense(call: _Call, pipeline: Pipeline, heads_group: Any) -> str | None:
 
 
 def _is_causal(call: _Call) -> bool:
-    """Whether the layer's own implementation hides later keys in this call.
+    """Return whether the layer's own implementation hides later keys in this call.
 
-    A layer that looks for a mask may pass a flag of False beside one, so its module's flag counts. Where that is False
-    too, the mask does it, and SDPA often gets None in its place.
+    A layer may pass is_causal=False whenever it gets a mask, so the module's flag counts. If that is False too, SDPA
+    hides later keys only if it gets a mask; often it gets None.
     """
     flag = bool(getattr(call.module, "is_causal", True))
     if not isinstance(call.mask, Carrier) or not isinstance(call.mask.question, Question):
@@ -319,16 +325,19 @@ def _is_causal(call: _Call) -> bool:
 
 
 def _unknown(call: _Call) -> list[str]:
-    """The arguments that the layer's own code gives and that are not understood here.
+    """Return the names of arguments that the layer's own code gives and that sparsekit does not understand.
 
-    What a caller gives the model comes along, images and all: no implementation reads it.
+    Other arguments come from the model's caller, such as images, and no implementation reads them.
     """
     given = (name for name, value in call.kwargs.items() if value is not None)
     return [name for name in given if name not in UNDERSTOOD and gives(call.module, name)]
 
 
 def _dropped(call: _Call) -> str | None:
-    """A tensor that the layer's own code gives and SDPA drops: by SDPA's name the code might do otherwise."""
+    """Return the name of a tensor that the layer's code gives and SDPA drops, or None.
+
+    The layer might not give it to an implementation named "sdpa".
+    """
     names = [name for name in _unknown(call) if isinstance(call.kwargs[name], Tensor)]
     return None if not names or _is_eager(call) else names[0]
 
@@ -354,7 +363,7 @@ def _require_evaluation(call: _Call) -> None:
 
 
 def _without_backward(call: _Call, attend: Callable[[], Tensor]) -> Tensor:
-    """What `attend` gives; a backward pass through it raises ValueError."""
+    """Return the result of `attend`. A backward pass through it raises ValueError."""
     if not needs_gradients(call.query, call.key, call.value):
         return attend()
     with torch.no_grad():
@@ -363,7 +372,7 @@ def _without_backward(call: _Call, attend: Callable[[], Tensor]) -> Tensor:
 
 
 def _say(module: nn.Module, layer: Layer, reason: str) -> None:
-    """Warn once of a reason, naming the first layer that has it."""
+    """Note why a layer runs dense, and warn of each reason once, naming the first layer that has it."""
     if reason not in layer.dense.values():
         warn_dense(module, reason)
     layer.dense[index(module)] = reason
@@ -372,8 +381,8 @@ def _say(module: nn.Module, layer: Layer, reason: str) -> None:
 def warn_dense(module: nn.Module, reason: str) -> None:
     """Warn that a layer runs dense."""
     warnings.warn(
-        f"sparsekit: layer {index(module)} ({type(module).__name__}) runs dense: {reason}. Said once for all such "
-        "layers: sparsify(...).dense lists them",
+        f"sparsekit: layer {index(module)} ({type(module).__name__}) runs dense: {reason}. Other layers with this "
+        "reason get no warning: sparsify(...).dense lists them",
         stacklevel=3,
     )
 
@@ -381,9 +390,9 @@ def warn_dense(module: nn.Module, reason: str) -> None:
 def _problems(
     call: _Call, question: Question, pipeline: Pipeline, heads_group: Any
 ) -> Iterator[tuple[Tensor | None, Plan, Problem]]:
-    """The problems of a call, each with the rows that it is of (None: all) and what has taken their padding out.
+    """Yield each problem of a call with the rows of the batch it covers (None: all) and the plan of their padding.
 
-    Those of packed sequences come row by row and along its tokens.
+    Problems of packed sequences come row by row, and within a row in the order of its tokens.
     """
     q, k, v = call.filled(question)
     sequences = call.packed() or question.sequences
@@ -400,7 +409,7 @@ WHOLE = Rows(None, Plan(), None, None)  # all rows, no padding, no window
 
 
 def _least(pipeline: Pipeline) -> int:
-    """The number of keys from which on the stages run, if one is set."""
+    """Return the pipeline's break-even in keys, or 0 if it is "auto"."""
     limit = pipeline.attend.break_even
     return limit if isinstance(limit, int) else 0
 
@@ -408,18 +417,18 @@ def _least(pipeline: Pipeline) -> int:
 def _apart(
     q: Tensor, k: Tensor, v: Tensor, question: Question, sequences: Sequences, scale: float | None, heads_group: Any
 ) -> Iterator[tuple[None, Plan, Problem]]:
-    """The problems of packed sequences."""
+    """Yield one problem for each packed sequence."""
     whole = Rows(None, Plan(), None, question.window)
     for b, bounds in enumerate(sequences):
         for i, j in zip(bounds, bounds[1:], strict=False):
-            one, keys, values = (x[b : b + 1, :, i:j] for x in (q, k, v))
-            yield None, Plan(), _problem(one, keys, values, question, whole, scale, heads_group)
+            queries, keys, values = (x[b : b + 1, :, i:j] for x in (q, k, v))
+            yield None, Plan(), _problem(queries, keys, values, question, whole, scale, heads_group)
 
 
 def _problem(
     q: Tensor, k: Tensor, v: Tensor, question: Question, rows: Rows, scale: float | None, heads_group: Any
 ) -> Problem:
-    """What is asked of some rows, without their padding. Positions are those of each row's own sequence."""
+    """Return the problem of some rows without their padding. Positions are those of each row's own sequence."""
     if rows.index is not None:
         q, k, v = (x.index_select(0, rows.index) for x in (q, k, v))
     p = Problem.of(q, k, v, scale=scale, sliding_window=rows.window)
@@ -433,7 +442,7 @@ def _problem(
 
 
 def _sparse(call: _Call, pipeline: Pipeline, layer: Layer, plain: bool, ran: Ran | None) -> Tensor:
-    """[B, Q, H, Dv]; padding queries get zeros."""
+    """Run the pipeline for a call and return [B, Q, H, Dv]; padding queries get zeros."""
     assert isinstance(call.mask, Carrier) and isinstance(call.mask.question, Question)
     question = call.mask.question
     if plain and not layer.watch:
@@ -460,13 +469,14 @@ def _sparse(call: _Call, pipeline: Pipeline, layer: Layer, plain: bool, ran: Ran
 
 
 def _run(pipeline: Pipeline, problem: Problem) -> tuple[Plan, Output]:
+    """Run the pipeline. Raises NoBackendError if only the reference could run on a GPU: the model's own is faster."""
     if problem.q.is_cuda and pipeline.attend.backend == "auto" and (reason := no_gpu_kernel(problem, Plan())):
         raise NoBackendError(reason)
     return pipeline.run(problem)
 
 
 def _together(outputs: list[Output], indices: list[Tensor | None], batch: int) -> Output:
-    """The output of all rows: of some rows each, or, where no rows are named, of packed sequences in their order."""
+    """Join outputs of groups of rows, or, if no rows are named, of packed sequences in their order."""
     if len(outputs) == 1:
         return outputs[0]
     named = [rows for rows in indices if rows is not None]
@@ -480,9 +490,9 @@ def _together(outputs: list[Output], indices: list[Tensor | None], batch: int) -
 def _at_once(
     call: _Call, question: Question, pipeline: Pipeline, layer: Layer, ran: Ran | None = None
 ) -> Tensor | None:
-    """[B, Q, H, Dv] where a call of such shapes is one kernel, or one graph; else None."""
+    """Run the call and return [B, Q, H, Dv] if one kernel or one graph does it; else return None."""
     q, k, v = call.filled(question)
-    alone = layer.heads_group is None and not question.first  # a graph knows no other ranks, nor where its keys stand
+    alone = layer.heads_group is None and not question.first  # a graph supports no other ranks and no later first slot
     find = pipeline.known_call if alone else pipeline.dense_kernel
     kernel = find(q, k, v, scale=call.scaling)
     if kernel is None:
@@ -493,7 +503,7 @@ def _at_once(
 
 
 def _is_plain(call: _Call) -> bool:
-    """Whether a call asks for one causal problem, and nothing besides."""
+    """Return whether a call is one causal problem, without padding, packed sequences, window or sink logits."""
     question = call.mask.question if isinstance(call.mask, Carrier) else None
     if not isinstance(question, Question) or call.kwargs.get("s_aux") is not None or question.padded:
         return False
@@ -505,7 +515,7 @@ def _is_plain(call: _Call) -> bool:
 
 
 def _traced(call: _Call) -> tuple[Tensor, Tensor | None]:
-    """A prefill of tensors without values, as one operator that will look at them when they are there."""
+    """Run a prefill of tensors without values as one operator, which decides when it runs with values."""
     layer = layer_of(call.module)
     if layer.pipeline is None or call.is_decode():
         return _dense(call)
@@ -522,9 +532,9 @@ def _traced(call: _Call) -> tuple[Tensor, Tensor | None]:
         _say(call.module, layer, reason)
         return _dense(call)
     assert isinstance(call.mask, Carrier) and isinstance(call.mask.question, Question)
-    asked = call.mask.question
-    call.packed()  # refused by itself
-    inputs = *call.filled(asked), asked.real, asked.ids, spec, call.scaling, asked.window, asked.first
+    question = call.mask.question
+    call.packed()  # it raises ValueError for packed sequences that the caller describes
+    inputs = *call.filled(question), question.real, question.ids, spec, call.scaling, question.window, question.first
     o, lse = prefill(*inputs)
     return _with_sinks(Output(o, lse), call.kwargs.get("s_aux")).transpose(1, 2).contiguous(), None
 
@@ -568,15 +578,15 @@ operators.refuse_backward(prefill)
 
 
 def _with_sinks(out: Output, sinks: Tensor | None) -> Tensor:
-    """The output with a sink logit [H] of no value in each row's softmax."""
+    """Return the output after adding a sink logit [H], which has no value vector, to each query's softmax."""
     if sinks is None:
         return out.o
-    share = torch.sigmoid(out.lse - sinks.to(out.lse.dtype)[:, None])  # of the keys, beside the sink
+    share = torch.sigmoid(out.lse - sinks.to(out.lse.dtype)[:, None])  # the keys' part of the attention mass
     return (out.o * share[..., None]).to(out.o.dtype)
 
 
 def _is_eager(call: _Call) -> bool:
-    """Whether dense runs through the model's eager attention."""
+    """Return whether the model's own attention for this call is its eager one."""
     given = call.kwargs.get
     if given("output_attentions") or given("softcap") is not None or given("s_aux") is not None:
         return True
@@ -584,7 +594,7 @@ def _is_eager(call: _Call) -> bool:
 
 
 def _dense(call: _Call) -> tuple[Tensor, Tensor | None]:
-    """By the model's own attention, under the mask that it would have got."""
+    """Run the model's own attention with the mask that it gets without sparsekit."""
     return _by(call, *_own(call))
 
 
@@ -596,7 +606,7 @@ def _by(call: _Call, attend: Callable[..., Any], mask: Tensor | None, flag: dict
 
 
 def _own(call: _Call) -> Own:
-    """The model's own attention function, the mask that it would have got, and its causal flag if it takes one."""
+    """Return the model's own attention function, its mask without sparsekit, and its causal flag if it takes one."""
     mask = call.mask
     eager = eager_forward(call.module) if _is_eager(call) else None
     if eager is not None:

@@ -1,8 +1,8 @@
-"""Whether a module's attention goes through transformers' attention interface, found by a look at its code.
+"""Inspect a module's code to tell whether its attention goes through transformers' attention interface.
 
-A model is not judged by its name. An attention module that goes through the interface looks its attention function up
+The name of a model does not matter. An attention module that goes through the interface looks its attention function up
 in an `AttentionInterface`. Some such modules also compare the implementation's name with "sdpa" or "eager" and prepare
-their arguments by it, so that an implementation of another name gets other arguments: such a module must keep its own.
+different arguments for other names: such a module must keep its own implementation.
 """
 
 import inspect
@@ -24,16 +24,16 @@ _STOCK: dict[type, str] = {}
 def stock(config: Any) -> str:
     """Return the implementation that models of a config run without sparsekit: "sdpa", or "eager" if they lack it.
 
-    "sdpa" for a config that no model class claims.
+    It is "sdpa" for a config that belongs to no model class.
     """
     kind = type(config)
     return _STOCK[kind] if kind in _STOCK else _look_up(kind)
 
 
-@torch.compiler.disable  # once a kind of config: a compiled decode step finds it in the table
+@torch.compiler.disable  # it runs once per class of config; after that a compiled decode step reads the table
 def _look_up(kind: type) -> str:
-    claimed = [model._supports_sdpa for model in _subclasses(PreTrainedModel) if model.config_class is kind]
-    _STOCK[kind] = "sdpa" if any(claimed) or not claimed else "eager"
+    supports = [model._supports_sdpa for model in _subclasses(PreTrainedModel) if model.config_class is kind]
+    _STOCK[kind] = "sdpa" if any(supports) or not supports else "eager"
     return _STOCK[kind]
 
 
@@ -54,17 +54,17 @@ def decides_by_name(module: nn.Module) -> bool:
 
 
 def gives(module: nn.Module, argument: str) -> bool:
-    """Return whether a module's own code writes down a keyword argument of this name."""
+    """Return whether a module's own code contains a keyword argument of this name."""
     return argument in _look(type(module)).texts
 
 
 @dataclass(frozen=True)
 class _Look:
-    """What the code of a class of modules shows."""
+    """Facts about the code of a module class."""
 
     interface: bool  # it reads an AttentionInterface
-    texts: frozenset[str]  # its strings, names of keyword arguments among them
-    compared: frozenset[str]  # those of functions that read the implementation's name
+    texts: frozenset[str]  # its strings, including names of keyword arguments
+    compared: frozenset[str]  # the strings in functions that read the implementation's name
 
 
 def _look(kind: Any) -> _Look:
@@ -82,7 +82,7 @@ def _look_at(kind: Any) -> _Look:
 
 
 def eager_forward(module: nn.Module) -> Callable[..., Any] | None:
-    """Return the eager attention function of a module's own source file; None if there is none of the usual name."""
+    """Return the eager attention function of a module's source file, or None if no function has the usual name."""
     space = vars(sys.modules[type(module).__module__])
     names = [
         name for function in _methods(type(module)) for code in _codes(function.__code__) for name in code.co_names
@@ -92,7 +92,7 @@ def eager_forward(module: nn.Module) -> Callable[..., Any] | None:
 
 
 def _methods(kind: type) -> Iterator[Any]:
-    """The functions of a class and its bases, up to those of torch and transformers, without their decorators."""
+    """Yield the functions of a class and its bases below torch's and transformers' own, without their decorators."""
     for base in kind.__mro__:
         if base in (nn.Module, PreTrainedModel):
             return
@@ -102,6 +102,7 @@ def _methods(kind: type) -> Iterator[Any]:
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Yield a code object and all code objects nested in it."""
     yield code
     for value in code.co_consts:
         if isinstance(value, CodeType):
@@ -109,9 +110,9 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _texts(code: CodeType) -> set[str]:
-    """The strings among a code's constants, those in tuples and sets too."""
-    found = set[str]()
+    """Return the strings among a code object's constants, including those in tuples and sets."""
+    texts = set[str]()
     for value in code.co_consts:
-        for one in value if isinstance(value, tuple | frozenset) else (value,):
-            found |= {one} if isinstance(one, str) else set()
-    return found
+        for item in value if isinstance(value, tuple | frozenset) else (value,):
+            texts |= {item} if isinstance(item, str) else set()
+    return texts

@@ -1,8 +1,9 @@
-"""The mask function, and what can be understood of what transformers asks of it.
+"""The mask function that transformers calls: it keeps the arguments of its call, so that they can become Problems.
 
-transformers calls it once for each kind of layer in a forward pass, and hands its answer, whatever that is, to the
-attention function of every such layer. A mask [B, 1, Q, K] would say everything but that it is causal, a window or
-padding; so the answer carries the question.
+transformers calls it once for each kind of layer in a forward pass, and passes its answer, whatever that is, to the
+attention function of every such layer. A mask [B, 1, Q, K] would not say whether it is causal, has a window or hides
+padding. So the answer is a `Carrier`: a tensor of the mask's shape that holds the arguments and makes the mask if a
+model needs it. `understand` turns the arguments into a `Question`.
 """
 
 import inspect
@@ -29,37 +30,37 @@ from .interface import stock
 
 
 def _any_value() -> None:
-    """In a pattern: whatever stands there. A function, because only that may stand in some places."""
+    """Stand for any value in a pattern. It is a function, because some places of a pattern must hold one."""
 
 
-Sequences = tuple[tuple[int, ...], ...]  # where each row's packed sequences begin, and its end
+Sequences = tuple[tuple[int, ...], ...]  # for each row the first slots of its packed sequences, then the row's length
 
 
 @dataclass(frozen=True)
 class Question:
-    """Causal attention whose queries are the last of the filled keys."""
+    """The arguments of a mask as causal attention whose queries are the last of the filled keys."""
 
     keys: int  # filled slots of the key buffer; a static cache is longer
-    first: int  # slot of the sequence that the first of them is: not 0 where a cache has dropped what no window reaches
-    window: int | None  # keys a query sees, itself included; None: all
-    real: Bool[Tensor, "B first_and_keys"] | None  # false where a slot of the sequence is padding; None: none is
-    ids: Int[Tensor, "B keys"] | None = None  # of packed sequences, the number of each token's; None: each row is one
+    first: int  # the first key's slot in the sequence; above 0 if a cache has dropped keys that no window reaches
+    window: int | None  # the sliding window: keys a query sees, itself included; None: all
+    real: Bool[Tensor, "B first_and_keys"] | None  # false where a slot of the sequence is padding; None: no padding
+    ids: Int[Tensor, "B keys"] | None = None  # the number of each token's packed sequence; None: each row is one
 
     @cached_property
     def sequences(self) -> Sequences | None:
-        """Where packed sequences begin. Waits for the device, once a forward pass."""
+        """The first slots of packed sequences, or None. Waits for the device once per forward pass."""
         return None if self.ids is None else beginnings(self.ids)
 
     @cached_property
     def padded(self) -> bool:
-        """Whether some slot is padding. Waits for the device, once a forward pass."""
+        """True if some slot is padding. Waits for the device once per forward pass."""
         return self.real is not None and not bool(self.real.all())
 
     def rows(self, queries: int, least: int) -> tuple["Rows", ...]:
-        """Return the rows of the batch in groups that are alike, so that each is treated as it would be alone.
+        """Group the rows of the batch so that each row runs as it would alone.
 
-        Rows whose window covers all their keys have no window, and the others have it. Rows of at least `least` keys
-        and shorter ones are apart, because the length decides whether a pipeline's stages run.
+        Rows whose sliding window covers all their keys form groups without a window. Rows of at least `least` keys and
+        shorter ones are in different groups, because the length decides whether a pipeline's stages run.
         """
         if not self.padded:
             return (Rows(None, Plan(), None, self.window),)
@@ -76,7 +77,7 @@ class Question:
                 kinds.setdefault((covered, n >= least), []).append(b)
             else:
                 empty.append(b)
-        next(iter(kinds.values()), []).extend(empty)  # nothing is computed of them, wherever they are
+        next(iter(kinds.values()), []).extend(empty)  # any group will do: rows without tokens compute nothing
         if not kinds:
             kinds[False, False] = empty
         return tuple(self._group(sorted(group), covered, begin, queries) for (covered, _), group in kinds.items())
@@ -97,25 +98,25 @@ class Question:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a batch."""
+    """A group of rows of a batch that are alike."""
 
-    index: Int[Tensor, " rows"] | None  # which ones; None: all
-    padding: Plan  # takes their padding tokens out; Plan() if there are none
-    place: Int[Tensor, "rows 1 keys"] | None  # of each key in its own sequence, int32; None: its slot
-    window: int | None  # keys a query sees, itself included; None: all
+    index: Int[Tensor, " rows"] | None  # their numbers in the batch; None: all rows
+    padding: Plan  # a plan that drops their padding; Plan() if there is none
+    place: Int[Tensor, "rows 1 keys"] | None  # the position of each key in its own sequence, int32; None: its slot
+    window: int | None  # the sliding window: keys a query sees, itself included; None: all
 
 
 class Carrier(Tensor):
-    """Stands for a mask and has its shape [B, 1, Q, K] and dtype, but no memory: transformers hands it on unchanged.
+    """A stand-in for a mask, with its shape [B, 1, Q, K] and dtype but no memory. transformers passes it on unchanged.
 
-    Moved to a device it stands for the mask there, cut to its last rows for the mask of the last queries. Whatever else
-    a model does with it is done with the mask itself, in the form that the model's own implementation gets: true where
-    a query sees a key for SDPA, numbers that are added to scores for eager attention.
+    Moved to a device it stands for the mask there; cut to its last rows it stands for the mask of the last queries. For
+    any other operation the mask itself is made, in the form that the model's own implementation gets: for SDPA true
+    where a query sees a key, for eager attention numbers that are added to scores.
     """
 
     arguments: dict[str, Any]  # of the mask function
-    source: "Carrier | None"  # where the mask can be made, if this one was moved
-    found: dict[Any, Any]  # what was made of it, once a forward pass and not once a layer
+    source: "Carrier | None"  # if this one was moved, the carrier on the device where the mask can be made
+    found: dict[Any, Any]  # results that all layers of a forward pass share, by name
 
     @staticmethod
     def __new__(cls, arguments: dict[str, Any], source: "Carrier | None" = None) -> "Carrier":
@@ -149,28 +150,31 @@ class Carrier(Tensor):
         return func(*_whole(args), **{name: _whole(x) for name, x in (kwargs or {}).items()})
 
     def whole(self) -> Tensor:
-        """The mask [B, 1, Q, K], in the form that the model expects."""
+        """Return the mask [B, 1, Q, K] in the form that the model expects."""
         return self.seen() if self.dtype == torch.bool else self.for_eager(None, self.dtype)
 
     def seen(self) -> Bool[Tensor, "B 1 Q K"]:
-        """The mask, true where a query sees a key."""
+        """Return the mask, true where a query sees a key."""
         every = dict(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
         made = self.once("seen", lambda: self._mask(every))
         assert made is not None
         return made
 
     def for_sdpa(self, sequences: Sequences | None) -> Tensor | None:
-        """The mask that SDPA would have got, None where its causal flag says the same; of `sequences` apart, if any."""
+        """Return the mask that SDPA gets without sparsekit, or None if its causal flag is enough.
+
+        `sequences` are packed sequences, which then do not see each other.
+        """
         if sequences is None:
             return self.once("sdpa", lambda: self._mask({}))
         return self.once(sequences, lambda: self._apart(sequences))
 
     def for_eager(self, sequences: Sequences | None, dtype: torch.dtype) -> Tensor:
-        """The mask that eager attention adds to its scores."""
+        """Return the mask that eager attention adds to its scores."""
         return self.once(("eager", sequences, dtype), lambda: added(self._apart(sequences), dtype))
 
     def once(self, name: Any, make: Callable[[], Any]) -> Any:
-        """What `make` makes, the first time of a name."""
+        """Return the result of `make`, which is called the first time that a name occurs."""
         if name not in self.found:
             self.found[name] = make()
         return self.found[name]
@@ -186,7 +190,7 @@ class Carrier(Tensor):
 
     @cached_property
     def question(self) -> Question | str:
-        """What is asked; in words, why it is not understood, if it is not. May wait for the device, once a pass."""
+        """The Question, or in words why there is none. May wait for the device once per forward pass."""
         return understand(**self.arguments)
 
 
@@ -201,20 +205,20 @@ def _form(arguments: dict[str, Any]) -> str:
 
 
 def _target(carrier: Carrier, *args: Any, **kwargs: Any) -> tuple[torch.dtype, torch.device]:
-    """The dtype and device that a call of Tensor.to asks for."""
+    """Return the dtype and device that a call of Tensor.to requests."""
     dtype, device = carrier.dtype, carrier.device
     for x in (*args, *kwargs.values()):
         if isinstance(x, torch.dtype):
             dtype = x
         elif isinstance(x, str | torch.device):
-            device = torch.empty(0, device=x).device  # "cuda" is one of several
+            device = torch.empty(0, device=x).device  # "cuda" becomes the current one, as "cuda:0"
         elif isinstance(x, Tensor):
             dtype, device = x.dtype, x.device
     return dtype, device
 
 
 def _last_rows(index: Any, rows: int) -> int | None:
-    """How many of the last rows an index takes, if it takes these, whole, and nothing else: [:, :, -n:, :]."""
+    """Return n for an index that takes exactly the last n rows, as [:, :, -n:, :] does; else None."""
     parts = index if isinstance(index, tuple) else (index,)
     if Ellipsis in [part for part in parts if part is Ellipsis]:
         at = next(i for i, part in enumerate(parts) if part is Ellipsis)
@@ -229,7 +233,7 @@ def _last_rows(index: Any, rows: int) -> int | None:
 
 
 def _cut(carrier: Carrier, rows: int) -> Carrier:
-    """The mask of the last queries."""
+    """Return the carrier for the last `rows` queries."""
     before = carrier.shape[2] - rows
     if not before:
         return carrier
@@ -245,18 +249,18 @@ def _whole(x: Any) -> Any:
 
 
 def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask of true and false as one that is added to scores."""
+    """Convert a boolean mask to one that is added to scores: 0 where it is true, the least number of `dtype` else."""
     least = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=mask.device)
     return torch.where(mask, torch.zeros_like(least), least)
 
 
 def mask(**arguments: Any) -> Tensor | None:
-    """Registered with transformers, whose `sdpa_mask` lists the arguments. A decode step gets the model's own mask."""
+    """Return a Carrier of the arguments, those of transformers' `sdpa_mask`, or for one query the model's own mask."""
     if arguments["q_length"] == 1:
         return sdpa_mask(**arguments) if _form(arguments) == "sdpa" else eager_mask(**arguments)
     arguments = _DEFAULTS | arguments
     if torch.is_tensor(offset := arguments["q_offset"]):
-        arguments["q_offset"] = offset.clone()  # a static cache counts on in this very tensor before a layer attends
+        arguments["q_offset"] = offset.clone()  # a static cache changes this tensor in place before a layer attends
     return _carrier(arguments)
 
 
@@ -288,19 +292,19 @@ def understand(
     attention_mask: Tensor | None,
     **_: Any,
 ) -> Question | str:
-    """Return the question as one about causal attention, or why it is none."""
+    """Return the arguments of a mask as a Question, or in words why they are not one about causal attention."""
     ids, plain = None, mask_function is causal_mask_function
     packed = None if plain else _match(mask_function, _packed())
     if packed is not None:
         ids, mask_function = (next(x for x in packed if kind(x)) for kind in (torch.is_tensor, callable))
     if mask_function is causal_mask_function:
         window = None
-    elif (found := _match(mask_function, sliding_window_causal_mask_function(_any_value))) is not None:  # type: ignore[arg-type]
-        (window,) = found
+    elif (values := _match(mask_function, sliding_window_causal_mask_function(_any_value))) is not None:  # type: ignore[arg-type]
+        (window,) = values
     else:
         return "its mask is neither causal nor a causal sliding window"
     if torch.is_tensor(q_offset) and is_traced(q_offset):
-        return "how full its cache is, is not known while it is traced"
+        return "the number of keys in its cache is not known while it is traced"
     keys = int(q_offset) - kv_offset + q_length
     if not q_length <= keys <= kv_length:
         return "its queries are not the last of the keys that its cache has filled"
@@ -308,31 +312,32 @@ def understand(
 
 
 def _real(attention_mask: Tensor | None, slots: int) -> Bool[Tensor, "B slots"] | None:
-    """What a mask [B, n] says of the first slots of each row; slots beyond it are padding."""
+    """Return which of the first slots of each row hold a token, by a mask [B, n]; slots from n on are padding."""
     if attention_mask is None:
         return None
     return torch.nn.functional.pad(attention_mask, (0, max(0, slots - attention_mask.shape[1])))[:, :slots].bool()
 
 
 def is_traced(x: Tensor) -> bool:
-    """Return whether a tensor has a shape but no values: on the meta device, fake, or of a model being exported."""
+    """Return whether a tensor has a shape but no values: on the meta device, fake, or while a model is exported."""
     return is_abstract(x) or torch.compiler.is_exporting()
 
 
 def packed_by(
     rows: int, queries: int, keys: int, cu_seq_lens: Tensor | None, seq_idx: Tensor | None
 ) -> Sequences | None:
-    """Return where packed sequences begin, by what a caller says: bounds [N + 1] of a row, or a number a token [B, L].
+    """Return the packed sequences that a caller describes, or None if both descriptions are None.
 
-    None if the caller says nothing. Raises ValueError if it is not about the tokens of a call without a cache.
+    `cu_seq_lens` [N + 1] are bounds in one row; `seq_idx` [B, L] is the number of each token's sequence. Raises
+    ValueError if they do not fit the tokens of a call without a cache.
     """
-    for name, said in (("cu_seq_lens_q", cu_seq_lens), ("seq_idx", seq_idx)):
-        if said is not None and is_traced(said):
+    for name, given in (("cu_seq_lens_q", cu_seq_lens), ("seq_idx", seq_idx)):
+        if given is not None and is_traced(given):
             raise ValueError(
                 f"{name}: got it in a model that is traced, where its values are not known; allowed is None there: "
                 "trace the model without packed sequences"
             )
-        if said is not None and queries != keys:
+        if given is not None and queries != keys:
             raise ValueError(
                 f"{name}: got it for {queries} tokens over a cache of {keys - queries}; allowed are packed sequences "
                 "without a cache: pass all their tokens in one call"
@@ -359,50 +364,51 @@ def packed_by(
 
 
 def beginnings(ids: Tensor) -> Sequences:
-    """Return for each row of [B, L] where its runs of equal numbers begin, and L."""
+    """Return for each row of [B, L] the first slots of its runs of equal numbers, then L."""
     changes = (ids.diff(dim=-1) != 0).tolist()
     return tuple((0, *(i for i, new in enumerate(row, 1) if new), ids.shape[1]) for row in changes)
 
 
 def _same_sequence(sequences: Sequences, mask: Tensor) -> Tensor:
-    """[B, 1, Q, K]: whether a query and a key are of one sequence."""
+    """Return [B, 1, Q, K], true where a query and a key are in the same sequence."""
     slot = torch.arange(mask.shape[-1], device=mask.device)
     ids = [torch.searchsorted(torch.tensor(row, device=mask.device), slot, right=True) for row in sequences]
-    of = torch.stack(ids)[:, None]
-    return of[..., -mask.shape[2] :, None] == of[..., None, :]
+    number = torch.stack(ids)[:, None]
+    return number[..., -mask.shape[2] :, None] == number[..., None, :]
 
 
 def _packed() -> Callable:
-    """The mask function of packed sequences with anything in it; since 5.17 with positions of its own."""
+    """Return a pattern for the mask function of packed sequences. Since transformers 5.17 it also holds positions."""
     if hasattr(masking_utils, "packed_sequence_compatibility_function"):
         return masking_utils.packed_sequence_compatibility_function(*[_any_value] * 3)  # type: ignore[arg-type]
     return masking_utils.and_masks(_any_value, masking_utils.packed_sequence_mask_function(_any_value))  # type: ignore[arg-type]
 
 
-def _match(found: Any, pattern: Any) -> list[Any] | None:
-    """What stands at each `_any_value` of a pattern in a mask function built like it; None if that is built otherwise.
+def _match(function: Any, pattern: Any) -> list[Any] | None:
+    """Return the values in a mask function at each `_any_value` of a pattern, or None if they are built differently.
 
-    transformers makes mask functions of closures: two are built alike if their code is the same and what they close
-    over is alike.
+    transformers' mask functions are closures. Two are built alike if their code is the same and the values that they
+    close over are built alike.
     """
     try:
-        return list(_matched(found, pattern))
+        return list(_matched(function, pattern))
     except _Unlike:
         return None
 
 
 class _Unlike(Exception):
-    pass
+    """A mask function that is not built like the pattern."""
 
 
-def _matched(found: Any, pattern: Any) -> Iterator[Any]:
+def _matched(value: Any, pattern: Any) -> Iterator[Any]:
+    """Yield the values at each `_any_value` of a pattern. Raises _Unlike if a value is not built like the pattern."""
     if pattern is _any_value:
-        yield found
-    elif inspect.isfunction(pattern) and inspect.isfunction(found) and found.__code__ is pattern.__code__:
-        for a, b in zip(found.__closure__ or (), pattern.__closure__ or (), strict=True):
+        yield value
+    elif inspect.isfunction(pattern) and inspect.isfunction(value) and value.__code__ is pattern.__code__:
+        for a, b in zip(value.__closure__ or (), pattern.__closure__ or (), strict=True):
             yield from _matched(a.cell_contents, b.cell_contents)
-    elif isinstance(pattern, tuple) and isinstance(found, tuple) and len(found) == len(pattern):
-        for a, b in zip(found, pattern, strict=True):
+    elif isinstance(pattern, tuple) and isinstance(value, tuple) and len(value) == len(pattern):
+        for a, b in zip(value, pattern, strict=True):
             yield from _matched(a, b)
-    elif found is not pattern:
+    elif value is not pattern:
         raise _Unlike

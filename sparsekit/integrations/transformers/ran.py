@@ -1,4 +1,4 @@
-"""What a sparse layer did so far, as the host knows it: noted in every prefill, so to note it waits for no device."""
+"""Count the prefill calls of layers and note what they kept. To note a call never waits for the device."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Kept:
-    """What is known of a plan without its lists, which may be as large as the keys."""
+    """A summary of a plan without its lists, which may be as large as the keys."""
 
-    queries: float  # part of the queries, in (0, 1], of the head that has most
-    keys: float  # likewise
-    counts: Tensor | None  # [B, h, I] of the blocks
-    grid: Shape  # query and key blocks
-    dense_last: int
-    near: int  # keys that a dropped query sees
+    queries: float  # part of the queries, in (0, 1], that the head with the most kept queries keeps
+    keys: float  # part of the keys, in (0, 1], that the head with the most kept keys keeps
+    counts: Tensor | None  # [B, h, I]: lengths of the block lists
+    grid: Shape  # numbers of query blocks and key blocks
+    dense_last: int  # last queries that see everything
+    near: int  # keys that a dropped query sees through the fill
 
     @classmethod
     def of(cls, plan: Plan, Q: int, K: int) -> "Kept":
@@ -36,11 +36,11 @@ class Kept:
         return cls(queries, keys, b.counts if b else None, grid, min(plan.dense_last, Q), min(near, K))
 
     def density(self, Q: int, K: int) -> float:
-        """Return about which part of the pairs of a causal problem is computed; waits for the device of `counts`."""
+        """Return the approximate density of a causal problem of Q queries and K keys. Waits for `counts`' device."""
         rows, columns = self.grid
         listed, last = 1.0, self.dense_last
         if self.counts is not None:
-            first = max(round(rows * (1 - last / Q)), 1)  # blocks of the rows that do not see all anyway
+            first = max(round(rows * (1 - last / Q)), 1)  # query blocks before the last queries
             ends = [max(columns - rows, 0) + i + 1 for i in range(first)]
             listed = min(self.counts[..., :first].float().mean().item() * first / sum(ends), 1.0)
         all_of = lambda n: n * (K - (n - 1) / 2)  # noqa: E731  # pairs of the last n rows
@@ -51,16 +51,19 @@ class Kept:
 
 @dataclass
 class Ran:
-    """The prefill calls of one layer that has a pipeline."""
+    """Counts of the prefill calls of one layer that has a pipeline."""
 
     calls: int = 0
-    sparse: int = 0  # of them: those that left something out, or may have
-    call: tuple[Shape, Shape, torch.dtype, torch.device] | None = None  # queries, keys: the last that a pipeline ran
-    kept: Kept | None = None  # of the last call that was sparse and whose plan was there to look at
-    at: tuple[int, int] = (1, 1)  # queries and keys then
+    sparse: int = 0  # calls whose plan was not dense, or is unknown
+    call: tuple[Shape, Shape, torch.dtype, torch.device] | None = None  # shapes of q and k in the pipeline's last call
+    kept: Kept | None = None  # of the last sparse call whose plan is known
+    at: tuple[int, int] = (1, 1)  # numbers of queries and keys in that call
 
     def note(self, plans: Sequence[Plan] | None, q: Tensor, k: Tensor) -> None:
-        """Count a call by its plans; None if a graph ran it, which shows none. The last of them has these q and k."""
+        """Note a call that the pipeline ran: its plans, and the q and k of the last plan.
+
+        `plans` is None if a CUDA graph ran the call, because a graph does not return its plan.
+        """
         self.call = q.shape, k.shape, q.dtype, q.device
         if plans is None:
             self.sparse += 1
@@ -72,28 +75,28 @@ class Ran:
 
 
 def counted(ran: Collection[Ran]) -> str:
-    """Return how many calls there were, and how many of them sparse."""
-    calls, sparse = sum(one.calls for one in ran), sum(one.sparse for one in ran)
+    """Return in words how many calls there were and how many of them were sparse."""
+    calls, sparse = sum(layer.calls for layer in ran), sum(layer.sparse for layer in ran)
     return f"{calls} prefill call{'s' if calls != 1 else ''} of layers, {sparse or 'none'} sparse"
 
 
 def kept(ran: Collection[Ran]) -> str | None:
-    """Return about what the last sparse call of each layer kept, None if there was none; waits for the device.
+    """Return in words what the last sparse call of each layer kept, or None if no call was sparse.
 
-    It is about that, because lists are counted and not looked at.
+    The numbers are approximate: they follow from the lengths of the plan's lists. Waits for the device.
     """
-    seen = [(one.kept, one.at) for one in ran if one.kept]
-    if not seen:
+    last = [(layer.kept, layer.at) for layer in ran if layer.kept]
+    if not last:
         return None
-    queries = mean(one.queries for one, _ in seen)
-    density = mean(one.density(*at) for one, at in seen)
+    queries = mean(summary.queries for summary, _ in last)
+    density = mean(summary.density(*at) for summary, at in last)
     return f"in the last of these, mean over layers: stages kept about {queries:.2f}, density about {density:.2f}"
 
 
 def why_dense(ran: Ran, pipeline: Pipeline | None) -> str | None:
-    """Return in words why a layer was dense whose pipeline was asked; None if it was not, or nothing was asked."""
+    """Return in words why a layer's pipeline ran dense in all calls; None if it did not, or was never called."""
     if ran.sparse or ran.call is None:
         return None
     q, k, dtype, device = ran.call
-    one = torch.empty(1, dtype=dtype, device=device)
-    return why_whole(pipeline, Problem.of(one.expand(q), one.expand(k), one.expand(k)))
+    empty = torch.empty(1, dtype=dtype, device=device)
+    return why_whole(pipeline, Problem.of(empty.expand(q), empty.expand(k), empty.expand(k)))
