@@ -1,8 +1,8 @@
-"""Every family of models in every mode of calling them, judged: python bench/transformers_matrix.py [--check]
+"""Test every family of models in every mode of calling them: python bench/transformers_matrix.py [--check]
 
-Tiny random models under sparsekit beside the same model under SDPA (eager where it has no SDPA), on the transformers
-that is installed. Writes bench/records/transformers-VERSION.json, and docs/transformers.md from these files and those
-of bench/transformers_sweep.py; with --check it judges nothing, and exits 1 if the page is not what they say.
+It compares tiny random models under sparsekit with the same models under SDPA (eager if they have no SDPA), on the
+installed transformers. It writes bench/records/transformers-VERSION.json, and docs/transformers.md from these files and
+those of bench/transformers_sweep.py. With --check it runs no model, and exits 1 if the page does not match the records.
 """
 
 import json
@@ -40,7 +40,7 @@ LATENT = dict(
     num_key_value_heads=4, head_dim=8, q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=8,
     v_head_dim=12, n_routed_experts=4, n_group=2, topk_group=1, first_k_dense_replace=1,
 )  # fmt: skip
-# a family's classes, and how a tiny one is made
+# the classes of each family, and the config fields of a tiny model
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Llama": ("LlamaForCausalLM", "LlamaConfig", {}),
     "Mistral": ("MistralForCausalLM", "MistralConfig", dict(sliding_window=24)),
@@ -62,7 +62,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "DeepSeek-V3": ("DeepseekV3ForCausalLM", "DeepseekV3Config", EXPERTS | LATENT),
 }
 
-# settings that keep everything: by no stage, by tokens and blocks, by block lists
+# settings that keep everything: without a stage, with tokens and blocks, with block lists
 DENSE = (
     Pipeline(),
     Pipeline([sk.TokenCoverage(tau=0.0), sk.FlexPrefill(gamma=1.0, tau=0.0)]),
@@ -74,14 +74,14 @@ STACKED = Pipeline(
         sk.FlexPrefill(gamma=0.5, block_size=8),
         sk.Decompress(sk.SlidingWindow(4)),
     ],
-    break_even=0,  # so short, dense attention is faster anywhere
+    break_even=0,  # at these lengths dense attention is always faster
 )
 BLOCKS = Pipeline([sk.FlexPrefill(gamma=0.5, block_size=8)], break_even=0)
-CLOSE = 1e-5  # relative, in float32, after three layers: what rounding leaves
+CLOSE = 1e-5  # most relative error in float32 after three layers: rounding stays below it
 
 
 def build(family: str) -> PreTrainedModel:
-    """A tiny model of a family with random weights. Raises AttributeError where transformers lacks the family."""
+    """Return a tiny model of a family with random weights. Raises AttributeError if transformers lacks the family."""
     model, config, how = FAMILIES[family]
     torch.manual_seed(0)
     how = SMALL | {name: list(value) if isinstance(value, tuple) else value for name, value in how.items()}
@@ -140,14 +140,14 @@ def packed(model: PreTrainedModel) -> Tensor:
 
 
 def packed_by_bounds(model: PreTrainedModel) -> Tensor:
-    """As a collator for packed training data says it; with the cache that transformers makes unasked."""
+    """Call a model with packed sequences as a training collator describes them, and transformers' default cache."""
     bounds = torch.tensor([0, 50, 90], dtype=torch.int32)
-    said = dict(cu_seq_lens_q=bounds, cu_seq_lens_k=bounds, max_length_q=50, max_length_k=50)
-    return model(ids(1, 90), position_ids=POSITIONS, **said).logits
+    lengths = dict(cu_seq_lens_q=bounds, cu_seq_lens_k=bounds, max_length_q=50, max_length_k=50)
+    return model(ids(1, 90), position_ids=POSITIONS, **lengths).logits
 
 
 def one_by_one(model: PreTrainedModel) -> Tensor:
-    """What packed sequences must equal: SDPA itself does not read their bounds."""
+    """Return the logits that packed sequences must give. SDPA cannot, because it does not read their bounds."""
     return torch.cat([model(x).logits for x in ids(1, 90).split([50, 40], 1)], 1)
 
 
@@ -197,11 +197,11 @@ def compiled(model: PreTrainedModel) -> Tensor:
 
 @dataclass(frozen=True)
 class Mode:
-    """A way to call a model, and what its answer must equal."""
+    """A way to call a model, and the call that gives the expected answer."""
 
     run: Callable[[PreTrainedModel], Tensor]
     truth: Callable[[PreTrainedModel], Tensor]
-    eager: bool = False  # the truth is eager attention's, SDPA cannot say it
+    eager: bool = False  # the expected answer comes from eager attention, because SDPA cannot give it
 
 
 MODES = {
@@ -225,26 +225,26 @@ MODES = {
 
 
 class Wrong(AssertionError):
-    """An answer that is not what it must equal."""
+    """An answer that differs from the expected one."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """How a family fared in a mode. Every answer was right, or there is none."""
+    """The result of a family in a mode. All its answers were right, or the model does not support the mode."""
 
     sparse: bool  # some layer computed less than dense
-    dense: tuple[str, ...]  # why layers ran dense in spite of their pipeline
-    unsupported: str | None = None  # what the model itself said
+    dense: tuple[str, ...]  # why layers ran dense although they had a pipeline
+    unsupported: str | None = None  # the model's own error, if it does not support the mode
 
 
 def judge(model: PreTrainedModel, mode: Mode) -> Cell:
-    """Dense settings must equal the reference, sparse ones the oracle. Raises Wrong."""
+    """Compare dense settings with the reference and sparse ones with the oracle. Raises Wrong if they differ."""
     model.set_attn_implementation("eager" if mode.eager else reference(model))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             expected = mode.truth(model)
-        except Exception as refusal:  # whatever a model says to what it does not do
+        except Exception as refusal:  # models raise any error for a mode that they do not support
             return Cell(False, (), f"{type(refusal).__name__}: {str(refusal).splitlines()[0]}")
         for pipeline in DENSE:
             with sparsify(model, pipeline):
@@ -266,24 +266,27 @@ def judge(model: PreTrainedModel, mode: Mode) -> Cell:
 
 
 def error(answer: Tensor, truth: Tensor) -> float:
-    """|answer - truth| / |truth|, Frobenius."""
+    """Return |answer - truth| / |truth|, Frobenius norm."""
     return ((answer.double() - truth.double()).norm() / truth.double().norm()).item()
 
 
-def _require(found: float, what: str) -> None:
-    if not found < CLOSE:
-        raise Wrong(f"{what}: error {found:.3g}")
+def _require(relative: float, what: str) -> None:
+    """Raise Wrong if an error is not below CLOSE."""
+    if not relative < CLOSE:
+        raise Wrong(f"{what}: error {relative:.3g}")
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
 def main(
-    check: Annotated[bool, typer.Option("--check", help="Judge and write nothing; exit 1 if the page is old")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Run no model, write nothing; exit 1 if the page is old")
+    ] = False,
     records: Annotated[Path, typer.Option(help="Folder of the transformers-VERSION.json files")] = RECORDS,
-    docs: Annotated[Path, typer.Option(help="The page")] = PAGE,
+    docs: Annotated[Path, typer.Option(help="File of the page")] = PAGE,
 ) -> None:
-    """Judge all families in all modes on the installed transformers, and bring the page up to date."""
+    """Test all families in all modes on the installed transformers, and write the page."""
     if not check:
         record = {
             "transformers": transformers.__version__,
@@ -293,12 +296,12 @@ def main(
         write_whole(records / f"transformers-{transformers.__version__}.json", json.dumps(record, indent=1) + "\n")
         write_whole(docs, page(records))
     elif docs.read_text() != page(records):
-        typer.echo(f"{docs.name}: not what the records say; run python bench/transformers_matrix.py")
+        typer.echo(f"{docs.name}: does not match the records; run python bench/transformers_matrix.py")
         raise typer.Exit(1)
 
 
 def _row(family: str) -> dict[str, Any] | None:
-    """Of each mode its cell; None where transformers lacks the family."""
+    """Return the cell of each mode, or None if transformers lacks the family."""
     try:
         model = build(family)
     except AttributeError:
@@ -307,99 +310,101 @@ def _row(family: str) -> dict[str, Any] | None:
 
 
 def read(records: Path = RECORDS) -> list[dict[str, Any]]:
-    """The record of each transformers version, the lowest first."""
-    found = [json.loads(path.read_text()) for path in records.glob("transformers-*.json")]
-    return sorted(found, key=lambda record: [int(part) for part in record["transformers"].split(".")])
+    """Return the record of each transformers version, the lowest version first."""
+    loaded = [json.loads(path.read_text()) for path in records.glob("transformers-*.json")]
+    return sorted(loaded, key=lambda record: [int(part) for part in record["transformers"].split(".")])
 
 
 def page(records: Path = RECORDS) -> str:
-    """One table a version, and what its marks mean; then what the sweep of all classes found."""
+    """Return the page: an introduction, a table for each version, and the results of the sweep of all classes."""
     tables = (line for record in read(records) for line in _table(record))
     return "\n".join([INTRODUCTION, *tables, *_sweeps(records)]) + "\n"
 
 
 def _sweeps(records: Path) -> Iterator[str]:
     for path in sorted(records.glob("transformers/sweep-*.jsonl")):
-        found = transformers_sweep.read(path)
-        versions = sorted({f"transformers {x['transformers']}, torch {x['torch']}" for x in found.values()})
+        classes = transformers_sweep.read(path)
+        versions = sorted({f"transformers {x['transformers']}, torch {x['torch']}" for x in classes.values()})
         yield f"\n## Every decoder class of {'; '.join(versions)}\n"
         yield SWEEP
-        yield from transformers_sweep.paragraph(found)
+        yield from transformers_sweep.paragraph(classes)
 
 
 HOW = transformers_sweep
-SWEEP = f"""From `python bench/transformers_sweep.py`: tiny models as transformers' own model tests build them or, where
-none does, of a small config by its fields' names, with random weights of standard deviation {HOW.SPREAD}. Each is
-called with {HOW.TOKENS} random tokens, with a left-padded batch of them, with what its tests give it (images, sounds),
-and with random tokens after that; random numbers stand for another part's output where it needs one. Under
-`{HOW.DENSE}` and `{HOW.KEEP_ALL}` nothing may change; `{HOW.SPARSE}` tells which
-layers are sparse. Names are without ForCausalLM and the like.
+SWEEP = f"""`python bench/transformers_sweep.py` builds tiny models as transformers' own model tests build them or, if
+no test does, from a small config by the names of its fields, with random weights of standard deviation {HOW.SPREAD}.
+Each is called with {HOW.TOKENS} random tokens, with a left-padded batch of them, with its tests' inputs (images,
+sounds), and with random tokens after these. Random numbers replace another part's output if it is needed. Under
+`{HOW.DENSE}` and `{HOW.KEEP_ALL}` the logits must not change; `{HOW.SPARSE}` shows
+which layers are sparse. The names below are without endings such as ForCausalLM.
 """
 
 
 INTRODUCTION = """# Transformers, family by family
 
-Written by `python bench/transformers_matrix.py` from `bench/records/`; change nothing here. Tiny random models of each
-family, called in each mode. In every cell that is not empty, settings that keep everything give the answers of the
-same model under SDPA (eager where it has none), and what sparse settings compute equals dense attention under the
-plan's pairs in float64.
+`python bench/transformers_matrix.py` writes this page from `bench/records/`; do not edit it. It runs tiny random models
+of each family in each mode. In every cell without a "-", settings that keep everything give the answers of the same
+model with SDPA (with eager attention if it has no SDPA), and the output of sparse settings equals dense attention under
+the plan's pairs in float64.
 
-- **sparse**: every layer ran its pipeline, alone blocks and tokens with blocks, and computed less than dense.
+- **sparse**: every layer ran its pipeline, with blocks alone and with tokens and blocks, and computed less than dense.
 - **sparse (1)**: some layers ran dense, for the reason with that number; a warning names it.
-- **dense (1)**: all layers ran dense, through the model's own attention.
-- **-**: not supported by the model itself, by this version of transformers, for the reason with that number.
+- **dense (1)**: all layers ran dense, through the model's own attention, for the reason with that number.
+- **- (1)**: the model itself does not support the mode in this version of transformers; the number tells why.
 
 In layers with a sliding window a token stage keeps every token and a block stage chooses inside the window: the layer
-runs its pipeline, and is counted as such. Dense layers run the model's own SDPA on a CPU, to the bit; on a GPU
-FlashAttention, as sparsekit calls it, wherever it takes the call.
+runs its pipeline, and counts as such. On a CPU dense layers run the model's own SDPA, with the same bits. On a GPU they
+run sparsekit's FlashAttention backend if it supports the call.
 
 ## What holds for every model
 
-- **Which models.** `sparsify` looks at the code of a model's modules, not at its name. A layer can run a pipeline if
-  its attention asks transformers' `AttentionInterface`, has a number (`layer_idx`), and gives every implementation the
-  same arguments; whether it is causal the mask of each call says. A model none of whose chosen layers can is a
-  ValueError that says why. Parts without such layers, a vision tower or an encoder, keep their own implementation.
-- **What runs.** `print(handle)` shows the pipeline of each layer, how often layers were called and how often they were
-  sparse, about what the last calls kept, and which layers ran dense and why; `handle.dense` has the reasons that are
-  not the pipeline's own by layer, and a warning says each once. Where no layer was sparse in any call, a warning says
-  so, with the reason, when the model is given back. The figures are of lists that are counted and not looked at: a
-  block counts whole, and of heads that keep different numbers of tokens the largest counts.
-- **Decode is dense.** At most 32 new tokens over a cache are decode: a step, or the verification of a draft (prompt
-  lookup, an assistant). More are a prefill chunk; a prompt without a cache is a prefill however short it is.
-- **Batches.** A row of a padded or packed batch gets what the same row gets alone: its sinks, neighbours, last queries,
-  budget, and a `break_even` in keys go by its own tokens. Two exceptions, both of padding in the middle of a row: in a
-  layer with a sliding window the model itself counts it, so its neighbours do too; and models that mix tokens outside
-  attention (DeepSeek-V4, BLT) read what padding left there, which is zero in a sparse layer. `break_even="auto"` goes
-  by the time of the whole call, however many rows it has.
-- **Given back.** Handles may be left or restored in any order, entered again, or dropped. `restore()` also takes back
-  an earlier call of `sparsify` whose handle nobody holds any more, as a notebook's cell that ran twice leaves it.
-- **Copies** (`copy.deepcopy`, `pickle`, replicas, quantised copies) are sparse like the original, and nobody watches
-  them. `set_attn_implementation("sdpa")` makes a copy dense.
+- **Which models.** `sparsify` inspects the code of a model's modules, not its name. A layer can run a pipeline if its
+  attention looks its function up in transformers' `AttentionInterface`, has a number (`layer_idx`), and gives every
+  implementation the same arguments. The mask of each call tells whether the call is causal. If none of a model's chosen
+  layers can run a pipeline, `sparsify` raises a ValueError with the reason. Parts without such layers, such as a vision
+  tower or an encoder, keep their own implementation.
+- **What runs.** `print(handle)` shows the pipeline of each layer, how many calls there were and how many were sparse,
+  what the last calls kept, and which layers ran dense and why. `handle.dense` has by layer each reason other than the
+  pipeline's own choice, and a warning gives each reason once. If no layer was sparse in any call, a warning says so,
+  with the reason, when the model is restored. The numbers are approximate, because they follow from the lengths of
+  lists: each block counts whole, and the head that keeps the most tokens counts for all heads.
+- **Decode is dense.** A call with at most 32 new tokens over a cache is decode: a step, or the verification of a draft
+  (prompt lookup, an assistant). With more new tokens it is a prefill chunk. A prompt without a cache is a prefill, even
+  if it is short.
+- **Batches.** A row of a padded or packed batch gets the same result as it gets alone: its sinks, windows, last
+  queries, budget, and a `break_even` in keys depend on its own tokens. There are two exceptions, both for padding in
+  the middle of a row. In a layer with a sliding window the model itself counts such padding as keys, so windows of
+  stages do too. Models that mix tokens outside attention (DeepSeek-V4, BLT) read the output at padding, which is zero
+  in a sparse layer. `break_even="auto"` depends on the time of the whole call, with all its rows.
+- **Restoring.** Handles may be left or restored in any order, entered again, or dropped. `restore()` also undoes
+  earlier calls of `sparsify` whose handles no longer exist, as after a notebook's cell ran twice.
+- **Copies** (`copy.deepcopy`, `pickle`, replicas, quantised copies) are sparse like the original, but do not call its
+  `watch`. `set_attn_implementation("sdpa")` makes a copy dense.
 - **Gradients.** Evaluation runs with or without `torch.no_grad()`. A backward pass through a sparse layer raises a
   ValueError, and so does a model in training mode. Layers without a pipeline can be trained.
-- **torch.compile** takes prompts of several lengths; a sparse prefill is a graph break, decode is one graph.
+- **torch.compile** supports prompts of several lengths. A sparse prefill is a graph break; decode is one graph.
   **torch.export** holds each sparse layer as one operator, `sparsekit::prefill`, for any padding and length.
 
-The `sparsekit.json` beside a model is found by `sparsify(model)`. By `attn_implementation="sparsekit"` alone it is
-found only where the layers' config is the one that was loaded: a layer knows nothing else of its model, and inside a
-model of several parts (text and vision) the part's config does not know the folder. A layer that finds none says so
-and runs dense. There, call `sparsify(model)`. Models that build their attention from a table of classes (GIT, the
-vision tower of DeepSeek-OCR 2) cannot be loaded by the name at all: transformers raises a KeyError."""
+`sparsify(model)` finds the `sparsekit.json` in the model's folder. `attn_implementation="sparsekit"` without `sparsify`
+finds it only if the layers' config is the one that was loaded. A layer sees no other part of its model, and in a model
+of several parts (text and vision) the part's config does not name the folder. A layer that finds no file warns and runs
+dense; call `sparsify(model)` then. Models that build their attention from a table of classes (GIT, the vision tower of
+DeepSeek-OCR 2) cannot be loaded with this name at all: transformers raises a KeyError."""
 
 
 def _table(record: dict[str, Any]) -> Iterator[str]:
     reasons: list[str] = []
 
-    def numbered(found: list[str]) -> str:
-        for reason in found:
+    def numbered(own: list[str]) -> str:
+        for reason in own:
             if reason not in reasons:
                 reasons.append(reason)
-        return f" ({', '.join(str(reasons.index(reason) + 1) for reason in found)})" if found else ""
+        return f" ({', '.join(str(reasons.index(reason) + 1) for reason in own)})" if own else ""
 
-    def cell(found: dict[str, Any]) -> str:
-        if found["unsupported"]:
-            return "-" + numbered([found["unsupported"]])
-        return ("sparse" if found["sparse"] else "dense") + numbered(found["dense"])
+    def cell(result: dict[str, Any]) -> str:
+        if result["unsupported"]:
+            return "-" + numbered([result["unsupported"]])
+        return ("sparse" if result["sparse"] else "dense") + numbered(result["dense"])
 
     yield f"\n## transformers {record['transformers']}, torch {record['torch'].partition('+')[0]}\n"
     families = {name: row for name, row in record["families"].items() if row}

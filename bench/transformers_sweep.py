@@ -1,11 +1,10 @@
-"""Every decoder class of transformers under sparsekit, judged: python bench/transformers_sweep.py --tests FOLDER
+"""Test every decoder class of transformers under sparsekit: python bench/transformers_sweep.py --tests FOLDER
 
-The installed transformers lacks its tests, and they hold the tiny configs: FOLDER is `tests` of a checkout of about
-the same version. Each class runs in a process of its own, three times: as it is, with a pipeline that is dense and
-with one that keeps every block. Those must give the same logits, and leave the model as it was. A fourth run tells how
-many layers compute less than dense where blocks are dropped. One line of JSON a class; a class that stands in the file
-is not run again, unless --again. FastVlm, Gemma3n and PerceptionLM need timm,
-torchvision and pillow, too.
+The tiny configs are in transformers' tests, which an installed transformers lacks: FOLDER is `tests` of a checkout of
+about the same version. Each class runs in its own process, three times: unchanged, with a dense pipeline, and with one
+that keeps every block. All three must give the same logits, and leave the model as it was. A fourth run drops blocks,
+and counts the layers that compute less than dense. Each class writes one line of JSON; a class that is in the file does
+not run again without --again. FastVlm, Gemma3n and PerceptionLM also need timm, torchvision and pillow.
 """
 
 import argparse
@@ -40,18 +39,18 @@ ENDINGS = (
     "ForCausalLM", "WithLMHeadModel", "LMHeadModel", "ForConditionalGeneration", "ModelWithLMHead",
     "ForVisionText2Text", "ForSpeechToText", "ForCausalImageModeling", "CausalModel",
 )  # fmt: skip
-PLACE = re.compile(r"'?(https?:/|(?<![\w.]))(/[\w.+-]+)+'?")  # an address, or a path of this machine
+PLACE = re.compile(r"'?(https?:/|(?<![\w.]))(/[\w.+-]+)+'?")  # a URL or an absolute path
 NO_MODEL = re.compile("^Auto|PreTrainedModel")
 DENSE, KEEP_ALL, SPARSE = "dense", "block_topk(keep=1.0, block_size=4)", "block_topk(keep=0.4, block_size=4)"
 CLOSE = 1e-5  # relative, in float32
 TOKENS, PADDING = 48, 11
 FAULTS = ("crashed", "wrong", "changed", "silent")  # verdicts
-SPREAD = 0.2  # of random weights: as they are initialised, attention is so flat that no mask shows
-# what a model chooses by itself, made so narrow that it leaves some of the tokens out
+SPREAD = 0.2  # standard deviation of random weights: with the usual one attention is so flat that no mask shows
+# fields that limit which tokens a model's own attention sees, with values so small that it leaves some out
 NARROW = dict(sliding_window=16, attention_chunk_size=16, index_topk=4, index_topk_blocks=2)
 POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_target_positions", "seq_length", "max_seq_len")
 
-# of a class without a test
+# config fields of a class without a test
 SMALL = dict(
     vocab_size=99, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=6,
     num_attention_heads=4, num_key_value_heads=4, head_dim=8, n_shared_experts=1, n_routed_experts=4, num_experts=4,
@@ -66,7 +65,7 @@ SMALL = dict(
     unpadded_vocab_size=99, ngram_vocab_size_base=50, hc_lowrank=8, split_ngram_parts=2, condition_dim=32,
     audio_hidden_size=32, blank_token_id=98, embedding_size=32, backbone_hidden_size=32, thinker_hidden_size=32,
 )  # fmt: skip
-# fields that such a config needs otherwise; those of a part stand under its name
+# fields for which such a config needs other values; those of a part are under the part's name
 ODD: dict[str, dict[str, Any]] = {
     "Dots3NoteVisionConfig": dict(mlp_layer_types=["dense"] * 6),
     "FunAsrNanoAdaptorConfig": dict(intermediate_size=8),
@@ -92,7 +91,7 @@ ODD: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 
-# where each token has an embedding and a head of its own, the field that says how many
+# for configs that give each token its own embedding and head, the field with their number
 OF_EACH_TOKEN = {
     "CsmDepthDecoderConfig": "num_codebooks",
     "Qwen3OmniMoeTalkerCodePredictorConfig": "num_code_groups",
@@ -101,7 +100,7 @@ OF_EACH_TOKEN = {
 Inputs = dict[str, Any]
 
 
-# parts of the tests' classes that build no model; importing them takes more of transformers than a checkout's tests
+# parts of the tests' classes that build no model; to import them, more than a checkout's tests would be needed
 UNNEEDED = ("test_pipeline_mixin", "test_fsdp_mixin", "test_tensor_parallel_mixin", "test_training_mixin")
 
 
@@ -115,7 +114,7 @@ class Empty(ModuleType):
 
 
 class Skipped(Exception):
-    """Why a class cannot be judged."""
+    """The reason why a class cannot be tested."""
 
 
 # --- a tiny model ---------------------------------------------------------------------------------------------------
@@ -134,9 +133,9 @@ def build(name: str, tests: Path) -> tuple[PreTrainedModel, Inputs]:
         try:
             config, inputs = find(model_class, tests)
             if hasattr(config, "is_decoder") and not config.is_encoder_decoder:
-                config.is_decoder = True  # else the causal class of an encoder attends both ways
+                config.is_decoder = True  # otherwise the causal class of an encoder attends both ways
             if fitted:
-                fit(config)  # some configs check what their positions go with
+                fit(config)  # some configs raise an error after this, so the second attempt leaves it out
             return weighted(model_class, config), inputs
         except Skipped as reason:
             refusals.append(str(reason))
@@ -146,7 +145,7 @@ def build(name: str, tests: Path) -> tuple[PreTrainedModel, Inputs]:
 
 
 def tested(model_class: type[PreTrainedModel], tests: Path) -> tuple[PreTrainedConfig, Inputs]:
-    """Return the config and inputs with which transformers' own tests try a class."""
+    """Return the config and inputs that transformers' own tests use for a class."""
     refusals: list[str] = []
     for test in test_cases(model_class, tests, refusals):
         try:
@@ -163,12 +162,12 @@ def tested(model_class: type[PreTrainedModel], tests: Path) -> tuple[PreTrainedC
 
 
 def small_and_nothing(model_class: type[PreTrainedModel], _: Path) -> tuple[PreTrainedConfig, Inputs]:
-    """Return a small config of a class that the tests do not try: of a family younger than they are, for one."""
+    """Return a small config of a class without tests, such as one of a family younger than the checkout."""
     return small(model_class.config_class), {}
 
 
 def small(config_class: Any, **odd: Any) -> PreTrainedConfig:
-    """Return a small config of a class: fields by their names, those that are odd, and parts that are small too."""
+    """Return a small config of a class: fields from SMALL and ODD, and parts that are small too."""
     takes = inspect.signature(config_class).parameters
     odd = ODD.get(config_class.__name__, {}) | odd
     parts = {}
@@ -179,7 +178,7 @@ def small(config_class: Any, **odd: Any) -> PreTrainedConfig:
 
 
 def test_cases(model_class: type[PreTrainedModel], tests: Path, refusals: list[str]) -> Iterator[Any]:
-    """Yield the test cases beside a class, set up; those that name the class first."""
+    """Yield the test cases of a class's family, after their setUp; those that name the class come first."""
     folder = tests / "models" / model_class.__module__.split(".")[2]
     cases = []
     for path in sorted(folder.glob("test_modeling_*.py")):
@@ -205,22 +204,22 @@ def test_cases(model_class: type[PreTrainedModel], tests: Path, refusals: list[s
 
 
 def imported(name: str) -> ModuleType:
-    """Import a module of the tests; what it imports in vain is mocked: they are of a version close to the installed."""
+    """Import a module of the tests. Names that the installed transformers lacks are mocked: its version may differ."""
     for _ in range(20):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as missing:
             sys.modules[str(missing.name)] = MagicMock(__spec__=ModuleSpec(str(missing.name), None))
         except ImportError as missing:
-            found = re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(missing))
-            if found is None:
+            match = re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(missing))
+            if match is None:
                 raise
-            setattr(sys.modules[found[2]], found[1], MagicMock())
+            setattr(sys.modules[match[2]], match[1], MagicMock())
     return importlib.import_module(name)
 
 
 def part_of(config: PreTrainedConfig, wanted: Any) -> PreTrainedConfig | None:
-    """Return the config of that type in a config: itself or a part of it."""
+    """Return the config of the wanted type: the given config or a part of it, or None."""
     if type(config) is wanted:
         return config
     parts = [part for part in vars(config).values() if isinstance(part, PreTrainedConfig)]
@@ -228,7 +227,7 @@ def part_of(config: PreTrainedConfig, wanted: Any) -> PreTrainedConfig | None:
 
 
 def fit(config: PreTrainedConfig) -> None:
-    """Give a config positions for the tokens of a call, and a view narrower than that; towers keep theirs."""
+    """Give a config enough positions for the tokens of a call, and windows narrower than a call; towers keep theirs."""
     for name in POSITIONS:
         if 0 < number(config, name) < 2 * TOKENS:
             setattr(config, name, 2 * TOKENS)
@@ -262,13 +261,13 @@ def weighted(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> Pr
 
 @dataclass(frozen=True)
 class Call:
-    """A way to call a model, and which of its tokens are real."""
+    """A way to call a model, with a mask of the tokens that are not padding."""
 
     inputs: Inputs
     real: Tensor | None = None
 
     def __call__(self, model: PreTrainedModel) -> Tensor:
-        torch.manual_seed(2)  # some models draw numbers as they run
+        torch.manual_seed(2)  # some models draw random numbers in a call
         out = first_floats(model(**self.inputs))
         if self.real is None:
             return out
@@ -277,7 +276,7 @@ class Call:
 
 
 def first_floats(out: Any) -> Tensor:
-    """Return the logits of an answer; of one without, its first tensor of floats."""
+    """Return the logits of an answer, or its first tensor of floats if it has no logits."""
     if torch.is_tensor(getattr(out, "logits", None)):
         return out.logits
     values = out.values() if isinstance(out, dict) else out
@@ -285,7 +284,7 @@ def first_floats(out: Any) -> Tensor:
 
 
 def calls(model: PreTrainedModel, own: Inputs) -> dict[str, Call]:
-    """Return the calls of a model: random tokens, the same beside a left-padded row, and what its own tests give it."""
+    """Return the calls of a model: with random tokens, with a left-padded batch, and with the inputs of its tests."""
     takes = inspect.signature(model.forward).parameters
     own = {name: x for name, x in own.items() if "labels" not in name and (name in takes or "kwargs" in takes)}
     real = torch.ones(2, TOKENS, dtype=torch.long)
@@ -317,14 +316,14 @@ def calls(model: PreTrainedModel, own: Inputs) -> dict[str, Call]:
 
 
 def of_assistant(config: Any) -> dict[str, Any]:
-    """Return the shapes of what the model that an assistant drafts for gives it: states, and keys with values."""
+    """Return the shapes of an assistant's inputs from the model for which it drafts: states, keys and values."""
     text = config.text_config
     layers = {kind: text.per_layer_config[text.layer_types.index(kind)] for kind in text.layer_types}
     shared = {kind: [(each.num_key_value_heads, TOKENS, each.head_dim)] * 2 for kind, each in layers.items()}
     return dict(inputs_embeds=(TOKENS, 2 * config.backbone_hidden_size), shared_kv_states=shared)
 
 
-# what a class needs beside tokens, or in their place, and its tests do not give: the shape of a row, by the config
+# inputs that a class needs with tokens, or instead of them, and that its tests lack: the shape of a row, by the config
 GIVEN: dict[str, Callable[[Any], dict[str, Any]]] = {
     "CanaryForConditionalGeneration": lambda c: dict(input_features=(TOKENS, c.encoder_config.num_mel_bins)),
     "CsmDepthDecoderForCausalLM": lambda c: dict(backbone_last_hidden_state=(c.backbone_hidden_size,)),
@@ -372,7 +371,7 @@ def followed(model: PreTrainedModel, own: Inputs) -> Inputs | None:
 
 
 def random_tokens(model: PreTrainedModel, rows: int) -> Tensor:
-    """Draw tokens, none of which stands for an image, a sound or an end."""
+    """Draw random tokens, but no special ones: those of images, of sounds, or that end a text."""
     text = model.config.get_text_config(decoder=True)
     special = set()
     for config in (model.config, text):
@@ -424,7 +423,7 @@ def examine(name: str, tests: Path) -> dict[str, Any]:
 
 
 def under_sparsekit(model: PreTrainedModel, truths: dict[str, tuple[Call, Tensor]]) -> dict[str, Any]:
-    """Return what a model does under each setting, or why it is refused."""
+    """Return the results of a model under each setting, or why sparsify refuses it."""
     found: dict[str, Any] = {"dense": {}, "keep all": {}, "state": [], "crashed": {}}
     before = state(model)
     for setting, key in ((DENSE, "dense"), (KEEP_ALL, "keep all"), (SPARSE, "changed")):
@@ -466,7 +465,7 @@ def under_sparsekit(model: PreTrainedModel, truths: dict[str, tuple[Call, Tensor
 
 
 def rounding(model: PreTrainedModel, truths: dict[str, tuple[Call, Tensor]]) -> float:
-    """Return what half a unit in the last place of each weight makes of the logits: the most that four draws do."""
+    """Return the largest error of the logits in four draws that change each weight by half a unit in the last place."""
     most = 0.0
     for seed in range(4):
         rounded, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
@@ -478,7 +477,7 @@ def rounding(model: PreTrainedModel, truths: dict[str, tuple[Call, Tensor]]) -> 
 
 
 def error(answer: Tensor, truth: Tensor) -> float:
-    """Return |answer - truth| / |truth|, Frobenius; infinite where shapes differ or there is a NaN."""
+    """Return |answer - truth| / |truth|, Frobenius norm; infinite if shapes differ or a number is not finite."""
     if answer.shape != truth.shape or not answer.isfinite().all():
         return float("inf")
     found = (answer.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30)
@@ -486,7 +485,7 @@ def error(answer: Tensor, truth: Tensor) -> float:
 
 
 def configs(model: PreTrainedModel) -> dict[str, PreTrainedConfig]:
-    """Return each config of a model and of its parts, by a place where it stands."""
+    """Return each config of a model and of its parts, by the name of an attribute that holds it."""
     found: dict[int, tuple[str, PreTrainedConfig]] = {}
 
     def add(name: str, config: Any) -> None:
@@ -502,7 +501,7 @@ def configs(model: PreTrainedModel) -> dict[str, PreTrainedConfig]:
 
 
 def state(model: PreTrainedModel) -> dict[str, str]:
-    """Return all that a model is but its weights' values: attributes of its modules, and of its configs."""
+    """Return the state of a model without its weights' values: attributes of its modules and of its configs."""
     found = {}
     for name, module in model.named_modules():
         for key, value in vars(module).items():
@@ -517,7 +516,7 @@ def state(model: PreTrainedModel) -> dict[str, str]:
 
 def shown(value: Any) -> str:
     if torch.is_tensor(value):
-        return f"{value.dtype} {list(value.shape)}"  # some keep one of the last call
+        return f"{value.dtype} {list(value.shape)}"  # without values: some modules keep a tensor of the last call
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key!r}: {shown(x)}" for key, x in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -544,7 +543,7 @@ def error_text(refusal: BaseException) -> str:
 
 
 def apart(name: str, tests: Path, seconds: float) -> dict[str, Any]:
-    """Return the record of one class, made in a process of its own: a crash or a hang is a record, too."""
+    """Run one class in its own process and return its record; a crash or a hang makes a record too."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=lambda: sender.send(examine(name, tests)))
@@ -569,14 +568,14 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     return {record["class"]: record for record in records}
 
 
-# --- what the records say -------------------------------------------------------------------------------------------
+# --- reading the records --------------------------------------------------------------------------------------------
 
 
 def verdict(record: dict[str, Any]) -> str:
-    """Return skipped, refused or equal; or what is a fault of sparsekit's.
+    """Return skipped, refused or equal, or a fault of sparsekit.
 
-    These are crashed, wrong, changed (the model is not what it was) and silent (no layer ran its pipeline, nor was it
-    said why).
+    Faults are crashed, wrong, changed (the model differs after `restore`) and silent (no layer ran its pipeline, and
+    there is no reason).
     """
     if "skipped" in record:
         return "skipped"
@@ -597,24 +596,24 @@ def worst(record: dict[str, Any]) -> float:
 
 
 def line(record: dict[str, Any]) -> str:
-    """Return what one record says, in a line."""
-    found = verdict(record)
-    if found in ("skipped", "refused"):
-        return f"{found}: {record[found]}"
+    """Return one record as a line."""
+    result = verdict(record)
+    if result in ("skipped", "refused"):
+        return f"{result}: {record[result]}"
     sparse = f"{len(record.get('sparse', ()))} of {record['layers']} layers sparse"
     crashes = [f"{key}, {where}: {why}" for key, each in record["crashed"].items() for where, why in each.items()]
-    return ", ".join([found, f"error {worst(record):.2g}", sparse, *crashes[:1], *record["state"][:1]])
+    return ", ".join([result, f"error {worst(record):.2g}", sparse, *crashes[:1], *record["state"][:1]])
 
 
 def table(records: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Yield how many classes fared how, as a page has it; then those that did not fare well."""
+    """Yield the lines of `paragraph`, then a line for each class with a fault."""
     yield from paragraph(records)
-    for found in FAULTS:
-        yield from (f"{name}: {line(record)}" for name, record in records.items() if verdict(record) == found)
+    for fault in FAULTS:
+        yield from (f"{name}: {line(record)}" for name, record in records.items() if verdict(record) == fault)
 
 
 def paragraph(records: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Yield what a page says of all records."""
+    """Yield the lines of the page about all records: numbers of classes by result and reason."""
     by_verdict: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for name, record in sorted(records.items()):
         by_verdict[verdict(record)][name] = record
@@ -624,22 +623,22 @@ def paragraph(records: dict[str, dict[str, Any]]) -> Iterator[str]:
     tried = len(records) - len(by_verdict["skipped"])
     yield (
         f"Of {len(records)} decoder classes {tried} could be built and called. {len(by_verdict['equal'])} give the "
-        f"logits of the same model as it is, to 1e-5 (or twice what rounding the weights makes), and are given back "
-        f"as they were; {len(by_verdict['refused'])} are refused. Of the former:"
+        f"same logits as without sparsekit, to 1e-5 (or twice the error from rounding the weights), and do not differ "
+        f"after `restore()`; {len(by_verdict['refused'])} are refused. Of the former:"
     )
     yield ""
     yield f"- {len(kinds['all'])} run sparse in every layer whose attention is causal and goes through the interface."
     yield from listed("sparse in some layers", kinds["some"])
     yield from listed("dense", kinds["none"])
     yield from listed("refused", {name: record["refused"] for name, record in by_verdict["refused"].items()})
-    for found in FAULTS:
-        if by_verdict[found]:
-            yield f"- {found}: {families(by_verdict[found])}."
+    for fault in FAULTS:
+        if by_verdict[fault]:
+            yield f"- {fault}: {families(by_verdict[fault])}."
     yield from listed("not tried", {name: why_not_tried(record) for name, record in by_verdict["skipped"].items()})
 
 
 def why_not_tried(record: dict[str, Any]) -> str:
-    """Return of which kind the reason is that a class was skipped."""
+    """Return in words why a class was skipped, as one of a few kinds of reasons."""
     words = record["skipped"]
     if re.search(r"requires the \w+ library", words):
         return "it needs a library that was not installed"
@@ -655,7 +654,7 @@ def why_not_tried(record: dict[str, Any]) -> str:
 
 
 def how_sparse(record: dict[str, Any]) -> str:
-    """Return in which of the layers that have a pipeline it dropped something: all, some or none."""
+    """Return which of the layers with a pipeline dropped something: all, some or none."""
     sparse = set(record["sparse"])
     every = {*record["ran"], *map(int, record["reasons"])} <= sparse
     return ("all" if every else "some") if sparse else "none"
@@ -670,7 +669,7 @@ def reasons(record: dict[str, Any]) -> str:
 
 
 def listed(title: str, classes: dict[str, str]) -> Iterator[str]:
-    """Yield a line for each reason, with the classes that have it; the name of a class within is left out."""
+    """Yield a line for each reason, with its classes. The names of modules in a reason are left out."""
     groups = defaultdict(list)
     for name, reason in classes.items():
         reason = re.sub(r"^model: got \w+, none of whose (chosen )?layers can run a pipeline: ", "", reason)
@@ -681,18 +680,18 @@ def listed(title: str, classes: dict[str, str]) -> Iterator[str]:
 
 
 def families(names: Iterable[str]) -> str:
-    """Return the names of classes without what their endings have in common."""
+    """Return the names of classes without the endings that many share, each once."""
     return ", ".join(dict.fromkeys(re.sub(f"({'|'.join(ENDINGS)})$", "", name) for name in names))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tests", type=Path, help="the folder `tests` of a checkout of transformers")
-    parser.add_argument("--only", nargs="+", metavar="CLASS", help="these classes")
-    parser.add_argument("--out", type=Path, default=Path("transformers-sweep.jsonl"), help="where the records go")
-    parser.add_argument("--again", action="store_true", help="run classes that stand in the file, too")
-    parser.add_argument("--timeout", type=float, default=60, help="seconds for a class")
-    parser.add_argument("--table", action="store_true", help="run nothing, tell what the file says")
+    parser.add_argument("--only", nargs="+", metavar="CLASS", help="run only these classes")
+    parser.add_argument("--out", type=Path, default=Path("transformers-sweep.jsonl"), help="file of the records")
+    parser.add_argument("--again", action="store_true", help="also run classes that are in the file")
+    parser.add_argument("--timeout", type=float, default=60, help="most seconds for a class")
+    parser.add_argument("--table", action="store_true", help="run nothing, print the results in the file")
     options = parser.parse_args()
     records = read(options.out)
     if not options.table:
@@ -700,7 +699,7 @@ def main() -> None:
             parser.error("--tests: got nothing; pass the folder `tests` of a checkout of transformers")
         sys.path.insert(0, str(options.tests.resolve().parent))
         sys.modules |= {f"tests.{name}": Empty(name) for name in UNNEEDED}
-        imported("tests.causal_lm_tester")  # before the processes part: it takes seconds
+        imported("tests.causal_lm_tester")  # once, before the first process starts: it takes seconds
         imported("tests.vlm_tester")
         names = [name for name in class_names() if options.only is None or name in options.only]
         names = [name for name in names if options.again or name not in records]
