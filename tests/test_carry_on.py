@@ -52,7 +52,7 @@ def test_the_bounds_are_told():
     contributing = read("CONTRIBUTING.md")
     python = re.search('requires-python = ">=(.*)"', PYPROJECT)[1]
     assert f"| {python} | {LOWEST['torch'][:-2]} | {LOWEST['transformers'][:-2]} |" in contributing
-    assert f"Python {python}, torch {LOWEST['torch'][:-2]} and newer ones" in read("README.md")
+    assert f"Python {python} and torch {LOWEST['torch'][:-2]}, or newer" in read("README.md")
 
 
 def test_the_rooms_of_the_map_are_there():
