@@ -150,15 +150,15 @@ held_or_not = pytest.mark.parametrize("held", [2**15, 0, None])
 
 
 @contextmanager
-def shared():
-    """Inside, rows of a few entries are shared by several programs."""
-    small = dict(LONG=4, SPLIT=4, SHARE=16, SHARES=4, TILE=(2, 16))
+def shared(tile=(2, 16)):
+    """Inside, rows of a few entries are shared by several programs, which take a tile of them a step."""
+    small = dict(LONG=4, SPLIT=4, SHARE=16, SHARES=4, TILE=tile)
     with mock.patch.multiple("sparsekit_kernels.triton.coverage_mask", **small):
         yield
 
 
-def rows_held(held):
-    return shared() if held is None else mock.patch("sparsekit_kernels.triton.topk_mask.HELD", held)
+def rows_held(held, tile=(2, 16)):
+    return shared(tile) if held is None else mock.patch("sparsekit_kernels.triton.topk_mask.HELD", held)
 
 
 @held_or_not
@@ -211,7 +211,7 @@ def test_long_rows_and_rows_in_any_layout(layout, steps, held):
     x = randn(0, 2, n, dtype=torch.float32).mul(4).round().abs().to(WHERE)
     x = {"rows": x, "columns": x.T.contiguous().T, "one row for all": x[:1].expand(2, -1)}[layout]
     keep, most = torch.tensor([n - 100, n // 3], device=WHERE), torch.tensor(n)
-    with rows_held(held):
+    with rows_held(held, (4, 128)):
         assert torch.equal(fast("topk_mask", x, keep), plain("topk_mask", x, keep))
         mine, theirs = (run("select_tokens", x[:, None], keep[:, None]) for run in (fast, plain))
         assert torch.equal(mine.idx, theirs.idx)
