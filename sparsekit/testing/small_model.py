@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..extras import needs
-from ..testbed import read_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -59,6 +58,8 @@ def word_tokenizer(chat: bool = True) -> "PreTrainedTokenizerFast":
     """Return a tokenizer of parts of words, with a chat template or, without `chat`, with a token before each text."""
     from tokenizers import models, processors, trainers
     from transformers import PreTrainedTokenizerFast
+
+    from ..testbed import read_text  # who checks a stage needs none of it
 
     trained = _of_bytes(models.BPE(), use_regex=True)
     trained.train_from_iterator(
