@@ -46,10 +46,9 @@ autodoc_preserve_defaults = True
 autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-nitpicky = (
-    True  # a name in a signature is on the page, or of another library, or one of these, which nobody makes by hand
-)
-_OTHERS = r"(torch|jaxtyping|pathlib|collections|contextlib|rich)\..*|Tensor"
+# a name in a signature is on the page, or of another library, or one of these, which nobody makes by hand
+nitpicky = True
+_OTHERS = r"(torch|jaxtyping|pathlib|collections|contextlib|rich)\..*|Tensor|PreTrainedTokenizerFast"
 _INNER = (
     r"sparsekit\.(testbed\.(tokenizer\.Tokenizer|sample\.Sample)|registry\.Class|sinks\.Sinks"
     r"|explore\.(pictures\.Grid|collect\.Layer)|integrations\..*\.(Slot|Layer))"
