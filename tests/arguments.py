@@ -1,4 +1,4 @@
-"""What ops are tried on, and what is compared of their answers."""
+"""The arguments on which tests run an op, and the tensors that they compare in its results."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,12 +13,12 @@ WHERE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def arguments(op: str, draw: Samples) -> list[tuple]:
-    """Return what an op's definition makes of samples."""
+    """Return the arguments that an op's definition makes from samples."""
     return [*dispatch.definition(op).samples(draw).values()]
 
 
 def tensors(answer: Any) -> list[Tensor]:
-    """Return the tensors of an answer, one after the other."""
+    """Return the tensors in an op's result, in order."""
     if isinstance(answer, Tensor):
         return [answer]
     values = answer if isinstance(answer, tuple) else vars(answer).values()

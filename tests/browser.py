@@ -1,7 +1,7 @@
-"""The page to look into a model in a real browser: `make browser`.
+"""Checks the page of `sparsekit explore` in a real browser: `make browser`.
 
-It takes playwright and a Chromium, neither of which the suite needs: pip install playwright, and a Chromium by the
-system's package manager or by `playwright install chromium`. Pictures of the page go to the folder given.
+It needs playwright and a Chromium, which the test suite does not need: `pip install playwright`, and a Chromium from
+the system's package manager or from `playwright install chromium`. It writes pictures of the page to FOLDER.
 
     python tests/browser.py [FOLDER]
 """
@@ -53,7 +53,7 @@ def main(folder: Path) -> None:
 
 
 def opened(browser, page, width, scheme="light"):
-    """Return the page in a new tab, and the list to which what goes wrong is added, and every request."""
+    """Open the page in a new tab; return it with the list to which it adds each error and each request."""
     size, wrong = {"width": width, "height": 900}, []
     tab = browser.new_page(viewport=size, color_scheme=scheme, reduced_motion="reduce")
     tab.on("console", lambda message: wrong.append(message.text))
@@ -65,7 +65,7 @@ def opened(browser, page, width, scheme="light"):
 
 
 def look(browser, page, width, scheme, picture):
-    """Check what is there without a click: nothing asked of the network, nothing wider than the window."""
+    """Check the page before any click: it requests nothing from the network, and nothing is wider than the window."""
     tab, wrong = opened(browser, page, width, scheme)
     assert not wrong, wrong
     assert tab.title() == "<b>embedded</b>: what sparse attention does", tab.title()
@@ -86,7 +86,7 @@ def look(browser, page, width, scheme, picture):
 
 
 def use(browser, page):
-    """Check what the keyboard and the mouse do."""
+    """Check the page's answers to the keyboard and the mouse."""
     tab, wrong = opened(browser, page, 1400)
     data = tab.evaluate("D")
     cells = tab.locator("#grid0 td[data-head]")
@@ -112,7 +112,7 @@ def use(browser, page):
     tab.keyboard.press("Escape")
     assert tab.evaluate("document.activeElement.dataset.key") == "3 4"
 
-    # the picture says in words what it shows: the last queries, the first keys
+    # the picture's description names the part it shows: the last queries, the first keys
     tab.locator("#query").focus()
     tab.keyboard.press("End")
     tab.locator("#key").focus()
@@ -147,7 +147,7 @@ def use(browser, page):
 
 
 def alone(browser, page, picture):
-    """Check a short page of one pipeline: nothing to choose for the right side, and no other page of text."""
+    """Check a short page of one pipeline: it has no choice for the right side, and one page of text."""
     tab, wrong = opened(browser, page, 390, "dark")
     assert tab.locator("table.grid").count() == 1 and not tab.locator("#right").is_visible()
     assert not tab.locator("#after").is_visible() and tab.inner_text("#where") == "all 40 tokens"

@@ -1,7 +1,7 @@
-"""The built site in a real browser, as tests/browser.py opens the page of explore: `make docs browser`.
+"""Checks the built site in a real browser, as tests/browser.py checks one page: `make docs browser`.
 
-Every page is opened wide and narrow, light and dark: nothing is asked of the network, no picture is broken, nothing is
-wider than the window but what scrolls by itself. Pictures of the pages go to the folder given.
+It opens every page wide and narrow, light and dark. No page requests anything from the network, no picture is broken,
+and only elements with a scroll bar are wider than the window. It writes pictures of the pages to FOLDER.
 
     python tests/browser_site.py [FOLDER]
 """
@@ -19,7 +19,7 @@ LOADED = "Promise.all([...document.images].map(one => { one.loading = 'eager'; r
 
 
 def main(folder: Path | None) -> None:
-    """Look at every page; exit with what is wrong."""
+    """Check every page; exit with the list of faults."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -42,7 +42,7 @@ def main(folder: Path | None) -> None:
 
 
 def look(browser, page, width, scheme, picture):
-    """Return what is wrong with a page."""
+    """Return the faults of a page."""
     tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
     wrong = []
     tab.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)

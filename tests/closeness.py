@@ -1,4 +1,4 @@
-"""When two outputs are the same. Errors are relative to the truth, in float64; nothing here is tuned by hand."""
+"""Comparison of outputs. Errors are relative to the truth, in float64. No tolerance is tuned by hand."""
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -9,7 +9,7 @@ from sparsekit.testing.closeness import same as same
 
 
 def error(output: torch.Tensor, truth: torch.Tensor) -> float:
-    """|output - truth| / |truth|, Frobenius; NaN if the output holds NaN."""
+    """Return |output - truth| / |truth| in the Frobenius norm; NaN if the output holds NaN."""
     size = truth.double().norm()
     return ((output.double() - truth.double()).norm() / size.clamp(min=torch.finfo(torch.float64).tiny)).item()
 
@@ -17,7 +17,7 @@ def error(output: torch.Tensor, truth: torch.Tensor) -> float:
 def plain_torch(problem: Problem, plan: Plan | None = None, rows: torch.Tensor | None = None) -> Output:
     """Compute the output by torch alone, in the problem's dtype, without any backend of sparsekit.
 
-    With `rows` [R], query indices, only of those. Rows that see no key are zero, lse -inf.
+    With query indices `rows` [R] the output has only these rows. Rows that see no key are zero, lse -inf.
     """
     p, H = problem, problem.q.shape[1]
     seen = (plan or Plan()).pairs(p, rows)
@@ -31,6 +31,6 @@ def plain_torch(problem: Problem, plan: Plan | None = None, rows: torch.Tensor |
 
 def no_worse(output: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, dtype: torch.dtype) -> None:
     """Check that a kernel's error against float64 is at most twice that of plain torch in the same precision."""
-    once = torch.finfo(dtype).eps / 2  # what a single rounding may cost: plain torch happens to be exact somewhere
+    once = torch.finfo(dtype).eps / 2  # a single rounding is always allowed, because plain torch may by chance be exact
     allowed = 2 * error(plain, truth) + once
     assert error(output, truth) <= allowed, f"error {error(output, truth):.3g}, allowed {allowed:.3g}"

@@ -5,16 +5,16 @@ import torch
 from hypothesis import Phase, settings
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any is imported
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when a kernel is decorated, so it is set before any import
 
-os.environ["SPARSEKIT_CACHE"] = os.devnull  # what somebody measured on this machine decides nothing in a test
-os.environ["SPARSEKIT_MEASURE"] = "0"  # nor what would be measured in the middle of one
-os.environ["HF_HUB_OFFLINE"] = "1"  # a model that is not here is not looked for elsewhere; read on import, too
+os.environ["SPARSEKIT_CACHE"] = os.devnull  # tests ignore prices measured on this machine
+os.environ["SPARSEKIT_MEASURE"] = "0"  # and measure none
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test downloads a model; the hub reads it on import
 
 settings.register_profile("sparsekit", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.register_profile("faults", settings.get_profile("sparsekit"), phases=[Phase.explicit, Phase.generate])
-settings.register_profile("typed", settings.get_profile("sparsekit"), max_examples=6)  # any shows a wrong shape
-settings.load_profile(os.environ.get("SPARSEKIT_HYPOTHESIS", "sparsekit"))  # the others: tests/faults.py, make test
+settings.register_profile("typed", settings.get_profile("sparsekit"), max_examples=6)  # any example shows a wrong shape
+settings.load_profile(os.environ.get("SPARSEKIT_HYPOTHESIS", "sparsekit"))  # tests/faults.py and make test set others
 
 
 def pytest_collection_modifyitems(items):

@@ -1,6 +1,6 @@
-"""Would the laws notice? Break one line at a time in a copy and run them: python tests/faults.py [WORDS]
+"""Checks that tests catch faults. It breaks one line at a time in a copy: python tests/faults.py [WORDS]
 
-Prints a line a fault; exits with 1 if the laws missed one. WORDS choose the faults whose name contains them.
+It prints a line for each fault, and exits with 1 if the tests missed one. WORDS choose the faults whose name contains them.
 JOBS (2) in the environment says how many run at once.
 """
 
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
-# (what is wrong, file, the line's text, the faulty text, the tests that answer for it, where not those of its file)
+# (the fault, file, text of the line, text with the fault, tests that must catch it if not those of JUDGES)
 # fmt: off
 FAULTS = [
  ("pad sentinel -1: positions leak", "sparsekit/plan.py", "else t.gather(p.k_pos, PAD)", "else t.gather(p.k_pos, -1)"),
@@ -302,7 +302,7 @@ JUDGES = {
 }  # fmt: skip
 ROOT = pathlib.Path(__file__).parent.parent
 JOBS = int(os.environ.get("JOBS", "2"))
-LIMIT_S = 900  # of one pytest
+LIMIT_S = 900  # for one run of pytest
 
 
 def judges(fault: tuple[str, ...]) -> tuple[str, ...]:
@@ -312,7 +312,7 @@ def judges(fault: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def laws(fault: tuple[str, ...]) -> str:
-    """Run the judges on a copy with the fault; return "passed", "failed", or another end, in words."""
+    """Run the judges on a copy with the fault; return "passed", "failed", or in words how else pytest ended."""
     name, file, right, wrong, *_ = fault
     with tempfile.TemporaryDirectory() as tmp:
         copy = pathlib.Path(tmp, "copy")
@@ -324,9 +324,7 @@ def laws(fault: tuple[str, ...]) -> str:
         path.write_text(text.replace(right, wrong) if right else text)
         command = [sys.executable, "-m", "pytest", "-qx", "-Wignore", "-k", "not compiles", *judges(fault)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(copy)}
-        environment["SPARSEKIT_HYPOTHESIS"] = (
-            "faults"  # tests/conftest.py: one failure is enough, the least is no better
-        )
+        environment["SPARSEKIT_HYPOTHESIS"] = "faults"  # this profile stops at the first failure and does not shrink it
         quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             code = subprocess.run(command, cwd=copy, env=environment, timeout=LIMIT_S, **quiet).returncode
@@ -345,7 +343,7 @@ def main(words: list[str]) -> int:
     missed = 0
     with ThreadPoolExecutor(JOBS) as pool:
         for fault, end in zip(chosen, pool.map(laws, chosen), strict=True):
-            # only a test that fails has caught it; any other end is shown, not guessed at
+            # only a failed test catches a fault; any other end is printed as missed
             print("caught" if end == "failed" else f"MISSED ({end})", fault[0], flush=True)
             missed += end != "failed"
     print(f"{len(chosen) - missed} passed, {missed} failed")

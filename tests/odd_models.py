@@ -1,7 +1,7 @@
-"""Tiny models of transformers whose attention is out of the ordinary, each with a call.
+"""Tiny models of transformers with unusual attention, each with a call.
 
-The configs are as small as the classes take, and such that what a model leaves out of its attention by itself (an
-indexer, a window, compressed keys) leaves out some of the 48 tokens.
+The configs are as small as the classes allow. A model that itself leaves keys out of attention (by an indexer, a
+window or compressed keys) leaves out some of the 48 tokens.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ GPT = dict(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=64)
 
 @dataclass(frozen=True)
 class Odd:
-    """A model's class, its config, what it is called with besides its tokens, and what makes it odd."""
+    """A model's class, its config, its arguments besides tokens, and the reason why it is odd."""
 
     model: str
     config: Callable[[], Any]
@@ -45,7 +45,7 @@ class Odd:
         return model
 
     def call(self, model: PreTrainedModel, padding: int = 0) -> Tensor:
-        """Return the logits of a batch of two, of its real tokens where the first row is padded on the left."""
+        """Return the logits of a batch of two; if the first row has padding on the left, those of real tokens only."""
         tokens = torch.randint(12, 90, (2, TOKENS), generator=torch.Generator().manual_seed(1))
         inputs = self.inputs()
         tokens[:, : inputs.pop("sounds", 0)] = SOUND
@@ -65,7 +65,7 @@ def config(name: str, **how: Any) -> Callable[[], Any]:
 
 
 def dots() -> Any:
-    """Layers of two kinds, each with heads of its own: the config as a whole has no number of heads."""
+    """Return a config with two kinds of layers, each with its own number of heads; the config itself has none."""
     heads = dict(num_attention_heads=2, num_key_value_heads=2, q_lora_rank=16, kv_lora_rank=16, head_dim=16)
     sizes = dict(qk_nope_head_dim=8, v_head_dim=8, qk_rope_head_dim=8)
     return transformers.Dots3NoteTextConfig(
@@ -91,7 +91,7 @@ def gemma4() -> Any:
 
 
 def paligemma() -> Any:
-    """A decoder with an encoder's flag: without a mask its attention goes both ways, under a mask it is causal."""
+    """Return a model with an encoder's flag: without a mask its attention is bidirectional, with a mask causal."""
     tower = dict(
         model_type="siglip_vision_model", hidden_size=32, intermediate_size=32, num_hidden_layers=1,
         num_attention_heads=4, image_size=8, patch_size=4, projection_dim=32,
@@ -116,7 +116,7 @@ def blt() -> Any:
         encoder_config=part, patch_in_forward=False,
         global_config=part | dict(hidden_size=32), decoder_config=part | dict(hidden_size_global=32),
     )  # fmt: skip
-    made.num_hidden_layers = 1  # its cache asks for it
+    made.num_hidden_layers = 1  # its cache reads it
     return made
 
 
@@ -139,7 +139,7 @@ def speech(*shape: int, name: str = "input_values") -> dict[str, Any]:
 
 encoder_tokens = partial(torch.randint, 12, 90, (2, 20))
 
-# a layer's own choice of keys goes into the mask for implementations of transformers' own, by their names
+# a layer writes its own choice of keys into the mask, but only for implementations whose names it knows
 INDEXED = {
     "DeepSeek-V3.2": Odd("DeepseekV32ForCausalLM", config("DeepseekV32Config", **LATENT, first_k_dense_replace=1)),
     "GLM-MoE-DSA": Odd("GlmMoeDsaForCausalLM", config("GlmMoeDsaConfig", **LATENT)),
@@ -239,7 +239,7 @@ PARTS = {
     ),
 }  # fmt: skip
 
-# no layer asks transformers' attention interface, or there is none
+# no layer uses transformers' attention interface
 ALONE = {
     "GIT": Odd(
         "GitForCausalLM",

@@ -1,4 +1,4 @@
-"""The parts of the benchmark: inputs, clocks, yardsticks, where a record comes from."""
+"""Tests of the benchmark's parts: inputs, clocks, dense baselines, and the origin of a record."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""What the records become: tables, pictures, targets; and that README and records cannot part."""
+"""Tests of the report: it makes tables, pictures and targets of records, and the README agrees with the records."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ README = f"# A title\n\n{BEGIN}\n{END}\n\nThe end.\n"
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """Records of a run at two tiny lengths."""
+    """Return a file with the records of a run at two tiny lengths."""
     path = tmp_path_factory.mktemp("records") / "cpu.jsonl"
     measure(tokens="1024,1536", repeats=3, suite="attend,stages", only="kept 0.3", records=path)
     return path
@@ -102,7 +102,7 @@ def test_a_readme_without_markers_is_refused():
 
 
 def gpu_rows(run, date="2026-11-24T08:00:00+00:00"):
-    """Made-up records of a run in which everything takes what the targets allow, and a tenth more would not do."""
+    """Return made-up records of a run that just meets every target: with a tenth more time it would miss them."""
     common = {
         "run": run, "date": date, "gpu": "a GPU", "length": 131072, "inputs": "structured", "dtype": "bfloat16",
         "shape": {"name": "llama-3.1-8b", "B": 1, "H": 32, "G": 8, "D": 128}, "kind": "ours", "backend": "flash",
@@ -177,7 +177,7 @@ def test_calls_in_a_row_are_beside_dense_attention_of_their_own_run():
 
 
 def test_a_fill_with_sinks_is_held_to_the_window_alone():
-    """The best kernel with sinks, and FlashAttention-4's without, not the fastest without."""
+    """Check the yardstick of a fill with sinks: it is FlashAttention-4's window, not the fastest window kernel."""
 
     def row(case, backend, ms):
         one = gpu_rows("one")[4] | {"length": 16384, "inputs": "structured", "case": case, "backend": backend}

@@ -1,4 +1,4 @@
-"""The benchmark as a user runs it: its records, what it refuses, what it skips."""
+"""Tests of the benchmark as a user runs it: its records, the arguments it refuses, the cases it skips."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ FIELDS = {
 
 
 def run(path, **options):
-    """In this process, at a length that takes a moment; the records it wrote."""
+    """Run the benchmark in this process at a short length; return the records that it wrote."""
     main(**{"tokens": "1024", "repeats": 3, "records": path} | options)
     return read(path)
 
@@ -58,7 +58,7 @@ def test_a_run_from_a_fresh_shell_writes_checked_records(tmp_path):
 
 @pytest.fixture
 def backend(tmp_path, monkeypatch):
-    """Makes a backend whose attend is this text."""
+    """Return a function that installs a backend with the given source code as its `attend`."""
 
     def make(name, text):
         (tmp_path / name).mkdir()

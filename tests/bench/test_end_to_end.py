@@ -1,4 +1,4 @@
-"""The prefill of a whole model as a user measures it: its records, what it refuses, and where they are shown."""
+"""Tests of the prefill benchmark of a whole model: its records, the arguments it refuses, the tables of the records."""
 
 import shutil
 

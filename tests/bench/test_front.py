@@ -1,4 +1,4 @@
-"""The front: records of their own runs, pages that grow with recipes, tasks and models, and what is claimed."""
+"""Tests of the accuracy report: its records, its pages for more recipes, tasks and models, and the claims."""
 
 import json
 import time
@@ -21,7 +21,7 @@ RECORDS = FOLDER / "front"
 
 @pytest.fixture(scope="module")
 def short():
-    """The embedded model's records at one length; three pipelines stand for the recipes of today."""
+    """Return the embedded model's records at one length, with today's recipes in place of three old pipelines."""
     stand_in = {"fast": "128 vote, window 128", "balanced": "512 vote, window 512", "lossless": "512 vote, window 8192"}
     names = {f"smooth .2, {old}, no sinks": recipes.PIPELINES[name]().to_spec() for name, old in stand_in.items()}
     lines = Records(RECORDS / "embedded.jsonl").lines
@@ -33,7 +33,7 @@ def short():
 
 @pytest.fixture
 def written(short, tmp_path):
-    """Write pages from the short records, and those of other models: returns both."""
+    """Return a function that writes README and docs/front.md from `short` and other records, and returns both."""
     (tmp_path / "README.md").write_text("before\n<!-- recipes -->\nold\n<!-- /recipes -->\nafter\n")
 
     def write(**others):
@@ -138,7 +138,7 @@ def test_a_task_that_dense_attention_fails_counts_for_nothing(short):
 
 
 def damaged(lines, recipe, **change):
-    """The records with something else found by a recipe, where the change says so."""
+    """Return the records with `new` fields in a recipe's lines for which `where` is true."""
     what = recipes.PIPELINES[recipe]().to_spec()
     found = []
     for line in lines:

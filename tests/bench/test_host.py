@@ -1,4 +1,4 @@
-"""The measure of what the integration adds: both sides answer alike, and the model is given back."""
+"""Tests of the measurement of the integration's host time: both sides agree, and the model is restored."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Packed records say what the records said, and the committed ones are packed."""
+"""Tests of packed records: they unpack to the same records, and the committed files are packed."""
 
 import json
 
@@ -28,7 +28,7 @@ others = st.fixed_dictionaries(
 
 
 def of(line):
-    """Return what a packed line is of: its task, and which names its records have."""
+    """Return the key by which records are packed together: their common fields and the names of all fields."""
     flat = next(unpacked([line]))
     return *(flat.get(name) for name in SAME), *sorted(flat)
 
@@ -63,7 +63,7 @@ def test_what_lines_have_in_common_stands_once():
 
 
 def different():
-    """More parts than there are names of four letters without one that stands twice, by chance."""
+    """Return records with so many parts that some part names of four letters should collide by chance."""
     return [{"kind": "ours", "run": "a", "case": f"{LONG}{n // 2}"} for n in range(6000)]
 
 

@@ -1,4 +1,4 @@
-"""What the embedded model is trained on: real text with facts and the answers to questions about them."""
+"""Tests of the embedded model's training prompts: real text with facts, questions about them and the answers."""
 
 import re
 from random import Random
@@ -17,7 +17,7 @@ LENGTHS = st.integers(1024, 16_384)
 
 
 def parts(prompt, marks):
-    """The text of a prompt, and its questions with their answers: the bytes that are marked."""
+    """Return a prompt's text, and its questions with their answers, which are the marked bytes."""
     body, *tail = prompt.split(ASK.encode())
     assert not any(marks[: len(body)])
     asked, at = [], len(body)

@@ -1,4 +1,4 @@
-"""The sweep of transformers' classes notices what it looks for, and the committed record has none of it."""
+"""Tests of the sweep over transformers' classes: it detects each kind of fault, and its committed record has none."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ RECORD = RECORDS / "transformers" / "sweep-5.23.0.jsonl"
 
 
 def examined(name):
-    """The record of an odd model with one call of its own."""
+    """Return the sweep's record of an odd model with one custom call."""
     model = ODD[name].build()
     call = sweep.Call(dict(input_ids=torch.randint(12, 90, (1, sweep.TOKENS))))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Judging: what is found, what is read by which attention, and what becomes of the text that follows."""
+"""Tests of `ask` and `after`: the values found, which attention reads which tokens, and figures of the text after."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,7 +35,7 @@ def tokens(seed, n):
 
 
 def greedy(model, prompt, n):
-    """Return the model's reply, with the whole text read again for each token."""
+    """Return the model's greedy reply; the model reads the whole text again for each token."""
     said = list(prompt)
     for _ in range(n):
         said.append(int(model(torch.tensor([said])).logits[0, -1].argmax()))
@@ -53,7 +53,7 @@ def test_a_models_own_reply_is_found_whole_and_one_that_is_not_its_own_is_not(mo
     at = data.draw(st.integers(0, m - 1))
     wrong = (*reply[:at], (reply[at] + 1) % VOCABULARY, *reply[at + 1 :])
     answer = ask(model, replace(case, reply=wrong, values=((at,), tuple(range(m)), tuple(range(at)))))
-    assert answer.found == (False, False, True), "what stands before it is found all the same"
+    assert answer.found == (False, False, True), "the values before it still count as found"
     assert answer.likeliest[: at + 1] == reply[: at + 1]
 
 

@@ -1,4 +1,4 @@
-"""Accuracy beside price: what is recorded, that a cut-off run goes on, and what rows, page and picture make of it."""
+"""Tests of `compare`: its records, the continuation of a run that was cut off, and the rows, page and picture."""
 
 import json
 import time
@@ -35,7 +35,7 @@ PROMPTS = Prompts(SOURCE, ("single_key", "multi_value"), (1024, 1100), each=2, s
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """Random: it answers nonsense, quickly."""
+    """Return a small model with random weights; it answers nonsense, but quickly."""
     path = tmp_path_factory.mktemp("model")
     save_tiny_llama(path)
     made = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa").eval()
@@ -51,7 +51,7 @@ def run(model, path=None, pipelines=PIPELINES, prompts=PROMPTS, timed=1, **how):
 
 @pytest.fixture(scope="module")
 def whole(model, tmp_path_factory):
-    """Return the file of a run that nothing interrupted."""
+    """Return the records file of a run that was not interrupted."""
     path = tmp_path_factory.mktemp("records") / "whole.jsonl"
     run(model, path)
     return path
@@ -144,7 +144,7 @@ def test_each_pass_runs_the_pipeline_and_a_time_is_that_of_its_attention(model):
 
     prompts = Prompts(SOURCE, ("single_key",), (1024,), each=1)
     lines = run(model, None, {"slow": Pipeline([slow], break_even=10**6)}, prompts, timed=2)
-    passes = 2 * 2 + 1  # looked at and timed on each prompt, and asked
+    passes = 2 * 2 + 1  # each prompt is read once watched and once timed; one more pass asks
     assert calls == [1024] * LAYERS * passes, "however short"
     price = {line["pipeline"]: line for line in lines if line["kind"] == "price"}
     for name, one in price.items():
@@ -176,7 +176,7 @@ def test_text_that_follows_is_read_beside_dense_attention_however_often_a_run_is
         else:
             assert line["kl"] > 0 and line["nll"] > 0, "it reads fewer pairs"
     text = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(text[:-4]))  # dense and one pipeline of the last text are there, or not all
+    path.write_text("".join(text[:-4]))  # some of the last text's lines are missing
     again = [line for line in run(model, path, PIPELINES, prompts, timed=0) if line["kind"] == "after"]
     figures = lambda lines: [(x["pipeline"], x["seed"], x["nll"], x["kl"], x["agreement"]) for x in lines]  # noqa: E731
     assert figures(again) == figures(whole)
@@ -270,7 +270,7 @@ def test_prompts_that_cannot_be_asked_are_refused(wrong, message):
 
 
 def lines_of(run, gpu="a GPU", **ms):
-    """A run with prices at 1024 bytes; names that begin with dense are dense."""
+    """Return the lines of a run with prices at 1024 bytes; pipelines whose names begin with dense are dense."""
     header = dict(kind="run", run=run, model="m", text="t", gpu=gpu, dtype="float32", versions={"torch": "2"})
     lines = [header | dict(commit=None, clean=None, date="2026-01-01T00:00:00+00:00")]
     for name, one in ms.items():
@@ -285,7 +285,7 @@ def lines_of(run, gpu="a GPU", **ms):
 
 
 def asked(name, *parts):
-    """Answers of a pipeline, seed by seed; None where it was not asked."""
+    """Return answer records of a pipeline, one for each seed; a part of None means that the seed was not asked."""
     what = name if name == "dense" else f"{name}()"
     return [
         dict(

@@ -1,4 +1,4 @@
-"""A model without a network, for who writes a task: a folder that the commands take, and the task is asked."""
+"""Tests of `small_model`: it needs no network, commands take its folder, and they ask it a new task."""
 
 import re
 import sys
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_task_of_the_page_is_asked(folder, tmp_path, monkeypatch, capsys):
-    """As the page says, but for the line in TASKS."""
+    """Run the code and the command of docs/add_a_task.md; a monkeypatch replaces the line in TASKS."""
     names: dict = {}
     exec(re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1], names)
     monkeypatch.setitem(TASKS, "code_of_the_door", names["code_of_the_door"])

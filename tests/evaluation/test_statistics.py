@@ -1,4 +1,4 @@
-"""Intervals: the published figures, and what must hold of any."""
+"""Tests of intervals: they equal published figures and have the properties of any interval."""
 
 import math
 import random
@@ -24,7 +24,7 @@ CLOSE = dict(rel_tol=0, abs_tol=1e-12)  # rounding of a few float64 operations o
 
 
 def table(both, first, second, neither):
-    """Return the pairs of a paired 2x2 table."""
+    """Return the two sequences of right and wrong answers that a paired 2x2 table counts."""
     pairs = [(1.0, 1.0)] * both + [(1.0, 0.0)] * first + [(0.0, 1.0)] * second + [(0.0, 0.0)] * neither
     return [a for a, _ in pairs], [b for _, b in pairs]
 
@@ -100,7 +100,7 @@ def share_covered(rng, n, draw, truth, estimate, rounds=2000):
 
 @pytest.mark.parametrize("p", [0.6, 0.9, 0.98])
 def test_intervals_of_a_mean_cover_it(p):
-    """95% on average over p; at one p the discrete counts move it by up to three points (Newcombe 1998)."""
+    """Check a coverage of 95% on average over p. At one p discrete counts move it by up to 3 points (Newcombe 1998)."""
     covered = share_covered(random.Random(1), 40, lambda rng: float(rng.random() < p), p, mean)
     partly = share_covered(random.Random(2), 40, lambda rng: sum(rng.random() < p for _ in range(4)) / 4, p, mean)
     assert covered >= 0.92 and partly >= 0.95, "parts vary less than proportions do"
@@ -108,7 +108,7 @@ def test_intervals_of_a_mean_cover_it(p):
 
 @pytest.mark.parametrize("shared", [0.0, 0.5, 0.9])
 def test_intervals_of_a_difference_cover_it(shared):
-    """Prompts that are hard for both, with probability `shared`, beside errors of each alone."""
+    """Some prompts, a part `shared`, are hard for both methods; besides, each makes errors of its own."""
 
     def pair(rng):
         hard = rng.random() < shared * 0.2
@@ -120,7 +120,7 @@ def test_intervals_of_a_difference_cover_it(shared):
 
 
 def of_prompts(rng, n, p, alike, answers):
-    """Parts of prompts whose answers are alike: 0 not at all, 1 all the same."""
+    """Return parts right of prompts. `alike` is how often the answers of a prompt agree: 0 never, 1 always."""
     chances = [rng.betavariate(p * (1 / alike - 1), (1 - p) * (1 / alike - 1)) for _ in range(n)]
     return chances, [sum(rng.random() < chance for _ in range(answers)) / answers for chance in chances]
 
@@ -150,7 +150,7 @@ def test_intervals_of_a_difference_of_several_answers_a_prompt_cover_it():
 
 
 def by_hand(gaps):
-    """Compute the p-value from all signs of all gaps, in whole numbers."""
+    """Compute the p-value in whole numbers by trying all signs of all differences."""
     sums = [sum(s * g for s, g in zip(signs, gaps, strict=True)) for signs in product((1, -1), repeat=len(gaps))]
     return sum(abs(one) >= abs(sum(gaps)) for one in sums) / len(sums)
 

@@ -1,4 +1,4 @@
-"""Questions in words become cases for any tokenizer: what stands in a prompt, what is judged, and that it is fair."""
+"""Tests of cases in words for any tokenizer: the prompt, the values that count, and that each question is fair."""
 
 import re
 from collections import Counter
@@ -25,7 +25,7 @@ LENGTHS = (4096, 8192)
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
-    """As a user has them on disk."""
+    """Return tokenizers that were saved to disk and loaded, as a user's are."""
     made = {"bytes": byte_tokenizer(), "plain": word_tokenizer(chat=False), "chat": word_tokenizer()}
     for kind, tokenizer in made.items():
         path = tmp_path_factory.mktemp(kind)
@@ -98,7 +98,7 @@ def test_the_same_arguments_give_the_same_case_and_others_another(sources, token
 
 @given(SEEDS)
 def test_no_answer_has_a_rival(seed):
-    """Keys are told apart, and words that are to be the most frequent are, however many rows there are."""
+    """Keys differ, and the most frequent words are clearly the most frequent, whatever the number of rows."""
     for task in TASKS:
         question = TASKS[task](Random(seed))
         rows = [] if question.rows is None else list(islice(question.rows, 300))

@@ -1,6 +1,6 @@
-"""One rank of a tensor-parallel model: torchrun --nproc-per-node N tests/integrations/tensor_parallel.py FOLDER
+"""Runs one rank of a tensor-parallel model: torchrun --nproc-per-node N tests/integrations/tensor_parallel.py FOLDER
 
-Rank 0 writes FOLDER/found.pt: what it found under each pipeline.
+Rank 0 writes its `answers` to FOLDER/found.pt.
 """
 
 import os
@@ -26,10 +26,10 @@ PIPELINES = {
 
 
 def answers(model, ids):
-    """Return by pipeline the logits, each layer's kept tokens [B, h, S], and the number of heads it has here."""
+    """Return, by pipeline, the logits, each layer's kept tokens [B, h, S], and its number of heads on this rank."""
     found = {}
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # a layer that runs dense says so
+        warnings.simplefilter("error", UserWarning)  # a layer that runs dense warns, which fails here
         for name, pipeline in PIPELINES.items():
             calls = []
             with sparsify(model, pipeline, watch=calls.append):

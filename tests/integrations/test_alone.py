@@ -1,4 +1,4 @@
-"""A row of a padded or packed batch gets what the same row gets alone: fills, sinks, last queries, budgets, limits."""
+"""Tests that a row in a padded or packed batch equals the row alone: fills, sinks, last queries, budgets, limits."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ PIPELINES = st.builds(
     FILLS,
     st.sampled_from([0, 0, 5]),
 )
-RUN = st.tuples(st.integers(0, LENGTH - 1), st.integers(1, 30))  # where padding begins, and how much
+RUN = st.tuples(st.integers(0, LENGTH - 1), st.integers(1, 30))  # the first slot of padding, and the number of slots
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def llama():
 
 @pytest.fixture(scope="module")
 def qwen3():
-    """Layer 0 slides, over 24 tokens; layers 1 and 2 do not."""
+    """Return a model whose layer 0 has a sliding window of 24 tokens; layers 1 and 2 have none."""
     return build("Qwen3").double()
 
 
@@ -81,7 +81,7 @@ def test_padding_anywhere_in_a_row_changes_nothing(llama, pipeline, run, other):
 )
 @torch.no_grad()
 def test_so_it_is_in_layers_with_a_sliding_window(qwen3, pipeline, padded):
-    """Of which some rows may be longer than the window, and others not: in any order, for four rows have orders."""
+    """Some of the four rows may be longer than the window and others shorter, in any order."""
     mask = torch.ones(4, LENGTH, dtype=torch.long)
     for row, (n, on_the_left) in zip(mask, padded, strict=True):
         row[slice(n) if on_the_left else slice(LENGTH - n, None)] = 0
@@ -94,7 +94,7 @@ def test_so_it_is_in_layers_with_a_sliding_window(qwen3, pipeline, padded):
 @given(pipeline=PIPELINES, left=st.integers(0, 30), family=st.sampled_from(["llama", "qwen3"]))
 @torch.no_grad()
 def test_so_it_is_in_chunks(llama, qwen3, pipeline, left, family):
-    """A cache that has dropped what no window reaches among it."""
+    """The cache of a layer with a sliding window drops keys before the window."""
     model = dict(llama=llama, qwen3=qwen3)[family]
     mask = torch.ones(2, LENGTH, dtype=torch.long)
     mask[0, :left] = 0
@@ -135,7 +135,7 @@ def test_the_length_that_decides_whether_stages_run_is_the_rows_own(llama):
 
 @torch.no_grad()
 def test_positions_in_a_fill_are_those_of_the_sequence(llama):
-    """Of a left-padded row the sinks are its own first tokens, of one with a hole the near ones skip the hole."""
+    """The sinks of a left-padded row are its own first tokens; the near keys of a row with a hole skip the hole."""
     mask = torch.ones(2, LENGTH, dtype=torch.long)
     mask[0, :20], mask[1, 30:50] = 0, 0
     calls = []
@@ -152,7 +152,7 @@ def test_positions_in_a_fill_are_those_of_the_sequence(llama):
 @pytest.mark.parametrize("fill", [SlidingWindow(5, sinks=3), SlidingWindow(5, sinks=0), Zeros()])
 @torch.no_grad()
 def test_so_it_is_on_a_gpu(fill):
-    """By a choice that rounding does not change: every third token of the sequence."""
+    """The stage keeps every third token of the sequence, a choice that does not depend on rounding."""
 
     def thirds(problem):
         pos = problem.k_pos
@@ -169,4 +169,4 @@ def test_so_it_is_on_a_gpu(fill):
         alone = [model(x[b : b + 1, mask[b].bool()]).logits[0] for b in range(2)]
     assert not handle.dense and all(call.plan.density(call.problem) < 1 for call in calls)
     for b in range(2):
-        assert error(together[b, mask[b].bool()], alone[b]) < 1e-3  # TF32 in Triton's products
+        assert error(together[b, mask[b].bool()], alone[b]) < 1e-3  # Triton multiplies in TF32

@@ -1,4 +1,4 @@
-"""Layers that give their attention what sparsekit does not know: dense by their own implementation, or refused."""
+"""Tests of layers that pass unknown arguments: they run dense in their own implementation, or are refused."""
 
 import copy
 
@@ -16,7 +16,7 @@ LOCAL = "streaming(sinks=1, window=8, block_size=8)"
 
 
 class Odd(LlamaAttention):
-    """Llama's attention, which changes the mask or gives an argument more."""
+    """Llama's attention, but it changes the mask or passes one more argument."""
 
     def forward(self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **kwargs):
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -31,7 +31,7 @@ class Odd(LlamaAttention):
 
 
 class Indexed(Odd):
-    """It chooses keys as models with an indexer do: in the mask for the names it knows, for others by an argument."""
+    """Chooses keys like a model with an indexer: in the mask for "eager" and "sdpa", else by an argument."""
 
     def chosen(self, mask, keys):
         if self.config._attn_implementation in ("eager", "sdpa"):
@@ -42,14 +42,14 @@ class Indexed(Odd):
 
 
 class Talkative(Odd):
-    """It gives any implementation a tensor that SDPA drops."""
+    """Passes a tensor, which SDPA ignores, to any implementation."""
 
     def chosen(self, mask, keys):
         return mask, dict(picked=torch.arange(keys))
 
 
 class Plain(Odd):
-    """It says something of no weight."""
+    """Passes an argument that does not change attention."""
 
     def chosen(self, mask, keys):
         return mask, dict(deterministic=True)
@@ -121,7 +121,7 @@ def test_another_argument_makes_the_layer_dense_with_a_reason(mode):
 
 @torch.no_grad()
 def test_what_a_caller_gives_besides_comes_along():
-    """Images and switches of a model reach its attention too, and no implementation reads them."""
+    """A caller's arguments, such as images and flags, reach the attention too; no implementation reads them."""
     model, calls = build("Llama"), []
     with sparsify(model, LOCAL, watch=calls.append) as handle:
         model(ids(1, 90), pixel_values=torch.zeros(3), image_sizes=[(2, 2)], use_cache=True)

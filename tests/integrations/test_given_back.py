@@ -1,4 +1,4 @@
-"""A model is given back as it was, whatever the order; its copies do what it does."""
+"""Tests that `restore` gives back the model as it was, in any order, and that copies of a model stay sparse."""
 
 import copy
 import pickle
@@ -24,7 +24,7 @@ PIPELINES = [Pipeline([Streaming(sinks=1, window=8, block_size=8)]), Pipeline([B
 
 
 def state(model):
-    """Everything that sparsify may touch: attributes of modules, implementations of configs."""
+    """Return everything that `sparsify` may change: attributes of modules, implementations in configs."""
     modules = {name: {key: id(x) for key, x in module.__dict__.items()} for name, module in model.named_modules()}
     configs = {
         name: vars(module.config).get("_attn_implementation_internal")
@@ -35,7 +35,7 @@ def state(model):
 
 
 class Handles(RuleBasedStateMachine):
-    """Handles made, entered, left, restored, dropped, in any order, beside a list of which stands on which."""
+    """Makes, enters, leaves, restores and drops handles in any order; `stack` models which handle is above which."""
 
     def __init__(self):
         super().__init__()
@@ -54,7 +54,7 @@ class Handles(RuleBasedStateMachine):
     @rule(data=data())
     def enter(self, data):
         entry = data.draw(sampled_from(self.held()))
-        entry["handle"].__enter__()  # it stands where it stood
+        entry["handle"].__enter__()  # its place in the stack does not change
         entry["entered"] += 1
 
     @precondition(lambda self: any(entry["entered"] for entry in self.held()))
@@ -102,7 +102,7 @@ class Handles(RuleBasedStateMachine):
         self.sink()
 
     def sink(self):
-        """What nobody holds, and nothing stands on, is how the model is from the view of what is below."""
+        """Remove handles on top that nobody holds: their pipeline becomes the one that the handle below sees."""
         while self.stack and not self.stack[-1]["held"]:
             pipeline = self.stack.pop()["pipeline"]
             if self.stack:
@@ -164,7 +164,7 @@ def test_a_failure_inside_gives_the_model_back():
 
 
 def replicated(model):
-    """What torch.nn.DataParallel makes of each module for another device."""
+    """Return the copy that torch.nn.DataParallel makes of a module for another device."""
     return model._replicate_for_data_parallel()
 
 
@@ -193,7 +193,7 @@ def test_replicas_and_quantised_copies_are_sparse_too():
     with sparsify(model, LOCAL):
         assert replicated(model.model.layers[1].self_attn).__dict__[MARK].pipeline == Pipeline.from_spec(LOCAL)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch says that this way of quantising is an old one
+            warnings.simplefilter("ignore")  # torch warns that this quantisation API is deprecated
             small = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
     sparse = whole(small)
     small.set_attn_implementation("sdpa")

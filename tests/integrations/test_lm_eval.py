@@ -1,4 +1,4 @@
-"""The harness itself, offline, on two tiny tasks: its command line, and its figures beside those of its own model."""
+"""Tests of the real harness, offline, on two tiny tasks: its command line, and its results beside those of HFLM."""
 
 import json
 import subprocess
@@ -33,9 +33,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def at_home(monkeypatch, tmp_path_factory):
     cache = str(tmp_path_factory.getbasetemp() / "datasets")
-    monkeypatch.chdir(DATA)  # where the tasks find their lines
+    monkeypatch.chdir(DATA)  # the tasks read their data from this folder
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
-    monkeypatch.setenv("HF_DATASETS_CACHE", cache)  # of a process of its own
+    monkeypatch.setenv("HF_DATASETS_CACHE", cache)  # no other process uses it
 
 
 def answers(model, how, batch_size=1):
@@ -93,14 +93,14 @@ def test_a_sparse_pipeline_answers_as_the_same_model_called_by_hand(folder):
 
 
 def test_likelihoods_do_not_depend_on_the_batch(folder):
-    """The harness pads a batch on the right and says so to nobody: a window of last queries would be padding."""
+    """The harness pads a batch on the right without a mask, so the last queries of a short row would be padding."""
     alone = answers("sparsekit", {"pretrained": str(folder), "pipeline": SPARSE})
     batched = answers("sparsekit", {"pretrained": str(folder), "pipeline": SPARSE}, batch_size=4)
     assert error(likelihoods(batched), likelihoods(alone)) < 1e-5
 
 
 def test_texts_do_not_depend_on_the_batch(folder, monkeypatch):
-    """The harness pads prompts of a batch on the left, with a mask: the pipeline must not read that padding."""
+    """The harness pads prompts on the left with a mask, and the pipeline must not read the padding."""
     from lm_eval.models.huggingface import HFLM
 
     padded, generate = [], HFLM._model_generate

@@ -1,4 +1,4 @@
-"""What the layers of a pass are given alike is looked at once; whatever differs is looked at anew."""
+"""Tests that layers with the same arguments share one judgement of their call, and any difference makes a new one."""
 
 import copy
 import gc
@@ -29,14 +29,14 @@ def llama():
 
 @pytest.fixture
 def looks(monkeypatch):
-    """Return a list that gets one entry per look."""
+    """Return a list that gets one entry for each judgement."""
     made = []
     monkeypatch.setattr(integration, "_judge", lambda *args, look=integration._judge: made.append(1) or look(*args))
     return made
 
 
 class Other(nn.Module):
-    """Says of itself what an attention module of Llama's does, and gives an argument that nobody understands."""
+    """Has the attributes of a Llama attention module, but passes an argument that sparsekit does not know."""
 
     def __init__(self, module):
         super().__init__()
@@ -48,7 +48,7 @@ class Other(nn.Module):
 
 
 class OneCall:
-    """A layer's call, and what is given to it. `mask()` is one of a pass of its own."""
+    """A layer's call with its arguments. `mask()` makes the mask of a new forward pass."""
 
     def __init__(self, model):
         random = torch.Generator().manual_seed(0)
@@ -164,7 +164,7 @@ def test_a_layer_that_differs_is_answered_as_in_a_pass_of_its_own(llama, change)
 @pytest.mark.filterwarnings("ignore:sparsekit")
 @torch.no_grad()
 def test_another_config_is_looked_at_anew(llama, monkeypatch):
-    """Ranks that hold some of the heads: how many there are, the config says."""
+    """With tensor parallelism the config tells the total number of heads, so another config needs a new judgement."""
     monkeypatch.setattr(integration.dist, "is_initialized", lambda: True)
     one = OneCall(llama)
     with sparsify(llama, "token_coverage"):
@@ -177,7 +177,7 @@ def test_another_config_is_looked_at_anew(llama, monkeypatch):
 
 @torch.no_grad()
 def test_what_is_known_by_its_identity_is_held(llama):
-    """Another thing may not come to stand where it stood, and be taken for it."""
+    """An object that is compared by identity stays alive, so that no new object can have its address."""
     one = OneCall(llama)
     with sparsify(llama, LOCAL):
         carrier = one.mask()

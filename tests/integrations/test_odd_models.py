@@ -1,4 +1,4 @@
-"""A model whose attention is out of the ordinary is understood, or refused: never answered otherwise than asked."""
+"""Tests of models with unusual attention: sparsekit runs them right or refuses them, and never gives other answers."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ PADDED = [name for name, odd in KNOWN.items() if not odd.inputs() and odd.model 
 
 @pytest.fixture(params=KNOWN)
 def odd(request):
-    """Return the name of an odd model, the model, and how it is called."""
+    """Return the name of an odd model, the model, and the function that calls it."""
     return request.param, KNOWN[request.param].build(), KNOWN[request.param]
 
 

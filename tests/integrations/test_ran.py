@@ -1,4 +1,4 @@
-"""A handle tells what ran, and a model that was sparse in no layer is told of."""
+"""Tests that a handle reports what ran, and that a model without any sparse layer gets a warning."""
 
 import warnings
 
@@ -46,7 +46,7 @@ def test_the_density_told_of_tokens_is_within_what_they_may_be(length, tokens, l
 
 
 def test_nothing_is_waited_for_when_a_call_is_noted():
-    q = torch.empty(1, 2, 64, 4, device="meta")  # what waits for a device cannot be asked of this one
+    q = torch.empty(1, 2, 64, 4, device="meta")  # any wait for this device is an error
     tokens = Tokens(torch.empty(1, 1, 16, dtype=torch.int32, device="meta"), 64)
     ran = Ran()
     ran.note([Plan(tokens, tokens, None, SlidingWindow(4))], q, q)

@@ -1,4 +1,4 @@
-"""A model split over two processes answers as in one: its layer-wide budgets too."""
+"""Tests that a model split over two processes gives the answers of one process, with budgets over all heads."""
 
 import os
 import subprocess
@@ -17,10 +17,10 @@ RANK = Path(__file__).with_name("tensor_parallel.py")
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """By one process, and by rank 0 of two."""
+    """Return the answers of one process, and those of rank 0 of two."""
     folder = tmp_path_factory.mktemp("model")
     model = build("Llama")
-    for layer in model.model.layers:  # heads 0 and 1 look about, 2 and 3 at few tokens: alone, they would drop unlike
+    for layer in model.model.layers:  # heads 2 and 3 attend to few tokens: half the heads would drop others
         layer.self_attn.q_proj.weight.data[32:] *= 30
     model.save_pretrained(folder)
     torch.save(ids(2, 90), folder / "ids.pt")

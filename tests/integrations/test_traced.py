@@ -1,4 +1,4 @@
-"""A sparsified model compiled, exported, and called with tensors that have no values; and what counts as decode."""
+"""Tests of a sparsified model: compiled, exported, called with tensors without values; and which calls are decode."""
 
 import copy
 
@@ -27,7 +27,7 @@ def llama():
 @torch.no_grad()
 def test_a_compiled_model_takes_prompts_of_several_lengths(llama, backend, dynamic):
     lengths = (90, 61, 45)
-    del llama.model.layers[1:]  # it takes as long for each layer, and they are alike
+    del llama.model.layers[1:]  # one layer is enough: each takes as long, and all are alike
     llama.config.num_hidden_layers = 1
     with sparsify(llama, FILLED):
         expected = [llama(ids(1, n)).logits for n in lengths]
@@ -45,7 +45,7 @@ def operators(program):
 @pytest.mark.parametrize("spec", [BLOCKS, FILLED])
 @torch.no_grad()
 def test_an_exported_model_runs_sparse(llama, spec):
-    """For padding that it was not exported with, too."""
+    """The exported model also runs with padding that the export did not see."""
     mask = torch.ones(2, 90, dtype=torch.long)
     with sparsify(llama, {"1-2": spec}) as handle:
         program = torch.export.export(llama, (ids(2, 90),), dict(attention_mask=mask, use_cache=False))
@@ -106,7 +106,7 @@ def test_the_operator_has_a_right_fake_and_refuses_gradients():
 @pytest.mark.parametrize("draft", [2, 10, DECODE - 1])
 @torch.no_grad()
 def test_the_verification_of_a_draft_is_decode(llama, draft):
-    """The tokens are those of dense attention over the cache that the same prefill left."""
+    """Only the prefill runs sparse; the checks of drafted tokens run dense."""
     prompt = ids(1, 20).repeat(1, 6)
     how = dict(max_new_tokens=24, do_sample=False, prompt_lookup_num_tokens=draft)
     calls = []
@@ -127,7 +127,7 @@ def test_an_assistants_drafts_are_decode_too(llama):
 @pytest.mark.parametrize("new,sparse", [(1, False), (DECODE, False), (DECODE + 1, True)])
 @torch.no_grad()
 def test_one_number_tells_decode_from_a_prefill(llama, new, sparse):
-    """Over a cache alone: a short prompt is a prefill."""
+    """The number counts only over a cache: a short prompt without one is a prefill."""
     calls = []
     with sparsify(llama, BLOCKS, watch=calls.append):
         cache = llama(ids(1, 20), use_cache=True).past_key_values

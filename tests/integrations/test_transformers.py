@@ -1,4 +1,4 @@
-"""A model under sparsekit: how it gets its pipelines, gives them back, and what it says."""
+"""Tests of `sparsify`: setting pipelines, restoring the model, and messages."""
 
 import json
 import warnings
@@ -38,7 +38,7 @@ def llama():
 
 @pytest.fixture
 def qwen3():
-    """Layer 0 slides, over 24 tokens; layers 1 and 2 do not."""
+    """Return a model whose layer 0 has a sliding window of 24 tokens; layers 1 and 2 have none."""
     return build("Qwen3")
 
 
@@ -144,7 +144,7 @@ def test_bad_layers_are_named(llama):
 
 
 def test_a_backward_pass_through_a_sparse_layer_is_refused_and_training_mode_too(llama):
-    """Evaluation without torch.no_grad() runs, and remembers nothing that would make its gradients wrong."""
+    """Evaluation without torch.no_grad() runs, but its backward pass raises instead of giving wrong gradients."""
     with sparsify(llama, LOCAL):
         with torch.no_grad():
             expected = whole(llama)
@@ -155,7 +155,7 @@ def test_a_backward_pass_through_a_sparse_layer_is_refused_and_training_mode_too
         with torch.no_grad(), pytest.raises(ValueError, match="training mode"):
             whole(llama.train())
     llama.eval()
-    with sparsify(llama, Pipeline([STACKED], break_even=1000)):  # one kernel is called at once
+    with sparsify(llama, Pipeline([STACKED], break_even=1000)):  # short prompts run dense, by one prepared kernel
         with pytest.raises(ValueError, match="a backward pass"):
             whole(llama).sum().backward()
     llama.zero_grad()
@@ -206,7 +206,7 @@ def test_on_a_gpu_plain_torch_is_not_taken_unasked():
 
 @pytest.mark.parametrize("first", [0, 3])
 def test_a_call_is_no_known_one_where_the_cache_has_dropped_keys(first, monkeypatch):
-    """What is kept for shapes alone takes the first key for the first of the sequence, a sink."""
+    """A prepared call takes the first key in the cache for the first token of the sequence, a sink."""
     asked = []
     monkeypatch.setattr(Pipeline, "known_call", lambda *args, **how: asked.append("known"))
     monkeypatch.setattr(Pipeline, "dense_kernel", lambda *args, **how: asked.append("dense"))
@@ -269,7 +269,7 @@ def test_sliding_layers_are_windowed_problems(qwen3):
 
 @torch.no_grad()
 def test_a_token_stage_leaves_sliding_layers_whole_and_the_stages_after_it_choose_there(qwen3):
-    """Under the model's own window: a sliding layer computes none of the pairs outside it, and says nothing."""
+    """A layer with a sliding window computes no pair outside of it, and gives no warning."""
     tokens, seen = "token_coverage(tau=0.3, voters=8, pool=3, min_tokens=8, sinks=2)", []
     with sparsify(qwen3, tokens, watch=seen.append) as handle, warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -296,7 +296,7 @@ def test_on_a_cpu_a_dense_layer_is_the_models_own_attention_to_the_bit(llama):
 @pytest.mark.parametrize("mode", [whole, left_padded, chunks, packed, static_cache])
 @torch.no_grad()
 def test_below_break_even_nothing_differs_from_dense(family, mode):
-    """Sliding layers, sinks and padding among it. Twice: of shapes that are known the kernel alone is called."""
+    """Cases include sliding windows, sinks and padding. The second call of a shape runs the kernel alone."""
     model = build(family)
     model.set_attn_implementation(reference(model))
     expected = mode(model)

@@ -1,4 +1,4 @@
-"""Every family in every mode, judged as bench/transformers_matrix.py judges them; and its page."""
+"""Tests of every family in every mode, with the checks of bench/transformers_matrix.py; and of its page."""
 
 import copy
 import subprocess
@@ -10,7 +10,7 @@ import transformers
 from bench.transformers_matrix import FAMILIES, MODES, ROOT, build, judge, read
 
 RECORDED = {record["transformers"]: record["families"] for record in read()}
-COMPILED = {"Llama": 1, "GPT-OSS": 2}  # of how many layers: the compiler is slow. Of the others the records tell
+COMPILED = {"Llama": 1, "GPT-OSS": 2}  # numbers of layers; compiling is slow, so the records cover other families
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -19,7 +19,7 @@ def family(request):
 
 
 def shortened(model, layers):
-    """Its first layers alone: what is compiled of those after them is the same."""
+    """Return a copy with only the first layers: the later ones compile to the same code."""
     short = copy.deepcopy(model)
     del short.model.layers[layers:]
     short.config.num_hidden_layers = layers
