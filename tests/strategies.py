@@ -1,4 +1,4 @@
-"""What the laws are tried on: small problems, tokens, blocks, plans. float64, seeded, without the crazy numbers."""
+"""Hypothesis strategies for the laws: small problems, tokens, blocks, plans. Numbers are float64, seeded and finite."""
 
 import importlib
 import pkgutil
@@ -33,7 +33,7 @@ def tries(n):
 
 
 def covering(meeting, *factors):
-    """Choose greedily a few cases of the product in which any values of any `meeting` factors meet."""
+    """Choose greedily a few cases of the product; any values of any `meeting` factors occur together in one of them."""
     where = list(combinations(range(len(factors)), meeting))
     meetings = {case: {(at, tuple(case[i] for i in at)) for at in where} for case in product(*factors)}
     cases, left = [], set().union(*meetings.values())
@@ -45,7 +45,7 @@ def covering(meeting, *factors):
 
 @st.composite
 def padded(draw, most=24):
-    """Sequences of different lengths, the padding at their ends."""
+    """Draw sequences of different lengths with padding at their ends."""
     p = draw(problems(square=True, most=most))
     x = (torch.cat((t, 1.0 - t.flip(2))) for t in (p.q, p.k, p.v))
     p = Problem.of(*x, causal=p.causal)
@@ -67,7 +67,7 @@ def tokens(draw, problem, side):
 
 @st.composite
 def blocks(draw, problem, size=None):
-    """Random blocks in the grid of a problem; some query blocks may be left with none."""
+    """Draw random blocks in the grid of a problem; some query blocks may have none."""
     m, n = size or (draw(st.integers(1, 5)), draw(st.integers(1, 5)))
     h = draw(st.sampled_from([1, problem.k.shape[1], problem.q.shape[1]]))
     grid = (problem.q.shape[0], h, -(-problem.q.shape[2] // m), -(-problem.k.shape[2] // n))
@@ -77,7 +77,7 @@ def blocks(draw, problem, size=None):
 
 @st.composite
 def whole_plans(draw, problem):
-    """Plans with a fill, and sometimes last queries that see everything."""
+    """Draw plans with a fill, and sometimes with last queries that see everything."""
     last = draw(st.sampled_from([0, 0, 1, 3, 100]))
     return replace(draw(plans(problem)), dense_last=last)
 

@@ -1,6 +1,6 @@
-"""Compile our calls of FlashAttention-4 for a GPU that need not be here: python compile_flash.py sm_90|sm_100
+"""Compiles our calls of FlashAttention-4 for a GPU that need not be here: python compile_flash.py sm_90|sm_100
 
-Prints a line a variant. Tensors are torch's fake ones: they have shapes, and no memory.
+It prints a line for each variant. Tensors are torch's fake ones, which have shapes but no memory.
 """
 
 import os
@@ -50,7 +50,7 @@ VARIANTS = {
         dict(lists=8, size=(128, 128), lengths=8, causal=False),
         dict(lists=1, size=(128, 128), lengths=2, causal=False),
     ],
-    "sm_100": [  # without causality, or for one tile of queries, it asks the driver how many processors there are
+    "sm_100": [  # other cases ask the driver for the number of processors
         dict(D=160, Dv=100),
         dict(lists=8, size=(256, 128)),
         dict(lists=8, size=(256, 128), dtype=FP16, D=64),

@@ -1,6 +1,6 @@
-"""Compile the kernels for Hopper, which need not be here: python compile_hopper.py
+"""Compiles the kernels for Hopper; no GPU is needed: python compile_hopper.py
 
-Prints a line a variant, as compile_triton.py does, and what keeps the tensor cores waiting, if the assembler says so.
+It prints a line for each variant, as compile_triton.py does, with the assembler's warnings about waiting tensor cores.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ NAME = "sm_90"
 
 
 def compile_kernel(kernel, boxes, pointers, constants, dtype):
-    """Arguments that are neither tensors nor constants are i32, `scale` fp32; `boxes` are read by the copy engine."""
+    """Compile a kernel. Arguments but tensors and constants are i32, `scale` fp32; the copy engine reads `boxes`."""
     names, kind = kernel.arg_names, {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     constants = constants | dict(COMPUTING=COMPUTING, COPYING=COPYING)
     signature = {n: "constexpr" if n in constants else "i32" for n in names} | {"scale": "fp32"} | pointers

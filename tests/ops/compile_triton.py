@@ -1,6 +1,6 @@
-"""Compile every Triton kernel for a GPU that need not be here: python compile_triton.py sm_80|sm_90|sm_100|gfx942
+"""Compiles every Triton kernel for a GPU that need not be here: python compile_triton.py sm_80|sm_90|sm_100|gfx942
 
-Prints a line a variant: its spills in bytes, and its shared memory beside what every GPU of the family has.
+It prints a line for each variant: its spills in bytes, its shared memory, and the shared memory of the family's GPUs.
 """
 
 import re
@@ -23,7 +23,7 @@ SHARED = {
     "sm_90": 227,
     "sm_100": 227,
     "gfx942": 64,
-}  # KiB of a program; sm_80 holds for sm_86, 89, 120 too
+}  # KiB for each program; sm_80 also stands for sm_86, 89 and 120
 
 
 def compile_kernel(kernel, name, pointers, constants, warps=4, stages=2):
@@ -44,7 +44,7 @@ def compile_kernel(kernel, name, pointers, constants, warps=4, stages=2):
 
 
 def spills(kernel):
-    """Bytes of memory that stand in for registers. AMD's scalars that wait in lanes of a vector register are none."""
+    """Return the bytes of memory that replace registers. AMD's scalars in lanes of a vector register do not count."""
     if "amdgcn" in kernel.asm:
         return int(re.search(r"private_segment_fixed_size:\s*(\d+)", kernel.asm["amdgcn"])[1])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -68,7 +68,7 @@ def attend_kernels(name):
     pointers = dict.fromkeys("q_idx k_idx reach first whole counts indices".split(), "*i32") | {"lse": "*fp32"}
     for dtype, D, sparse, some in product(("bf16", "fp16"), (64, 128, 256), (False, True), (False, True)):
         if (dtype, D) != ("bf16", 128) and (sparse == some or (dtype == "fp16" and D != 128)):
-            continue  # most at the usual head dim; fp16 is as bf16, but for the type of one instruction
+            continue  # fp16 differs from bf16 only in the type of one instruction
         M, N, warps, stages = attend.tiles(D, torch.bfloat16, name, sparse)
         described = name in attend.DESCRIBED and not some
         constants = dict(

@@ -1,6 +1,6 @@
-"""Compile the scoring kernels for a GPU that need not be here: compile_triton_scores.py sm_80|sm_90|sm_100|gfx942
+"""Compiles the scoring kernels for a GPU that need not be here: compile_triton_scores.py sm_80|sm_90|sm_100|gfx942
 
-Prints a line a variant, as compile_triton.py does.
+It prints a line for each variant, as compile_triton.py does.
 """
 
 import sys
@@ -28,7 +28,7 @@ from sparsekit_kernels.triton import window_scores as ws
 
 
 def window_kernels(name):
-    """For 128 rows of 4 heads a group; with padding or without, when some tensors are None."""
+    """Yield the kernels for 128 rows of 4 heads a group, with padding and without, where some tensors are None."""
     pointers = tensors("fp32", "top total log", number="i32")
     yield "join", compile_kernel(ws._join, name, pointers, dict(N=8, T=128, WIDE=tl.float32))
     order = dict(R=ws.FOLD, HEADS=4, ROWS=16)
@@ -45,7 +45,7 @@ def window_kernels(name):
         yield f"rows padded={padded}", kernel
     for dtype, D in product(("bf16", "fp16", "fp32"), (64, 128, 256)):
         if (dtype == "fp16" and D != 128) or (D == 64 and name != "sm_90"):
-            continue  # fp16 is bf16 but for the type of one instruction; a small head dim takes fewest registers
+            continue  # fp16 differs from bf16 only in one instruction's type; a small head dim needs few registers
         for step, R in (("exponentials", 1), ("columns", 1), ("diagonals", ws.FOLD)):
             M, N, launch = ws.tiles(D, 4 if dtype == "fp32" else 2, name, step)
             HEADS, ROWS = ws.split(4, 128 // R, M)
@@ -63,7 +63,7 @@ def window_kernels(name):
 
 
 def held_kernels(name):
-    for n in (128, topk_mask.HELD // 2, topk_mask.HELD):  # fewest warps, most warps, most entries of a thread
+    for n in (128, topk_mask.HELD // 2, topk_mask.HELD):  # fewest warps, most warps, most entries for a thread
         given = topk_mask.places(torch.empty(1, n))
         warps = given.pop("num_warps")
         pointers = tensors("fp32", "scores", keep="i32")
@@ -79,7 +79,7 @@ def row_kernels(name):
         row = torch.empty(1, n)
         counted, added = topk_mask.sizes(row), topk_mask.sizes(row, mass=True)
         few, many = counted.pop("num_warps"), added.pop("num_warps")
-        counted |= dict(PLACES=0)  # too long to hold
+        counted |= dict(PLACES=0)  # a longer row does not fit in registers
         pointers = tensors("fp32", "scores", keep="i32")
         kernel = compile_kernel(topk_mask._topk_mask, name, pointers | {"mask": "*i1"}, counted, few)
         yield f"topk_mask n={n}", kernel

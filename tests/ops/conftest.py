@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def the_interpreter_patches_its_language_once():
-    """Triton's does so again at each call of a function within a kernel, which takes a third of its time."""
+    """Patch Triton's language once for each function: Triton does it at each call, which takes a third of its time."""
     if not find_spec("triton"):
         yield
         return

@@ -1,8 +1,8 @@
-"""Run every kernel of ours once on the GPU, small: compute-sanitizer --tool memcheck python tests/ops/every_kernel.py
+"""Runs each of our kernels on a small input: compute-sanitizer --tool memcheck python tests/ops/every_kernel.py
 
-Under racecheck too. Those of Triton with rows of one program each, and with rows that programs share; those for Hopper
-where the GPU is one. Each tensor gets memory of its own, so that a read past an end is seen. Says which ops ran, and
-fails if one of ours did not.
+It also works with --tool racecheck. Triton's kernels run with rows of one program each, and with rows that programs
+share; those for Hopper run if the GPU is one. Each tensor gets memory of its own, so that the tool sees a read past its
+end. It prints which ops ran, and fails if one of ours did not.
 """
 
 import os
@@ -69,12 +69,12 @@ def each_shape(note: Callable[[str], AbstractContextManager]) -> None:
                 out = attend(p, plan, compress=pipeline.compress.mode, backend="triton")
                 assert out.o.isfinite().all(), spec
                 attend(replace(p, sliding_window=50), replace(plan, fill=None), backend="triton")
-                if plan.blocks:  # what another kernel asks about the lists
+                if plan.blocks:  # another op that reads the lists
                     dispatch.run("seen_blocks", "cuda", plan.blocks, plan.compress(p).reach())
 
 
 def hopper() -> None:
-    """Other heads a group, head dims, queries and sinks: each is another kernel, or another way through it."""
+    """Run the kernels for Hopper. Group sizes, head dims, queries and sinks select kernels or branches in them."""
     dispatch.AUTO["cuda"] = ("hopper", "triton", "cpu", "reference")
     for Q, K, H, G, D, sinks in ((389, 389, 4, 1, 128, 5), (300, 517, 3, 3, 64, 0), (389, 389, 16, 2, 128, 40)):
         q, k, v = (torch.randn(2, h, n, D, device="cuda").bfloat16() for h, n in ((H, Q), (G, K), (G, K)))

@@ -1,4 +1,4 @@
-"""What the laws' small float64 problems do not reach: low precision, long runs, pieces, odd layouts."""
+"""Tests beyond the laws' small float64 problems: low precision, long inputs, inputs in pieces, odd layouts."""
 
 import importlib
 from dataclasses import replace
@@ -16,7 +16,7 @@ from sparsekit import Blocks, Plan, Problem, SlidingWindow, Tokens, attend, disp
 from sparsekit.problem import PAD
 
 FAST = [b for b in dispatch.AUTO["cpu"] if b != "reference"]
-# as they come: in a row, [B, L, H, D] transposed as transformers passes them, and head dims far apart
+# layouts: contiguous, [B, L, H, D] transposed as in transformers, and with a stride in the head dim
 LAYOUTS = {
     "rows": lambda x: x,
     "transposed": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
@@ -40,7 +40,7 @@ def tiles(seed, H, Q, K, size, chance, B=2):
 
 
 def kinds(H, Q, K, B=2):
-    """Plans that take every road through the kernels."""
+    """Yield plans that together reach every branch of the kernels."""
     t = some(1, K, 0.4, H, B)
     yield "dense", Plan()
     yield "blocks", Plan(blocks=tiles(2, H, Q, K, 32, 0.3, B))
@@ -73,7 +73,7 @@ def test_the_error_is_that_of_plain_torch(backend, dtype, lengths, dims, causal,
 @tries(60)
 @given(data=st.data())
 def test_work_cut_into_pieces_gives_the_same(backend, data):
-    """Long inputs are cut at sizes that small ones never reach: here the sizes are small too."""
+    """Backends cut long inputs into pieces; a monkeypatch makes the pieces small, so that small inputs are cut too."""
     p = data.draw(problems())
     plan = data.draw(plans(p))
     with pytest.MonkeyPatch.context() as patch:
@@ -88,7 +88,7 @@ def test_work_cut_into_pieces_gives_the_same(backend, data):
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("sinks", [0, 5])
 def test_a_window_is_wide_or_narrow_alike(backend, sinks, monkeypatch):
-    """Whole sequences, padded ones and padding alone."""
+    """The sequences are one without padding, one with padding, and one of padding only."""
     module = importlib.import_module(f"{dispatch.BACKENDS[backend]}.sliding_window")
     p = Problem.of(*(randn(i, 3, h, 300, 16) for i, h in enumerate((4, 2, 2))))
     pos = p.q_pos.masked_fill(torch.arange(300) >= torch.tensor([300, 170, 0])[:, None, None], PAD)

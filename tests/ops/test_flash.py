@@ -1,6 +1,6 @@
-"""FlashAttention: what we call it with and why we refuse to, on any machine; what it answers, on a GPU.
+"""Tests of FlashAttention: our arguments and reasons to refuse, on any machine; its answers, on a GPU.
 
-Its calls are compiled without a GPU where flash-attn-4 is installed.
+Where flash-attn-4 is installed, its calls are compiled, which needs no GPU.
 """
 
 import os
@@ -57,9 +57,9 @@ def grid(p, size):
 def by_the_documentation(
     q, k, v, softmax_scale, causal, seqused_q=None, seqused_k=None, block_sparse_tensors=None, window_size=None
 ):
-    """What FlashAttention-4 says it computes, in plain torch; what it leaves undefined is NaN.
+    """Compute in plain torch what FlashAttention-4 documents; entries that it leaves undefined are NaN.
 
-    Its source says one thing more: of a list, it cuts off the end of the keys in the last block only.
+    From its source: it hides keys beyond the end only in the last block of a list.
     """
     (n, Q, H, _), K = q.shape, k.shape[1]
     k, v = (x.repeat_interleave(H // x.shape[2], 2) for x in (k, v))
@@ -118,7 +118,7 @@ def test_the_call_by_its_documentation_is_the_oracle(data):
 @settings(max_examples=200)
 @given(data=st.data())
 def test_a_sliding_window_by_its_documentation_is_the_oracle(data):
-    """Of problems whole, of chunks, padded, with gaps; where it is refused, and no gap is all, it would be wrong."""
+    """Check whole problems, chunks, padding and gaps, wherever the backend does not refuse them."""
     p = data.draw(problems())
     outer = data.draw(plans(p, fill=False))
     short, fill = Plan(outer.queries, outer.keys).compress(p), SlidingWindow(data.draw(st.integers(1, 12)))
@@ -149,7 +149,7 @@ def test_it_says_which_fills_are_not_its_own(reason, plan):
 
 
 def flash_attention_4(monkeypatch, how="one kernel"):
-    """Its functions, by the documentation, over a cache of kernels as it has one; how often they were called."""
+    """Replace FlashAttention-4 by plain torch with a cache of kernels like its own; return the list of its calls."""
     called = []
 
     def kernel(q, k, v, out, lse, scale, causal, *room):
@@ -186,9 +186,9 @@ def flash_attention_4(monkeypatch, how="one kernel"):
 @pytest.mark.parametrize("Q, K", [(20, 20), (7, 20), (1, 20)])
 @pytest.mark.parametrize("causal", [True, False])
 def test_what_known_shapes_call_is_dense_attention(how, Dv, Q, K, causal, monkeypatch):
-    """Asked once, FlashAttention-4 launches for all; where it works another way it is asked each time.
+    """Check that later calls launch the first call's kernel directly, or, where it works another way, call it again.
 
-    A single query is torch's: its kernel splits the keys.
+    A single query runs in torch, whose kernel splits the keys.
     """
     called = flash_attention_4(monkeypatch, how)
     shapes = (4, Q, 8), (2, K, 8), (2, K, Dv)
@@ -203,11 +203,11 @@ def test_what_known_shapes_call_is_dense_attention(how, Dv, Q, K, causal, monkey
 
 @pytest.mark.parametrize("layout", ["gradients", "columns", "odd", "same"])
 def test_tensors_that_no_kernel_was_compiled_for(layout, monkeypatch):
-    """FlashAttention-4 itself is called: it copies them, or has derivatives."""
+    """Check that FlashAttention-4 itself is called for them: it copies them, or computes gradients."""
     called = flash_attention_4(monkeypatch)
     x = [randn(i, 2, h, 20, 8) for i, h in enumerate((4, 2, 2))]
     if layout == "same":
-        x[2] = x[1]  # whose is an argument of a kernel?
+        x[2] = x[1]  # then a kernel's arguments do not tell k from v
     p = Problem.of(*x)
     found = attend_by_flash.kernel(p, Plan())
     change = {
@@ -221,7 +221,7 @@ def test_tensors_that_no_kernel_was_compiled_for(layout, monkeypatch):
 
 
 def test_others_launch_while_one_asks(monkeypatch):
-    """Only what the asking thread would launch is not done, and the cache is as it was in the end."""
+    """Only the preparing thread's launch is held back, and afterwards the cache is as it was."""
     from threading import Thread
 
     flash_attention_4(monkeypatch)
@@ -321,7 +321,7 @@ def test_different_tokens_are_refused_in_words():
 
 
 def test_what_is_known_is_not_looked_at():
-    """Looking costs a host synchronisation."""
+    """Reading positions would make the host wait for the device, so known hints are used instead."""
     p = half(Q=5)
     unseen = replace(p, q_pos=None, k_pos=None)
     for causal in (True, False):
@@ -388,7 +388,7 @@ def test_lists_are_refused_where_flash_attention_4_is_not_installed():
         (9, 256, 256, (128, 64), True),
         (10, 128, 128, (256, 128), True),
         (10, 128, 128, (512, 384), True),
-        (10, 128, 128, (128, 128), False),  # two tiles of 128 rows are answered together
+        (10, 128, 128, (128, 128), False),  # two tiles of 128 rows are computed together
         (10, 128, 128, (256, 64), False),
         (10, 256, 256, (128, 128), True),
         (11, 128, 128, (128, 128), False),
@@ -402,7 +402,7 @@ def test_block_sizes_are_those_of_the_kernels(major, D, Dv, size, fits):
 
 
 def test_few_queries_fit_one_tile_of_blackwell():
-    p = half(Q=32, K=1024)  # with two heads a group 64 rows
+    p = half(Q=32, K=1024)  # 64 rows with two heads a group
     assert block_sizes(p, BLACKWELL)[0] == 128 and block_sizes(half(Q=65, K=1024), BLACKWELL)[0] == 256
 
 
@@ -412,7 +412,7 @@ def test_it_compiles(target):
     """Compile in a process of its own, with the GPU as target; it needs no GPU."""
     script = Path(__file__).with_name("compile_flash.py")
     path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
-    hidden = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}  # on a GPU that is here they would run
+    hidden = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}  # with a GPU they would run
     ran = subprocess.run([sys.executable, script, target], capture_output=True, text=True, env=hidden)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.count("compiled in") >= 12, ran.stdout
@@ -421,7 +421,7 @@ def test_it_compiles(target):
 @pytest.mark.parametrize("major", [8, HOPPER, 12])
 @pytest.mark.parametrize("Q,K,causal", [(5, 9, True), (9, 9, True), (5, 9, False)])
 def test_torchs_kernels_answer_in_our_shapes(major, Q, K, causal, monkeypatch):
-    if not torch.cuda.is_available():  # torch for CUDA would ask a driver
+    if not torch.cuda.is_available():  # a CUDA build of torch would call the driver
         monkeypatch.setattr("sparsekit_kernels.flash.attend._cudnn_can", lambda *_: False)
     with FakeTensorMode():
         shapes = (2, 8, Q, 36), (2, 2, K, 36), (2, 2, K, 20)
@@ -440,7 +440,7 @@ def qkv(B, H, G, Q, K, D, Dv, dtype):
 @pytest.mark.parametrize("Q,K,causal", [(300, 300, True), (300, 300, False), (130, 300, True), (1, 300, True)])
 @pytest.mark.parametrize("D,Dv", [(64, 64), (128, 128), (36, 20)])
 def test_torchs_kernels_are_no_worse_than_plain_torch(Q, K, causal, D, Dv):
-    """Those that answer without FlashAttention-4, whether it is here or not."""
+    """Check the kernels that run without FlashAttention-4, even where it is installed."""
     p = Problem.of(*qkv(2, 8, 2, Q, K, D, Dv, torch.bfloat16), causal)
     out = third_or_second(p, torch.cuda.get_device_capability()[0])
     truth, plain = oracle(p), plain_torch(p)
@@ -450,7 +450,7 @@ def test_torchs_kernels_are_no_worse_than_plain_torch(Q, K, causal, D, Dv):
 
 
 def lists(seed, p, h, size, chance):
-    """Random lists, every fifth of them empty."""
+    """Return random block lists, every fifth of them empty."""
     B, (m, n) = p.q.shape[0], size
     shape = (B, h, -(-p.q.shape[2] // m), -(-p.k.shape[2] // n))
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < chance
@@ -459,7 +459,7 @@ def lists(seed, p, h, size, chance):
 
 
 def kinds(p):
-    """Plans that take every road through the adapter that there is on this GPU."""
+    """Yield plans that reach every branch of the adapter on this GPU."""
     (B, H, Q, _), (G, K), where = p.q.shape, p.k.shape[1:3], p.q.device
     major = torch.cuda.get_device_capability(where)[0]
     yield "dense", Plan()
@@ -584,7 +584,7 @@ def compare(p, plan, name, backend="flash"):
 @pytest.mark.parametrize("Q,K", [(1000, 1000), (127, 1000), (1000, 4097)])
 @pytest.mark.parametrize("H,G,D,Dv", [(4, 4, 64, 64), (8, 2, 128, 128), (8, 1, 36, 20)])
 def test_windows_of_dropped_queries(Q, K, H, G, D, Dv):
-    """Whole or with padding at the end, kept by all heads or by some, a window of one and one of all keys."""
+    """Check problems with and without padding, choices for all heads or by head, and windows of one to all keys."""
     whole = Problem.of(*qkv(3, H, G, Q, K, D, Dv, torch.bfloat16))
     padded = replace(whole, full=False, **{f"{x}_pos": getattr(whole, f"{x}_pos").clone() for x in "qk"})
     padded.q_pos[..., -37:] = padded.k_pos[..., -37:] = PAD

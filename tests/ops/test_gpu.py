@@ -1,4 +1,4 @@
-"""What only a GPU can show: low precision on tensor cores, long inputs, no waiting for the host, graphs."""
+"""Tests that need a GPU: low precision on tensor cores, long inputs, waits of the host, CUDA graphs."""
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ import sparsekit as sk
 from sparsekit import NoBackendError, Pipeline, Plan, Problem, SlidingWindow, attend, dispatch, graphs, oracle, room
 
 pytestmark = pytest.mark.gpu
-CHOOSING = (  # stages whose choices are as large as the data say
+CHOOSING = (  # stages whose choices have a size that depends on the data
     "token_coverage(tau=0.3, min_tokens=100)",
     "token_coverage(tau=0.3, min_tokens=100, per='group') | decompress(fill=sliding_window(128, sinks=2))",
     "token_coverage(tau=0.3, min_tokens=100) | decompress(fill=sliding_window(128, sinks=2), dense_last=64)",
@@ -47,7 +47,7 @@ def on_gpu(x):
 
 
 def plans(B, H, Q, K):
-    """Dense; lists per head, some empty; kept tokens, their window, last queries; both; keys without their queries."""
+    """Yield dense plans, lists per head, some empty, kept tokens with fills and last queries, both, and keys alone."""
     yield "dense", Plan()
     yield "blocks", Plan(blocks=tiles(2, H, Q, K, 128, 0.3, B))
     holes = tiles(3, 1, Q, K, 64, 0.5, B).mask()
@@ -135,7 +135,7 @@ def test_other_head_dims(backend, D):
 
 
 def test_past_two_to_the_31_elements():
-    """The last head and the last rows lie where a 32-bit offset would have wrapped."""
+    """A 32-bit offset would overflow before the last head and the last rows."""
     L, H, D = 600_000, 32, 128
     q = torch.randn(1, H, L, D, device="cuda", dtype=torch.bfloat16)
     k, v = (torch.randn(1, 4, L, D, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -149,14 +149,14 @@ def test_past_two_to_the_31_elements():
     rows = torch.tensor([0, 49, L // 2, L - 400, L - 1], device="cuda")
     last = p.head(H - 1)
     truth = oracle(last, plan.head(H - 1, H), rows)
-    assert ((out.o[:, -1:, rows].double() - truth.o).norm() / truth.o.norm()).item() < 2**-6  # bfloat16's own rounding
+    assert ((out.o[:, -1:, rows].double() - truth.o).norm() / truth.o.norm()).item() < 2**-6  # the rounding of bfloat16
 
 
 @pytest.mark.parametrize("D, Dv", [(64, 64), (128, 128), (192, 128), (40, 40)])
 @pytest.mark.parametrize("Q, K", [(515, 515), (129, 515), (1, 515), (3000, 3000), (2999, 3000), (1, 3000)])
 @pytest.mark.parametrize("causal", [True, False])
 def test_dense_calls_of_known_shapes(D, Dv, Q, K, causal):
-    """The second is the kernel alone. Rows of keys that lie head beside head, as a projection leaves them."""
+    """The second call runs the kernel alone. The tensors are transposed [B, L, H, D], as a projection writes them."""
     pipeline = Pipeline([sk.TokenCoverage(), sk.FlexPrefill()], break_even=5000)
     rows = torch.arange(0, Q, 1 + Q // 100, device="cuda")
     for seed in range(2):
@@ -193,7 +193,7 @@ def test_a_pipeline_of_known_sizes_is_captured_in_a_graph(backend, spec):
 ])  # fmt: skip
 @pytest.mark.parametrize("room_for_all", [True, False])
 def test_how_often_the_host_waits(spec, room_for_all, monkeypatch):
-    """Once for each choice whose size the data decide, if there is no room for all; never for the rest."""
+    """The host waits once for each choice of unknown size, if there is no room for all entries; else never."""
     if not room_for_all:
         monkeypatch.setattr(room, "most", lambda device: 0)
     pipeline = Pipeline([Pipeline.from_spec(spec)], break_even=0)
@@ -272,7 +272,7 @@ def test_large_activations_in_float16_choose_what_they_choose_in_float32():
 @pytest.mark.parametrize("D", [64, 128, 96, 40])
 @pytest.mark.parametrize("queries", ["each", "mean"])
 def test_block_threshold_chooses_what_it_chooses_on_a_cpu(queries, D):
-    """Each key block has a topic, and each head asks for one of them: no score is near the threshold."""
+    """Key blocks have topics, and query blocks look for one, so no score is near the threshold."""
     L, H, G, m = 4096, 8, 2, 128
     topics = torch.eye(D)[torch.randint(16, (1, G, L // m), generator=torch.Generator().manual_seed(1))]
     wanted = torch.eye(D)[torch.randint(16, (1, H, L // m), generator=torch.Generator().manual_seed(2))]
@@ -394,7 +394,7 @@ def test_a_call_inside_somebody_elses_graph_is_recorded_there(no_graphs):
 @pytest.mark.parametrize("n", [2**15 + 1, 100_003, 2**17])
 @pytest.mark.parametrize("rows", [1, 3, 32])
 def test_long_rows_are_searched_by_many_programs(rows, n):
-    """Whole numbers, of which many are equal: their sums are exact, and ties lie in every share."""
+    """The entries are whole numbers, so sums are exact, and every program's share of a row has ties."""
     x = randn(n, rows, n, dtype=torch.float32).cuda().mul(4).round().abs()
     x[:, ::1001] = torch.inf
     run = lambda op, *args: [dispatch.run(op, "cuda", *args, backend=by) for by in ("triton", "reference")]  # noqa: E731

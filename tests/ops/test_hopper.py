@@ -1,4 +1,4 @@
-"""The kernels for Hopper: what they refuse, that they compile, and, on such a GPU, that they answer right."""
+"""Tests of the kernels for Hopper: the problems they refuse, that they compile, and, on such a GPU, their answers."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def problem(B=1, H=4, G=2, Q=300, K=300, D=128, dtype=torch.bfloat16, **more):
 
 
 def padded(p):
-    """Return the same problem without its flags: only its positions describe it."""
+    """Return the same problem without its hints: only its positions describe the padding."""
     return Problem(p.q, p.k, p.v, p.q_pos, p.k_pos, p.scale)
 
 
@@ -107,7 +107,7 @@ def there(B, H, G, Q, K, D, dtype, token_major=False, **more):
 
 
 class TestOnHopper:
-    """What only such a GPU can show."""
+    """Tests that need a Hopper GPU."""
 
     pytestmark = on_hopper
 

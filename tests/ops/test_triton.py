@@ -1,4 +1,4 @@
-"""The Triton kernels in its interpreter, and compiled for GPUs that are not here; on a GPU test_gpu.py has them."""
+"""Tests of the Triton kernels in its interpreter, and compiled for several GPUs; test_gpu.py runs them on a GPU."""
 
 import math
 import subprocess
@@ -29,7 +29,7 @@ interpreted = pytest.mark.skipif(WHERE == "cuda", reason="the interpreter's: on 
 @settings(max_examples=40)
 @given(data=st.data(), mode=st.sampled_from(["gather", "indexed"]))
 def test_attend_is_the_oracle(data, mode):
-    """Indexed too: kept tokens are read where they lie, and output rows written where they belong."""
+    """With compress "indexed" the kernel reads kept tokens in place, and writes output rows to their places."""
     p = data.draw(problems(most=12))
     p = replace(p, scale=p.scale * data.draw(st.sampled_from([1, 1, 0, -2])))
     plan = data.draw(plans(p))
@@ -40,7 +40,7 @@ def test_attend_is_the_oracle(data, mode):
 @settings(max_examples=40)
 @given(data=st.data(), window=st.integers(1, 9))
 def test_attend_keeps_to_a_window(data, window):
-    """Of positions, which kept tokens no longer stand next to."""
+    """The window counts positions; neighbouring kept tokens may be far apart in them."""
     p = data.draw(problems(causal=True, most=12))
     p = Problem.of(p.q, p.k, p.v, sliding_window=window)
     plan = replace(data.draw(plans(p)), fill=None)
@@ -89,7 +89,7 @@ def test_gathering_is_compressing(data):
 @pytest.mark.parametrize("kept", [[0, 3], [100, 1], [299, 300], [128, 64]])
 @pytest.mark.parametrize("alike", [True, False])
 def test_padding_far_from_what_is_kept_is_neither_written_nor_read(kept, alike):
-    """Of tokens with room for all. Near it are zeros: a tile that holds a kept row holds some of that padding, too."""
+    """Check tokens with room for all. Padding in the tile of a kept row is read, and so it is zero."""
     x = [randn(i, 1, h, 300, 16) for i, h in enumerate((2, 1, 1))]
     p, slot = Problem.of(*x), torch.arange(300)
     tokens = lambda counts: Tokens(torch.stack([slot.where(slot < n, 300) for n in counts])[None].int(), 300)  # noqa: E731
@@ -130,7 +130,7 @@ def test_rows_are_put_over_others(data):
     later=st.sampled_from([0, 0, 100]),
 )  # fmt: skip
 def test_sinks_are_added_to_what_the_window_gives(data, window, sinks, later):
-    """Of every query, wherever its sequence begins; padding stays as it is."""
+    """Sinks are added for every query, wherever its sequence begins; padding rows do not change."""
     from sparsekit_kernels.triton.scatter_tokens import add_sinks
 
     p = data.draw(problems(causal=True, most=40) | padded())
@@ -167,8 +167,8 @@ def test_scattering_is_decompressing_with_the_fill(data):
         2,
         ["sm_80", "sm_90"],  # through pointers, and through tensor descriptors
         [torch.float32, torch.float16],
-        [(69, 69), (33, 69), (1, 65)],  # of queries and keys: more than one tile of either
-        [(64, 64), (40, 24)],  # of keys and values
+        [(69, 69), (33, 69), (1, 65)],  # queries, keys: more than one tile of each
+        [(64, 64), (40, 24)],  # head dims of keys and values
         [True, False],
     ),
 )

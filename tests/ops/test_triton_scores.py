@@ -1,4 +1,4 @@
-"""The scoring kernels in Triton's interpreter, or on a GPU where there is one, and compiled for GPUs not here."""
+"""Tests of the scoring kernels in Triton's interpreter, or on a GPU if there is one, and compiled for several GPUs."""
 
 import math
 import subprocess
@@ -32,7 +32,7 @@ def plain(op, *args):
 
 
 def fast(op, *args):
-    """Fill memory for results with NaN or the largest integer, so that entries that a kernel does not write show."""
+    """Run the op in Triton, in memory full of NaN or the largest integer: entries that it does not write show."""
     with poisoned_room():
         return dispatch.run(op, WHERE, *args, backend="triton")
 
@@ -44,7 +44,7 @@ def fast(op, *args):
 @settings(max_examples=14)
 @given(data=st.data(), window=st.sampled_from([1, 2, 3, 7, 20, 40]))
 def test_window_scores_are_the_definition(data, window):
-    """Positions per head and padding too, through the tokens of a plan."""
+    """A plan's tokens make problems with positions per head and padding."""
     p = data.draw(problems(most=12) if data.draw(st.booleans()) else windowed(most=12))
     if data.draw(st.booleans()):
         keys = data.draw(tokens(p, "k"))
@@ -93,7 +93,7 @@ def test_the_error_of_window_scores_is_that_of_plain_torch(dtype, Q, K, D, windo
 @pytest.mark.parametrize("padded", [0, 70])
 @pytest.mark.parametrize("dtype,D,probe,window", [(HALF, 64, 48, 100), (SINGLE, 24, 20, 33), (HALF, 40, 20, 1)])
 def test_keys_before_a_window_get_nothing_and_cost_no_score(dtype, D, probe, window, padded):
-    """Scores far below zero: where a tile of keys is left out, nothing must stand for its largest score."""
+    """All scores are far below zero, so a skipped tile of keys must not count as a largest score of 0."""
     q, k = (randn(i, 1, *s, dtype=torch.float32).to(WHERE, dtype) for i, s in enumerate([(4, 261, D), (2, 261, D)]))
     q[..., 0], k[..., 0] = 40.0, -40.0
     p = Problem.of(q, k, k, sliding_window=window)
@@ -136,7 +136,7 @@ def test_rows_with_nan_give_nothing_and_the_others_what_they_gave(bad, side, at)
 
 @st.composite
 def scores(draw):
-    """Rows [1, h, n] with ties, zeros of both signs, infinities and NaN."""
+    """Draw rows [1, h, n] with ties, zeros of both signs, infinities and NaN."""
     h, n = draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 5, 127, 129]))
     x = randn(draw(SEEDS), 1, h, n)
     x = x if draw(st.booleans()) else x.mul(draw(st.sampled_from([0.1, 1.0, 10.0]))).round()
@@ -145,13 +145,13 @@ def scores(draw):
     return x.to(WHERE, torch.float64 if WHERE == "cpu" and draw(st.booleans()) else torch.float32)
 
 
-# entries of a row that stays in registers; None: rows are shared
+# the longest row that stays in registers; None: programs share rows
 held_or_not = pytest.mark.parametrize("held", [2**15, 0, None])
 
 
 @contextmanager
 def shared(tile=(2, 16)):
-    """Inside, rows of a few entries are shared by several programs, which take a tile of them a step."""
+    """Let several programs share even a short row inside the context; each reads a tile of it in a step."""
     small = dict(LONG=4, SPLIT=4, SHARE=16, SHARES=4, TILE=tile)
     with mock.patch.multiple("sparsekit_kernels.triton.coverage_mask", **small):
         yield
@@ -204,7 +204,7 @@ def test_the_entries_within_a_mass_are_the_definition(data, largest):
 @held_or_not
 @pytest.mark.parametrize("layout,steps", [("rows", 2), ("columns", 0), ("one row for all", 0)])
 def test_long_rows_and_rows_in_any_layout(layout, steps, held):
-    """More entries than a program reads at once, which no layout knows of, and ties on both sides."""
+    """Rows have more entries than a program reads at once, and ties in both parts. The layout changes no result."""
     from sparsekit_kernels.triton.topk_mask import STEP
 
     n = steps * STEP + 300
@@ -230,8 +230,8 @@ def test_long_rows_and_rows_in_any_layout(layout, steps, held):
 @settings(max_examples=12)
 @given(data=st.data())
 def test_votes_are_the_definition(data):
-    """Lengths per sequence, per head, or one number; and a NaN or inf spreads no further than its neighbours."""
-    x = data.draw(scores()).abs().view(1, -1, 1).expand(2, -1, 6).transpose(1, 2)  # [2, 6, K], strides of its own
+    """Lengths are per sequence, per head, or one number. A NaN or inf reaches only its neighbours' averages."""
+    x = data.draw(scores()).abs().view(1, -1, 1).expand(2, -1, 6).transpose(1, 2)  # [2, 6, K], not contiguous
     K, h = x.shape[2], data.draw(st.sampled_from([0, 1, 3, 6]))
     scored = torch.randint(0, K + 1, (2, h, 1)) if h else torch.tensor(K - K // 3)
     real = scored + torch.randint(0, K + 1, scored.shape).minimum(K - scored)
@@ -258,7 +258,7 @@ def test_the_budget_is_the_definition(held, data, tau):
 @held_or_not
 @pytest.mark.parametrize("votes", [[0.0, 0.0], [1e-45] * 3, [1e30, 1e-30, 0.0, 1e30], [4.0], [math.inf] * 2, [8.0] * 9])
 def test_the_budget_of_odd_rows(held, votes):
-    """Equal votes, zeros alone, the smallest and the largest numbers: where the search begins and ends."""
+    """Rows of equal votes, zeros, and the smallest and largest numbers reach both ends of the search."""
     x = torch.tensor([votes], device=WHERE)
     for tau in (0.0, 0.25, 0.5, 1.0):
         with rows_held(held):
@@ -273,7 +273,7 @@ def test_the_budget_of_odd_rows(held, votes):
 @settings(max_examples=8)
 @given(seed=SEEDS, data=st.data())
 def test_query_aware_heads_are_the_definition(h, seed, data):
-    """Estimates near what the probe sees and far from it, ragged rows, shared means, a NaN."""
+    """Estimates are near the probe's attention or far from it; rows are ragged, heads share means, one entry is NaN."""
     H, J, D = 4, data.draw(st.sampled_from([1, 3, 70])), data.draw(st.sampled_from([5, 16, 130]))
     per_head = data.draw(st.booleans())
     probe = randn(seed, 2, H, D, dtype=torch.float32).to(WHERE)
@@ -318,7 +318,7 @@ def test_the_error_of_block_means_is_that_of_plain_torch(dtype, n, D, size):
 @settings(max_examples=30)
 @given(data=st.data(), m=st.sampled_from([1, 3, 4]))
 def test_vertical_slash_blocks_are_the_definition(data, m):
-    """Chunks that start within a block, rows with padding, lists that are empty and lists that are whole."""
+    """Chunks start inside a block, rows have padding, and some lists are empty or full."""
     K = data.draw(st.sampled_from([1, 7, 11, 16]))
     n_k = torch.tensor([[[K]], [[data.draw(st.integers(1, K))]]])
     n_q = torch.tensor([[[data.draw(st.integers(1, int(n)))]] for n in n_k])
@@ -333,7 +333,7 @@ def test_vertical_slash_blocks_are_the_definition(data, m):
     mine, theirs = (run("vertical_slash_blocks", *pattern) for run in (fast, plain))
     assert torch.equal(mine.mask(), theirs.mask()) and torch.equal(mine.counts, theirs.counts)
     assert (mine.size, mine.n) == (theirs.size, theirs.n)
-    with mock.patch("sparsekit_kernels.triton.vertical_slash_blocks.SMALL", 0):  # the lists as short as can be
+    with mock.patch("sparsekit_kernels.triton.vertical_slash_blocks.SMALL", 0):  # then lists are as short as possible
         assert torch.equal(fast("vertical_slash_blocks", *pattern).indices, theirs.indices)
 
 
@@ -356,7 +356,7 @@ def test_a_chunk_within_a_block_takes_the_slashes_of_both_its_key_blocks(n_k, n_
     near=st.sampled_from([1, 4, 2**40]),
 )  # fmt: skip
 def test_threshold_blocks_are_the_definition(data, m, alpha, sinks, near):
-    """Chunks, windows, padding, positions per head, NaN, through the tokens of a plan; the shortest lists, too."""
+    """Problems have chunks, windows, padding, positions per head and NaN; lists have room for all or just enough."""
     p = data.draw(problems(causal=True, most=14) | windowed(most=14) | padded())
     assume(p.causal and p.q.shape[2] <= p.k.shape[2])
     if data.draw(st.booleans()):
@@ -388,7 +388,7 @@ def test_a_key_block_that_is_no_number_scores_as_zero_does():
 @settings(max_examples=25)
 @given(data=st.data())
 def test_what_is_seen_of_lists_is_the_definition(data):
-    p = data.draw(problems())  # its numbers do not count, only its positions
+    p = data.draw(problems())  # only its positions matter
     p = Plan(data.draw(tokens(p, "q")), data.draw(tokens(p, "k"))).compress(p)
     lists = data.draw(blocks(p))
     where = sk.Blocks(lists.counts.to(WHERE), lists.indices.to(WHERE), lists.size, lists.n)

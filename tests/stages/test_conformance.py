@@ -1,6 +1,7 @@
-"""Our plans and outputs beside those of the authors' code, recorded on the same inputs (data/README.md).
+"""Compares our plans and outputs with those of the authors' code, recorded on the same inputs (data/README.md).
 
-Equal where theirs does what the paper says, ties apart. Where ours differs on purpose, a test shows both.
+They are equal, except for ties, where the authors' code does what the paper says. Where ours differs on purpose, a test
+shows both.
 """
 
 import pytest
@@ -91,7 +92,7 @@ def test_flex_prefill_computes_the_authors_blocks(name):
 
 
 def test_the_cases_take_both_kinds_of_heads():
-    """Else equality would say little: without the query-aware branch some heads of these cases differ."""
+    """Without the query-aware branch some heads of these cases would differ, so equality tests both branches."""
     for name in ("query-aware", "both kinds of heads"):
         case, p, _, ours, _, _ = flex(name)
         slashed = FlexPrefill(**case.parameters | dict(tau=0.0))(p).blocks.mask()[0]
@@ -100,7 +101,7 @@ def test_the_cases_take_both_kinds_of_heads():
 
 
 def probed(p, mask, m):
-    """Return the part of the last `m` queries' attention on the blocks of a mask [H, I, I]: [H]."""
+    """Return the part [H] of the last `m` queries' attention that lies in the blocks of a mask [H, I, I]."""
     k = p.k.repeat_interleave(p.q.shape[1] // p.k.shape[1], 1)
     probability = (p.q @ k.mT * p.scale).masked_fill(~p.visible(), float("-inf")).softmax(-1)[0, :, -m:]
     pairs = Plan(blocks=Blocks.of(mask[None], (m, m))).pairs(p)[0, :, -m:]

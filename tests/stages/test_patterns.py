@@ -1,4 +1,4 @@
-"""What each stage promises always to keep, beyond the laws."""
+"""Tests of what each stage always keeps, beyond the laws."""
 
 import math
 from itertools import product
@@ -28,7 +28,7 @@ SIZES = st.integers(1, 5)
 
 
 def own_and_first(p, m):
-    """Return the pairs of the blocks of every query's own key and of the first block, per query block."""
+    """Return the pairs in the blocks of the queries' own keys, and in the first block, for each query block."""
     slot = torch.arange(p.k.shape[2])
     own = slot[-p.q.shape[2] :]
     block = torch.arange(p.q.shape[2]) // m
@@ -99,7 +99,7 @@ def test_token_coverage_keeps_window_and_least_and_as_many_in_every_head(p, per,
     sinks=st.integers(0, 5), window=st.integers(1, 3),
 )  # fmt: skip
 def test_no_query_loses_the_sinks(data, per, tau, sinks, window):
-    """Kept ones by the stage, dropped ones by the fill; of a chunk and beside padding, too."""
+    """The stage shows them to kept queries, the fill to dropped ones, also in chunks and beside padding."""
     p = data.draw(problems(causal=True) | padded())
     assume(p.causal and p.q.shape[2] <= p.k.shape[2])
     stage = TokenCoverage(tau, voters=1, pool=1, min_tokens=0, sinks=sinks, per=per)
@@ -111,7 +111,7 @@ def test_no_query_loses_the_sinks(data, per, tau, sinks, window):
 @settings(max_examples=80)
 @given(data=st.data(), m=st.integers(1, 5))
 def test_no_query_loses_the_first_block(data, m):
-    """By any block stage with its defaults but the size of a block, alone and on what a token stage left."""
+    """Check every block stage, alone and after a token stage."""
     p = data.draw(problems(causal=True) | padded())
     assume(p.causal and p.q.shape[2] <= p.k.shape[2])
     flex = (FlexPrefill(gamma=0.3, tau=tau, block_size=m) for tau in (0.0, 1.0))
@@ -132,7 +132,7 @@ def test_sinks_are_seen_unless_someone_says_otherwise():
 
 
 def test_token_coverage_drops_what_nobody_looks_at():
-    """Heads look at different keys; each keeps its own, and the mass dropped stays near tau."""
+    """Heads attend to different keys; each keeps its own, and the mass of the dropped ones stays near tau."""
     torch.manual_seed(0)
     n, d, heads = 400, 16, 2
     k = torch.randn(1, heads, n, d) * 0.1
@@ -152,7 +152,7 @@ def test_token_coverage_drops_what_nobody_looks_at():
 @given(data=st.data(), m=SIZES, alpha=st.sampled_from([0.01, 0.3, 1.0]), sinks=st.integers(0, 5), w=st.integers(1, 4))
 @pytest.mark.parametrize("queries", ["each", "mean"])
 def test_block_threshold_keeps_what_scores_near_the_best(queries, data, m, alpha, sinks, w):
-    """By the definition, one query block and group at a time; of a chunk and beside padding, too."""
+    """Compare with the definition, one query block and group at a time, also in chunks and beside padding."""
     p = data.draw(problems() | padded())
     assume(p.q.shape[2] <= p.k.shape[2])
     H, G = p.q.shape[1], p.k.shape[1]
@@ -175,14 +175,14 @@ def test_block_threshold_keeps_what_scores_near_the_best(queries, data, m, alpha
                     energy[:, j] = scores[:, 0]
                 elif queries == "each":
                     energy[0, j] = scores[seen[b, heads, rows, j * m]].logsumexp(0)
-        edge = energy.amax(1, keepdim=True) + math.log(alpha)  # of the group, or of each head
+        edge = energy.amax(1, keepdim=True) + math.log(alpha)  # the best of the group, or of each head
         sure, close = open_ & (energy > edge + 1e-9).any(0), ((energy - edge).abs() <= 1e-9).any(0)
         forced = always[b, heads, i].any(0)
         assert torch.equal((mask[b, g, i] | close), (sure | forced | close))
 
 
 def test_a_query_does_not_score_a_key_block_that_begins_after_it():
-    """Positions 10 to 13 are a block of queries; the last key block begins at 12, and the query at 10 would love it."""
+    """The last key block begins at 12. The query at 10 would score it highest, but must not: it does not see it."""
     q, k = torch.zeros(1, 1, 6, 4), torch.zeros(1, 1, 16, 4)
     k[..., :4, 0] = k[..., 12:, 3] = 2.0
     q[..., 0], q[..., 0, 3] = 3.0, 30.0
@@ -191,7 +191,7 @@ def test_a_query_does_not_score_a_key_block_that_begins_after_it():
 
 
 def test_one_loud_query_decides_alone_unless_their_mean_is_taken():
-    """All but one query of the last block look for key block 2, that one for block 1, much harder."""
+    """All queries of the last block look for key block 2, but one looks for block 1, with much larger scores."""
     L, m = 512, 64
     q, k = torch.zeros(1, 1, L, 64), torch.zeros(1, 1, L, 64)
     k[..., 64:128, 0] = k[..., 128:192, 1] = 8.0
@@ -204,9 +204,9 @@ def test_one_loud_query_decides_alone_unless_their_mean_is_taken():
 
 
 def test_flex_prefill_finds_verticals_and_slashes():
-    """Two planted structures: a key block everybody reads, and a distance everybody reads at.
+    """The test plants two structures: a key block that all queries attend to, and a distance at which they all attend.
 
-    The forced first block and diagonal come out of the budget, as published, so one block would find neither.
+    As published, the budget includes the first block and the diagonal, so a budget of one block would find neither.
     """
     torch.manual_seed(0)
     n, d, m = 256, 64, 16
@@ -232,7 +232,7 @@ def test_flex_prefill_refuses_what_is_not_causal(stage):
 
 @given(p=problems(square=True, causal=True), gamma=st.floats(0.1, 0.95))
 def test_flex_prefill_takes_the_entry_that_crosses_gamma_and_rounds_up(p, gamma):
-    """With blocks of one token the probe is the last query: its row can be told by hand."""
+    """With blocks of one token the probe is the last query, so its row can be computed by hand."""
     K = p.k.shape[2]
     assume(K > 2)
     k = p.k.repeat_interleave(p.q.shape[1] // p.k.shape[1], 1)

@@ -1,7 +1,7 @@
-"""The seeded inputs that plans and outputs were recorded on from the authors' code, and the cases.
+"""The seeded inputs on which plans and outputs of the authors' code were recorded, and the cases.
 
-Written with numpy's RandomState, whose stream never changes; bench/speed/peers/record_vectors.py ran the authors' code
-on the same inputs, and data/README.md says how.
+They come from numpy's RandomState, whose stream never changes. bench/speed/peers/record_vectors.py ran the authors'
+code on the same inputs; data/README.md says how.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ ROWS = 48  # output rows stored, spread over the sequence
 
 @dataclass(frozen=True)
 class Case:
-    """Shape and character of the inputs, the authors' parameters, and whether ours must be equal."""
+    """The shape and kind of the inputs, the authors' parameters, and whether our result must be equal."""
 
     L: int
     heads: tuple[int, int]  # query heads, key/value heads
@@ -75,7 +75,7 @@ FLEX_PREFILL = {
 
 
 def inputs(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q [1, H, L, D], k and v [1, G, L, D] with neighbours that attend to each other and a few keys all look at."""
+    """Return q [1, H, L, D], k and v [1, G, L, D]: neighbours attend to each other, and all queries to a few keys."""
     random = numpy.random.RandomState(case.seed)
     (H, G), L, D = case.heads, case.L, case.D
     noise = random.randn(G, L, D)
@@ -93,7 +93,7 @@ def inputs(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def rows(case: Case) -> torch.Tensor:
-    """Return the stored output rows."""
+    """Return the indices of the output rows that are stored."""
     return torch.linspace(0, case.L - 1, ROWS).round().long()
 
 
