@@ -1,4 +1,4 @@
-"""Bad input gets a ValueError that names the argument, what came, what is allowed and what to do."""
+"""Tests that bad input raises a ValueError with the argument, its value, the allowed values and what to do."""
 
 import math
 import re
@@ -74,7 +74,7 @@ def test_more_queries_than_keys_are_fine_when_not_causal():
 
 
 def test_bad_plans():
-    """A plan of another problem, or one that was built by hand and wrong, never reaches a kernel."""
+    """A plan of another problem, or a wrong plan built by hand, never reaches a kernel."""
     p = sk.Problem.of(**tensors())
     t = sk.Tokens.of(torch.ones(2, 2, 6, dtype=torch.bool))
     b = sk.Blocks.of(torch.ones(2, 1, 3, 3, dtype=torch.bool), (2, 2))

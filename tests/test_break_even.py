@@ -45,7 +45,7 @@ def test_below_it_attention_is_dense():
 
 
 class Ops(TorchDispatchMode):
-    """The torch operations inside that compute something."""
+    """Records the torch operations inside the context that compute something."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +59,7 @@ class Ops(TorchDispatchMode):
 
 @given(first=problems(), second=st.integers(1, 3), keys=st.sampled_from([None, 1000]))
 def test_below_it_a_call_of_known_shapes_is_the_kernel_alone(first, second, keys):
-    """Of other values, too; and shapes, causality or a scale that differ are not taken for known."""
+    """Other values may reuse the kernel; another shape, causality or scale may not."""
     pipeline = Pipeline([] if keys is None else [STAGE], break_even=keys)
     causal, scale = first.causal, first.scale
     pipeline(first.q, first.k, first.v, causal=causal)
@@ -78,7 +78,7 @@ def test_below_it_a_call_of_known_shapes_is_the_kernel_alone(first, second, keys
 
 
 def test_what_was_wrong_stays_wrong():
-    """After a call of the right shapes, too."""
+    """Bad input raises also after a good call of the same shape."""
     q = problem(16).q
     pipeline = Pipeline([STAGE], break_even=100)
     for _ in range(2):
@@ -175,7 +175,7 @@ def decided(spec: str, H: int, G: int, L: int, D: int) -> bool:
 
 @pytest.mark.parametrize("case", dict.fromkeys(row["case"] for row in IN_ROWS))
 def test_it_decides_as_the_records_say(case, monkeypatch):
-    """Never more than 2% slower than dense in a row of calls; not against one that was three times as fast."""
+    """Check that it runs no stages that were over 2% slower than dense, and runs all that were 3 times as fast."""
     monkeypatch.setattr(break_even, "prices", lambda device: prices.MEASURED[9, 0])
     measured = latest(row for row in IN_ROWS if row["case"] == case)
     assert len(measured) >= 4
@@ -259,7 +259,7 @@ def test_it_is_part_of_the_spec():
 
 
 def known_apart(monkeypatch, search, slow=1.0, step=0.0):
-    """Dense attention of 4,096 keys and a head of 8 takes 100 ms; a search `search`, beside it attending `step`."""
+    """Set prices: dense attention of 4,096 keys takes 100 ms, a search `search` ms, a step to attend `step` ms."""
     rate = 2 * 4096 * 4097 / 2 * 16 / 100 / 1e9
     each = {name: prices.Price(search, 0.0) for name in ("TokenCoverage", "FlexPrefill", "Streaming", "BlockTopK")}
     parts = prices.Price(step, 0.0)
@@ -274,17 +274,17 @@ COVERAGE, WINDOW = TokenCoverage(tau=0.06, voters=16, min_tokens=0), sk.Decompre
     "stages,search,slow,step,runs",
     [
         ([sk.Streaming(128, 1024)], 1.0, 1.0, 0.0, True),
-        ([sk.Streaming(128, 1024)], 1.0, 2.0, 0.0, False),  # half of the pairs at half the rate
-        ([sk.Streaming(128, 1024)], 1.0, 1.8, 0.0, True),  # no guess
+        ([sk.Streaming(128, 1024)], 1.0, 2.0, 0.0, False),  # half of the pairs, at half the rate
+        ([sk.Streaming(128, 1024)], 1.0, 1.8, 0.0, True),  # the kept pairs are known, not estimated
         ([sk.Streaming(128, 3000)], 1.0, 1.2, 0.0, False),
         ([sk.BlockTopK(0.4)], 1.0, 2.0, 0.0, True),
         ([sk.BlockTopK(0.6)], 1.0, 2.0, 0.0, False),
         ([COVERAGE], 60.0, 1.0, 0.0, True),
         ([COVERAGE], 80.0, 1.0, 0.0, False),
-        ([COVERAGE], 60.0, 1.0, 30.0, False),  # to gather and scatter
+        ([COVERAGE], 60.0, 1.0, 30.0, False),  # gathering and scattering take most of the time
         ([COVERAGE, WINDOW], 40.0, 1.0, 0.0, True),
-        ([COVERAGE, WINDOW], 60.0, 1.0, 0.0, False),  # the fill
-        ([COVERAGE, sk.Decompress(dense_last=1024)], 40.0, 1.0, 0.0, False),  # the last rows: half of the pairs
+        ([COVERAGE, WINDOW], 60.0, 1.0, 0.0, False),  # the fill takes most of the time
+        ([COVERAGE, sk.Decompress(dense_last=1024)], 40.0, 1.0, 0.0, False),  # the last rows take half of the pairs
         ([TokenCoverage(min_tokens=4000)], 1.0, 1.0, 0.0, False),
         ([COVERAGE, sk.FlexPrefill()], 55.0, 1.0, 0.0, False),
     ],
@@ -297,7 +297,7 @@ def test_where_deciding_and_attending_have_their_own_prices(stages, search, slow
 
 @pytest.mark.parametrize("slow,runs", [(1.0, True), (2.2, False)])
 def test_a_plan_that_does_not_pay_is_not_run(slow, runs, monkeypatch):
-    """Of random tokens three quarters of the pairs are kept."""
+    """On random tokens the stage keeps about three quarters of the pairs."""
     p, stages = problem(4096, 1), [sk.FlexPrefill()]
     known_apart(monkeypatch, 1.0, slow)
     kept = Pipeline(stages, break_even=0)(p)
@@ -323,7 +323,7 @@ def test_searches_in_vain_cost_a_hundredth_of_dense_attention(search, calls, mos
 
 
 def test_plans_that_pay_make_up_for_searches_in_vain(monkeypatch):
-    """Layers of a model share a pipeline: one that needs everything does not take the others' plans away."""
+    """Layers share a pipeline: one layer whose plans never pay does not stop the others' searches."""
     known_apart(monkeypatch, 10.0)
     pipeline, p = Pipeline([COVERAGE]), problem(4096, 1)
     gains = iter([50.0, -1.0] * 10)
@@ -347,7 +347,7 @@ def test_explain_says_that_what_is_kept_does_not_pay(monkeypatch):
     assert report.dense.startswith(f"the plan of 4,096 tokens is slower than dense attention, {cause}")
     assert ", dense at 100.00 ms; attend(break_even=0) in the spec" in report.dense
     assert f"{report.steps[0].density:.1f}"[:3] == f"{pipeline.lost(p).kept:.1f}"
-    assert break_even.why_whole(pipeline, p) == report.dense  # what a model's handle says
+    assert break_even.why_whole(pipeline, p) == report.dense  # a model's handle shows this text
     assert Pipeline([sk.FlexPrefill()], break_even=0).explain(p.q, p.k, p.v).dense is None
 
 

@@ -1,4 +1,4 @@
-"""What whoever carries on relies on: one script for all checks, one version, tested bounds, a small tree."""
+"""Tests of what maintainers rely on: one script for all checks, one version, tested bounds, a small repository."""
 
 import re
 import subprocess

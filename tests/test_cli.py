@@ -1,4 +1,4 @@
-"""The commands as a user runs them: a process, its exit code, its files."""
+"""Tests of the commands as a user runs them: the process, its exit code, its files."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_the_demo_answers_draws_and_saves(tmp_path, here):
     assert dense["pipeline"] == "dense" and dense["right"] == 2, "the model itself is right"
     assert dense["speed_up"] == dense["kept"] == dense["density"] == 1.0
     assert 0 < stacked["density"] < stacked["kept"] < 1
-    # a query that sees itself alone cannot remember: the demo must say so
+    # a query that sees only itself cannot retrieve: the demo must report wrong answers
     assert blind["right"] == 0 and "2 of 2 answers WRONG" in ran.stdout
     assert all(a["got"] != a["expected"] for a in blind["answers"])
     assert "every answer right" in ran.stdout and "right" in ran.stdout.splitlines()[2]
@@ -109,7 +109,7 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, words, message, here, monkey
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Return the folder of a transformers model with a tokenizer, as a user has one on disk."""
+    """Return the folder of a transformers model with a tokenizer, like a user's folder."""
     path = tmp_path_factory.mktemp("model")
     save_tiny_llama(path)
     return path
@@ -152,7 +152,7 @@ def test_profile_writes_a_schedule_that_run_takes(folder, text, tmp_path, here):
 
 
 def test_profile_and_run_say_where_a_pipeline_leaves_out_the_sinks(folder, text, tmp_path, here):
-    """The model's attention is flat: of 100 tokens a query puts a third on the first 16."""
+    """The model's attention is uniform, so a query among 100 tokens puts a third of it on the first 16."""
     words = [folder, "--prompt-file", text, "--most", 100]
     seeing = "streaming(sinks=16, window=16, block_size=16) | attend(break_even=0)"
     for spec, blind in ((f"{SPECS[1]} | attend(break_even=0)", True), (seeing, False)):

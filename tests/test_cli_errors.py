@@ -1,4 +1,4 @@
-"""What a user can type, own or lack: always one line and exit code 2, never a traceback, and nothing is kept silent."""
+"""Tests of errors on the command line: one line and exit code 2, never a traceback, and no silent failure."""
 
 import ast
 import codecs
@@ -86,7 +86,7 @@ def text(tmp_path_factory):
     return path
 
 
-# How long a prompt may be
+# The length of prompts
 
 
 TINY = dict(vocab_size=97, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
@@ -144,7 +144,7 @@ def test_a_prompt_beyond_what_the_model_was_made_for_is_warned_of_once(models, t
     assert ran.returncode == 0 and ran.stderr.count("\n") == 1 and "480 tokens, and the model" in ran.stderr
 
 
-# What a terminal can print
+# Terminals that cannot print every letter
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
@@ -171,7 +171,7 @@ def test_tables_need_no_more_than_ascii():
     assert ran.returncode == 0 and "window_scores, window, padding" in ran.stdout.decode("ascii"), ran.stderr
 
 
-# What is a text
+# Files that are no text
 
 
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), st.sampled_from(sorted(MARKS)))
@@ -227,7 +227,7 @@ def test_a_prompt_is_the_same_in_every_encoding(model, encoding, models, tmp_pat
     assert loading.read_prompts([file], loaded.tokenizer) == [list("naïve — 日本語 🙂".encode())]
 
 
-# What ran
+# The report of what ran
 
 
 def cells(ran, row):
@@ -305,7 +305,7 @@ def test_a_model_that_cannot_be_sparse_is_refused_from_python_too(models):
         calibrate(llama, [[5]], [EVERY_TOKEN])
 
 
-# Packages that are not there
+# Missing packages
 
 
 LACKING = {
@@ -329,7 +329,7 @@ LACKING = {
 TRYING = """
 import contextlib, io, json, sys, traceback
 lacking, codes = json.loads(sys.argv[1])
-hidden = [lacking, "huggingface_hub"] if lacking == "transformers" else [lacking]  # the hub comes with it
+hidden = [lacking, "huggingface_hub"] if lacking == "transformers" else [lacking]  # it brings the hub
 sys.modules.update(dict.fromkeys(hidden))
 def main(*words):
     from sparsekit.cli import main
@@ -350,7 +350,7 @@ for code in codes:
 
 @pytest.mark.parametrize("lacking", LACKING)
 def test_what_a_base_install_lacks_names_the_extra(lacking, tmp_path):
-    """One process for what lacks the same package: it takes seconds to begin."""
+    """One process tests all code that lacks the same package, because a process takes seconds to start."""
     asked = json.dumps([lacking, [code for code, _ in LACKING[lacking]]])
     ran = subprocess.run([sys.executable, "-c", TRYING, asked], capture_output=True, text=True, cwd=tmp_path)
     for (code, extra), line in zip(LACKING[lacking], ran.stdout.splitlines(), strict=True):
@@ -360,7 +360,7 @@ def test_what_a_base_install_lacks_names_the_extra(lacking, tmp_path):
         assert ended == (2 if typed else None) and (said.count("\n") == 1 if typed else True), code
 
 
-# Whatever else goes wrong
+# Other errors
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ PLACES = [
 
 @pytest.fixture
 def little_memory():
-    """2 GiB more than there is now: what asks for more is refused, not granted and then killed."""
+    """Limit memory to 2 GiB more than now, so that a larger request fails and the process is not killed."""
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_AS)
@@ -481,7 +481,7 @@ def test_models_and_folders_that_can_be_typed_wrong(models, text, tmp_path, monk
     assert "which is a folder" in refused(*page)
     for many in (["demo", "--questions", 10**20], [*page[:-2], "--questions", 10**20], [*page[:-2], "--timed", 10**20]):
         ran = command(*many)
-        said = re.search(r"(?:less than or equal to |<=)100000\b", ran.stderr)  # as typer, or click, puts it
+        said = re.search(r"(?:less than or equal to |<=)100000\b", ran.stderr)  # the words of typer or click
         assert ran.returncode == 2 and said and "Traceback" not in ran.stderr
 
 
@@ -500,7 +500,7 @@ def test_help_still_works():
         assert ran.returncode == 0 and "Usage" in ran.stdout and ran.stderr == ""
 
 
-# What was meant
+# Suggestions for typing errors
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Options of commands that load a model: chat, dtype, device map; and that none of them is silent while it works."""
+"""Tests of options of commands that load a model: chat, dtype, device map; and of their progress messages."""
 
 import io
 import re
@@ -106,7 +106,7 @@ def test_a_device_map_reaches_from_pretrained(plain, text, monkeypatch):
     assert "device-map: got 'auto' for the embedded model" in said
 
 
-# Said while it works
+# Progress
 
 
 def lines(stderr):
@@ -147,11 +147,11 @@ def test_no_command_is_silent_for_long(name, plain, text, tmp_path, monkeypatch)
     assert any("loading" in line for line in said) and any(" of " in line for line in said), ran.stderr
 
 
-# What 80 columns show
+# Tables in 80 columns
 
 
 def at_80(stdout):
-    """The lines of tables, none of them wider than the terminal."""
+    """Return the lines of tables, after a check that none is wider than the terminal."""
     shown = [line for line in stdout.splitlines() if any(edge in line for edge in "│┃╷╶")]
     assert shown and max(map(len, shown)) <= 80
     return shown
@@ -188,7 +188,7 @@ def test_the_other_tables_fit_80_columns(plain, text, tmp_path):
         ran = command(*given, columns=80)
         assert ran.returncode == 0, ran.stderr
         at_80(ran.stdout)
-        if given[0] == "calibrate" and "(1)" in ran.stdout:  # times say which is chosen
+        if given[0] == "calibrate" and "(1)" in ran.stdout:  # the choice depends on times
             assert f"(1) {Pipeline.from_spec(long).to_spec()}" in ran.stdout.splitlines()
 
 

@@ -1,4 +1,4 @@
-"""A pipeline under torch.compile: one operator, the same answer."""
+"""Tests of pipelines under torch.compile: each is one operator and gives the same output."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_a_pipeline_compiles_without_a_break(spec):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_lengths_are_variables_from_the_second_on(spec):
-    """As torch does it: once for the first length, once for any."""
+    """torch compiles once for the first length and once for any length."""
     pipeline, counter = Pipeline.from_spec(spec), CompileCounter()
     torch.compiler.reset()
     compiled = torch.compile(lambda q, k, v: pipeline(q * 2, k, v), fullgraph=True, backend=counter)
@@ -74,7 +74,7 @@ def test_what_a_graph_cannot_hold_is_refused():
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_plan_compiles_as_data(spec):
-    """Decided outside, attended inside: new plans of the same kind need no new graph."""
+    """The plan is made outside the compiled function and is an argument of it."""
     pipeline, dense = Pipeline.from_spec(spec), Pipeline([])
     compiled = torch.compile(
         lambda q, k, v, plan: dense.output(q, k, v, plan=plan), fullgraph=True, backend="aot_eager"
@@ -89,7 +89,7 @@ def test_a_plan_compiles_as_data(spec):
 
 
 def test_a_plan_keeps_its_meaning_in_parts():
-    """Tokens of one side alone, or of both, equal or not."""
+    """Plans choose queries, keys or both, the same tokens or different ones."""
     q, k, v = inputs()
     some = sk.Tokens.of(torch.arange(40).remainder(3).bool().expand(2, 1, 40))
     other = sk.Tokens.of(torch.arange(40).remainder(2).bool().expand(2, 1, 40))

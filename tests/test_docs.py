@@ -1,4 +1,4 @@
-"""The pages that are written from the code say what the code says."""
+"""Tests that generated pages agree with the code."""
 
 import importlib.util
 import inspect
@@ -26,7 +26,7 @@ COMMANDS = {command.name or command.callback.__name__: command.callback for comm
 
 
 def of_docs(name):
-    """Return a module of docs/, which is no package."""
+    """Import a module of docs/, which is no package."""
     spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -108,7 +108,7 @@ def test_every_page_is_in_the_sites_table_of_contents():
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
 def test_every_link_and_picture_of_a_page_is_there(page):
-    """Whoever reads the pages as they lie in the repository comes to the others too."""
+    """Links must also work for readers of the files in the repository."""
     text = re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE))
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^()\s]+)\)", text)]
     gone = [link for link in links if link and "://" not in link and not (page.parent / link).exists()]
@@ -117,7 +117,7 @@ def test_every_link_and_picture_of_a_page_is_there(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_example_of_a_page_is_left_out_of_what_is_run(page):
-    """By `make docs`, where one that fails is an error; test_readme.py runs those of the README."""
+    """`make docs` runs the examples and fails if one fails; test_readme.py runs those of the README."""
     text = page.read_text()
     assert len(cells.blocks(text)) == len(re.findall(r"```\s*(?:python|py|\{code-cell)|<!-- python", text))
     assert cells.as_notebook(text).count("{code-cell}") == len(cells.blocks(text))

@@ -1,4 +1,4 @@
-"""Problems, plans and what they hold are equal by value: `==` is a bool, and waits for no device without need."""
+"""Tests that problems, plans and their parts are equal by value: `==` is a bool, and rarely waits for a device."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from sparsekit import Blocks, Output, Plan, Problem, SlidingWindow, Tokens, atte
 
 
 def again(x):
-    """Return an equal value in other memory."""
+    """Return an equal copy in other memory."""
     if isinstance(x, torch.Tensor):
         return x.clone()
     if isinstance(x, Plan | Problem | Tokens | Blocks | Output):
@@ -80,7 +80,7 @@ def test_what_is_only_known_does_not_count():
 
 
 def test_a_comparison_that_kinds_decide_looks_at_no_entry(monkeypatch):
-    """Nor one of a tensor with itself: entries are on a device, and looking waits for it."""
+    """Nor does a comparison of a tensor with itself: reading entries would wait for their device."""
     _, plan = example()
     monkeypatch.setattr(torch, "equal", None)
     assert plan != Plan() and Plan() != plan and Plan(blocks=plan.blocks) != Plan() and Plan(plan.queries) != plan

@@ -1,4 +1,4 @@
-"""The page to look into a model: its numbers are those of explain and of the plans, its text is data."""
+"""Tests of the page of explore: its numbers equal those of explain and of the plans, and its text is escaped."""
 
 import base64
 import json
@@ -92,7 +92,7 @@ def test_the_numbers_are_those_of_explain_and_of_the_plans(page, problems):
             assert run["spec"] == pipeline.to_spec() and run["ms"] > 0
             step = pipeline.explain(problem.q, problem.k, problem.v, scale=problem.scale).steps[-1]
             for name in ("kept", "density", "mass", "error"):
-                # the mean over heads of what explain sums over all of them at once
+                # a mean over heads; explain sums over all heads at once
                 assert run["whole"][name] == pytest.approx(getattr(step, name), rel=1e-6), (layer["number"], spec, name)
             plan = pipeline.decide(problem)
             for h in range(8):

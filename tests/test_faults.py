@@ -1,4 +1,4 @@
-"""The faults that are planted: each still stands where it says, so that planting it breaks that line."""
+"""Tests of the planted faults: the text of each occurs once in its file, so that the fault breaks that line."""
 
 from faults import FAULTS, ROOT, judges
 

@@ -1,4 +1,4 @@
-"""Old names of fields still work: the same thing as by the new name, and a warning that names both."""
+"""Tests that old names of fields work like the new ones, with a warning that names both."""
 
 import json
 import pickle
@@ -21,7 +21,7 @@ from sparsekit.layers import Schedule, load_pipeline
 OLD = "token_coverage(tau=0.2, window=64, pool=3) | decompress(fill=sliding_window(window=32))"
 NEW = OLD.replace("window=64", "voters=64")
 X = torch.zeros(1, 1, 8, 4)
-# a class, what it is made of besides, and values of its renamed field
+# a class, its other arguments, and values of its renamed field
 RENAMED = {
     TokenCoverage: ({}, st.integers(1, 2**31)),
     Problem: (
@@ -103,7 +103,7 @@ def test_the_command_line_says_so_in_one_line(monkeypatch, capsys):
     words = ["sparsekit", "eval", "no/such/folder/", "--pipeline", "token_coverage(window=3)"]
     monkeypatch.setattr(sys, "argv", words)
     with warnings.catch_warnings(), pytest.raises(SystemExit):
-        warnings.simplefilter("ignore", DeprecationWarning)  # as Python does, outside of a program's own file
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python's default outside of the main file
         cli.main()
     said, error = capsys.readouterr().err.strip().splitlines()
     assert said == "sparsekit: TokenCoverage: 'window' is the old name of 'voters': write voters"

@@ -1,4 +1,4 @@
-"""Which operators of torch wait for the device, so that no CUDA graph can hold a call; and how many graphs are held."""
+"""Tests of CUDA graphs: the operators that wait for the device and so prevent one, and the number of graphs kept."""
 
 from collections import OrderedDict
 from types import SimpleNamespace

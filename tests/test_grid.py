@@ -1,4 +1,4 @@
-"""The grid of ops and backends: a kernel file is tested by existing."""
+"""Tests of every op in every backend; a new kernel file needs no test of its own here."""
 
 import importlib
 import inspect
@@ -28,7 +28,7 @@ def test_every_backend_of_an_op_has_the_arguments_of_its_definition(op, backend)
 @pytest.mark.parametrize("op,backend", [cell for cell in CELLS if cell[1] != "reference"])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_kernel_answers_as_its_definition(op, backend, seed):
-    """Numbers are no further from those in float64 than the definition's; choices are the same."""
+    """Check that numbers are about as near to float64 as the definition's, and choices are the same."""
     reasons, tried = set(), 0
     for args in arguments(op, Samples.of(seed, WHERE)):
         if reason := dispatch.why_not(backend, op, *args):
@@ -45,7 +45,7 @@ def test_a_kernel_answers_as_its_definition(op, backend, seed):
                 assert torch.equal(x[~finite].nan_to_num(), y[~finite].nan_to_num())
                 no_worse(x[finite], y[finite], true[finite], x.dtype)
             else:
-                n = min(x.shape[-1], y.shape[-1])  # lists may be longer, all padding
+                n = min(x.shape[-1], y.shape[-1])  # lists may be longer, with padding
                 assert torch.equal(x[..., :n], y[..., :n])
     if not tried:
         pytest.skip(f"{backend} cannot: {'; '.join(sorted(reasons))}")
@@ -83,7 +83,7 @@ def test_what_the_machine_lacks_is_said_before_what_the_tensors_are(monkeypatch,
 
 @pytest.mark.parametrize("backend,op", [("triton", "attend"), ("hopper", "scatter_tokens")])
 def test_a_library_that_is_not_installed_is_named_and_its_ops_are_no_empty_cells(backend, op):
-    """In a process of its own, where Triton cannot be imported; the GPU is pretended."""
+    """The test runs in a process that cannot import Triton and believes that it has a GPU."""
     code = "import sys; sys.modules['triton'] = None\nimport torch\nfrom sparsekit import Plan, Problem, dispatch\n"
     code += "x = torch.ones(1, 1, 4, 4); p = Problem.of(x, x, x)\n"
     code += "import sparsekit_kernels.hopper as h, sparsekit_kernels.triton as t\n"

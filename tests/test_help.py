@@ -1,4 +1,4 @@
-"""Help is there at once: nothing heavy is imported before a command runs."""
+"""Tests that help is fast: it imports nothing heavy."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The house: which room imports which. A room is a file of the package, or a folder in it."""
+"""Tests of the imports between parts. A part, or room, is a file or a folder of the package."""
 
 import ast
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pytest
 import sparsekit
 
 ROOT = Path(sparsekit.__file__).parent
-FACES = ("__init__.py", "__main__.py")  # what users import, and what Python runs: not rooms
+FACES = ("__init__.py", "__main__.py")  # users import the one, Python runs the other; they are no rooms
 
 
 def rooms() -> dict[str, list[Path]]:
@@ -20,7 +20,7 @@ def rooms() -> dict[str, list[Path]]:
 
 
 def imported(path: Path) -> Iterator[tuple[str, ...]]:
-    """Yield what a file imports of the package, at its top or inside a function, as the names below the package."""
+    """Yield the names below the package that a file imports, at its top or inside a function."""
     here = path.relative_to(ROOT.parent).with_suffix("").parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""Calls that expect gradients are answered, and their backward pass refused; tensors without data get shapes."""
+"""Tests of calls with gradients, whose backward pass raises, and of tensors without data, which give shapes."""
 
 from contextlib import nullcontext
 
@@ -51,7 +51,7 @@ def test_the_forward_pass_is_right_and_the_backward_pass_refused(pipeline, Q, gr
         same(out, expected)
         for x in (out.o, out.lse, out.merge(expected).o, out.o * 2):
             refused(x)
-    for _ in range(2):  # the second call of a shape may take a shorter road
+    for _ in range(2):  # the second call of a shape may run other code
         torch.testing.assert_close(pipeline(q, k, v), expected.o)
         refused(pipeline(q, k, v))
     for scale in (-0.5, 0.0):
@@ -152,7 +152,7 @@ def test_a_module_is_exported_as_before_and_runs():
 
 @pytest.mark.parametrize("stage", **named([module.EXAMPLES[0] for module in MODULES] + [sk.FlexPrefill(0.7, 0.5, 4)]))
 def test_no_tensor_is_made_on_the_default_device(stage):
-    """Whole problems and padded ones, chunks, windows, every fill and backend."""
+    """Check whole and padded problems, chunks, windows, every fill and backend."""
     fills = [SlidingWindow(3, sinks=2), SlidingWindow(3, sinks=0)]
     problems = []
     for Q in QUERIES:

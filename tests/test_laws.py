@@ -1,4 +1,4 @@
-"""The laws every plan, stage, fill and backend keeps. A new stage is found here by its EXAMPLES and DENSE."""
+"""Tests of the laws of plans, stages, fills and backends. They find a new stage by its EXAMPLES and DENSE."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ from sparsekit.problem import PAD, to_heads
 from sparsekit.testing import laws
 from sparsekit.testing.laws import lawful
 
-# Triton's interpreter takes the time of all the others: tests/ops/test_triton.py has this law for it
+# Triton's interpreter is slow; tests/ops/test_triton.py tests this law for it
 ATTENDING = [b for b in dispatch.BACKENDS if dispatch.table()["attend"][b] is None and b != "triton"]
 
 
@@ -60,7 +60,7 @@ def test_every_backend_computes_the_pairs_of_the_plan(data):
         for mode in ("gather", "indexed"):
             try:
                 out = attend(p, plan, backend=backend, compress=mode)
-            except sk.NoBackendError:  # with the reason; tests/ops/ says which plans a backend must take
+            except sk.NoBackendError:  # tests/ops/ tests which plans a backend must take
                 assert backend not in dispatch.AUTO["cpu"]
                 continue
             same(out, truth)
@@ -86,7 +86,7 @@ def test_a_chunk_is_the_end_of_the_whole(p):
 
 @given(p=problems(), window=st.integers(1, 8))
 def test_window_scores_are_sums_of_attention_probabilities(p, window):
-    """Written with loops over the definition; ragged problems too, through the tokens of a plan."""
+    """Compare with loops over the definition."""
     assume(p.q.shape[2] <= p.k.shape[2])
     columns, distances = dispatch.run("window_scores", "cpu", p, window, True)
     k = to_heads(p.k, p.q.shape[1])
@@ -250,7 +250,7 @@ def test_dropped_queries_get_the_fill_and_kept_ones_do_not(data):
 @tries(250)
 @given(st.data())
 def test_the_last_queries_see_everything_and_the_others_what_they_saw(data):
-    """The last that are no padding."""
+    """The last queries are the last that are no padding."""
     p = data.draw(problems() | windowed() | padded())
     n, plan = data.draw(st.integers(1, 30)), data.draw(plans(p))
     whole = replace(plan, dense_last=n)
@@ -269,7 +269,7 @@ def test_the_last_queries_see_everything_and_the_others_what_they_saw(data):
 @tries(20)
 @given(p=problems(causal=True) | padded(), fill=FILLS, n=st.integers(1, 8))
 def test_the_last_queries_vote_though_they_are_dense(stage, p, fill, n):
-    """The stages decide as without `dense_last`."""
+    """Stages choose the same tokens with `dense_last` and without it."""
     assume(n < p.q.shape[2])
     alone, fill = lawful(stage, p), fill or sk.Zeros()
     plan, whole = (sk.Pipeline([stage, sk.Decompress(fill, last)])(p) for last in (0, n))
@@ -312,7 +312,7 @@ def test_tokens_after_blocks_are_refused():
     assert chosen.then(Plan()).pairs(p).equal(chosen.pairs(p))
 
 
-# --- stages: what each law asks stands in sparsekit/testing/laws.py --------------------------------------------------
+# --- stages: sparsekit/testing/laws.py defines each law --------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", **named(EXAMPLES))
@@ -386,7 +386,7 @@ def test_every_stage_is_exported():
         assert module.__doc__ and "Source:" in module.__doc__ or module.__name__.endswith("union")
 
 
-# --- the short road -----------------------------------------------------------------------------------------------
+# --- short problems -----------------------------------------------------------------------------------------------
 
 
 @given(p=problems(square=True, causal=True))

@@ -1,4 +1,4 @@
-"""Numbers at their ends: scales of either sign, counts beyond int32, low precision, NaN and inf that nobody may see."""
+"""Tests of extreme numbers: scales of either sign, counts beyond int32, low precision, NaN and inf in hidden keys."""
 
 import math
 import sys
@@ -22,7 +22,7 @@ SCALES = [-0.3, -2.0, 0.0, -0.0, 0, -1, 5e-324, -1e-310, 1e-40, 1e30, -1e100]
 
 
 def by_hand(q, k, v, scale, pairs):
-    """Attention over the pairs, nothing of sparsekit's: the scale as it was given."""
+    """Compute attention over the pairs with the given scale, without sparsekit."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1).double() for x in (k, v))
     scores = (q.double() @ k.mT * scale).masked_fill(~pairs, -torch.inf)
     return Output(scores.softmax(-1).nan_to_num(0.0) @ v, scores.logsumexp(-1))
@@ -47,7 +47,7 @@ def test_any_scale_is_that_scale(data, scale):
 @settings(max_examples=12)
 @given(p=problems(), scale=st.sampled_from(SCALES))
 def test_a_pipeline_takes_any_scale(stage, p, scale):
-    """A second call of a shape, too, which may take a shorter road."""
+    """The second call of a shape may run other code."""
     pipeline = Pipeline([stage, Decompress(SlidingWindow(3, sinks=0), dense_last=2)] if stage else [])
     try:
         plan = pipeline.plan(p.q, p.k, p.v, causal=p.causal, scale=scale)
@@ -173,7 +173,7 @@ def test_sizes_that_memory_grows_with_have_an_end(size):
 @settings(max_examples=15)
 @given(p=problems(), std=st.sampled_from([1.0, 60.0, 3000.0]))
 def test_a_stage_decides_as_on_the_same_numbers_in_float32(stage, dtype, p, std):
-    """Products of entries that float16 holds, and sums of them, it does not."""
+    """Products of float16 entries, and sums of them, may overflow float16."""
     low = [(x * std).clamp(-6e4, 6e4).to(dtype) for x in (p.q, p.k)]
     one, other = (
         Problem.of(*(x.to(d) for x in (*low, p.v)), p.causal, scale=p.scale / std**2) for d in (dtype, torch.float32)
@@ -202,7 +202,7 @@ def test_scores_may_be_larger_than_the_dtype_holds(backend, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_the_bound_is_not_kept_by_scores_in_low_precision(dtype):
-    """What it is for: an answer that rounds on the way is told from one that rounds at the end."""
+    """The bound tells an output that is rounded in between from one that is rounded only at the end."""
     p = Problem.of(*(randn(i, 2, 4, 200, 128).to(dtype) for i in range(3)), scale=1.0)
     seen = p.visible()
     scores = (p.q @ p.k.mT * p.scale).float().masked_fill(~seen, -torch.inf)
@@ -220,7 +220,7 @@ def test_the_bound_is_not_kept_by_scores_in_low_precision(dtype):
 @settings(max_examples=120)
 @given(data=st.data(), bad=st.sampled_from([math.nan, math.inf, -math.inf]))
 def test_what_is_not_finite_in_a_later_key_reaches_no_earlier_row(data, bad):
-    """Given the plan; nor does what stands in padding slots."""
+    """This holds for the same plan. NaN or inf in padding slots reaches no row either."""
     p = data.draw(problems(causal=True) | windowed() | padded())
     plan = data.draw(whole_plans(p))
     cut = data.draw(st.integers(0, p.k.shape[2]))
@@ -229,7 +229,7 @@ def test_what_is_not_finite_in_a_later_key_reaches_no_earlier_row(data, bad):
     if p.causal:
         hidden = hidden | (torch.arange(k.shape[2]) >= cut)
     k[hidden] = bad
-    k[..., 1:] = p.k[..., 1:]  # one entry of a row suffices
+    k[..., 1:] = p.k[..., 1:]  # one bad entry of a row is enough
     for backend in dispatch.AUTO["cpu"]:
         for mode in ("gather", "indexed"):
             before = attend(p, plan, backend=backend, compress=mode)

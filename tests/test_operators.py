@@ -1,4 +1,4 @@
-"""Every op is an operator: lawful, the same answer, and held by a compiled stage of one's own."""
+"""Tests that every op is a lawful operator, gives the same result, and works in a custom compiled stage."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def test_a_plan_of_another_problem_is_refused():
 
 
 class Operators:
-    """The ops as operators, put together again as the plain functions answer."""
+    """Calls ops as operators, and builds the results that the plain functions return."""
 
     def __getattr__(self, op):
         def call(*args):
@@ -53,14 +53,14 @@ class Operators:
 
 
 class Plain:
-    """The ops as pipelines call them."""
+    """Calls ops as pipelines do."""
 
     def __getattr__(self, op):
         return lambda *args: dispatch.run(op, WHERE, *args)
 
 
 def own_pipeline(ops, q, k, v):
-    """Token coverage, step by step."""
+    """Compute Token Coverage op by op."""
     p, K = Problem.of(q, k, v), k.shape[2]
     number = lambda n: torch.tensor(n)  # noqa: E731
     votes, mean = ops.token_votes(ops.window_scores(p, 4, False)[0], number(K - 4), number(K), 3, 2)

@@ -1,4 +1,4 @@
-"""Stages of one's own: their names in specs, files and commands, and the laws for them."""
+"""Tests of custom stages: their names in specs, files and commands, and the laws for them."""
 
 import re
 import subprocess
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
-    """Remove what a test registers once it ends."""
+    """Remove the stages that a test registered, after the test."""
     monkeypatch.setattr(registry, "_own", {})
     monkeypatch.setattr(registry, "_replaced", [])
     yield
@@ -34,7 +34,7 @@ def forgotten(monkeypatch):
 
 @dataclass(frozen=True)
 class NearBlocks:
-    """The first block of keys, and the nearest ones."""
+    """A stage that keeps the first block of keys and the nearest ones."""
 
     near: int = 1
     block_size: int = 2
@@ -151,7 +151,7 @@ def test_a_name_is_taken_by_another_class_and_not_by_the_same_one_again():
 
 
 def test_a_compiled_call_runs_the_newest_class():
-    """The operator keeps the pipeline of a spec; a class that was registered anew is another."""
+    """The operator caches the pipeline of a spec, but a class that is registered again must replace it."""
 
     def cell(near):
         @sk.register
@@ -168,7 +168,7 @@ def test_a_compiled_call_runs_the_newest_class():
 
 
 def test_a_stage_of_ones_own_with_a_name_is_not_built_in():
-    """No graph is recorded of it: it may do on the host what a graph would not repeat."""
+    """It gets no CUDA graph, because a graph would not repeat its work on the host."""
     sk.register(NearBlocks)
     built_in = sk.Union([sk.Streaming(), sk.BlockTopK()])
     assert Pipeline([built_in, sk.Decompress(sk.SlidingWindow())])._lawful
@@ -222,7 +222,7 @@ def test_a_name_like_no_other_is_met_without_a_guess():
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """Put a package on the path, its entry points by name; returns a function that does so."""
+    """Return a function that puts a package with entry points on the path."""
 
     def install(package, source, **entries):
         monkeypatch.syspath_prepend(tmp_path)
@@ -317,7 +317,7 @@ def test_entry_points_are_told_by_value_where_no_package_is_known():
     ],
 )
 def test_every_command_knows_the_name(installed, command, capfd, monkeypatch, tmp_path):
-    """It gets as far as making the stage, whose refusal of its parameter it prints."""
+    """The command creates the stage, and prints the stage's error about its parameter."""
     refusing = STAGE.replace(
         "def __call__", "def __post_init__(self): raise ValueError(f'part {self.part}!')\n    def __call__"
     )
@@ -331,8 +331,8 @@ def test_every_command_knows_the_name(installed, command, capfd, monkeypatch, tm
 
 
 def test_the_example_package_is_installed_and_found(tmp_path):
-    """Its wheel is made and installed without a network, its own test runs, and the command knows its stage."""
-    copytree(ROOT / "examples" / "tri_shape", tmp_path / "source")  # building leaves files beside the source
+    """The test builds and installs its wheel without a network, runs its test, and uses its stage in a command."""
+    copytree(ROOT / "examples" / "tri_shape", tmp_path / "source")  # a build writes files beside the source
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", site, tmp_path / "source"], check=True)
@@ -360,7 +360,7 @@ def test_a_lawful_stage_passes(stage):
 
 
 class Wrong(NearBlocks):
-    """A lawful stage, until one thing of it is planted wrong below."""
+    """A lawful stage, into which the functions below plant one fault each."""
 
 
 def plan_of(kept, size=2):
@@ -373,27 +373,27 @@ def changes_its_input(self, problem):
 
 
 def forgets_padding(self, problem):
-    """The nearest blocks of a row's buffer, not of its own keys."""
+    """Plant a fault: keep the nearest blocks in the row's buffer, padding included."""
     end = -(-problem.k.shape[2] // 2)
     block = torch.arange(end)
     return plan_of(NearBlocks(2**30).kept(problem) & (NearBlocks().kept(problem) | (block >= end - 2)))
 
 
 def mixes_sequences(self, problem):
-    """Keys are kept that are large in the mean over the batch."""
+    """Plant a fault: keep keys that are large in the mean over the batch."""
     heavy = problem.k.norm(dim=-1).mean((0, 1)) > 0.5
     heavy[-1] = True
     return Plan(keys=Tokens.of(heavy.expand(problem.k.shape[0], 1, -1)))
 
 
 def sees_the_future(self, problem):
-    """Every block, those after the diagonal too."""
+    """Plant a fault: keep every block, also those after the diagonal."""
     rows, columns = (-(-x.shape[2] // 2) for x in (problem.q, problem.k))
     return plan_of(torch.ones(problem.q.shape[0], 1, rows, columns, dtype=torch.bool))
 
 
 def looks_ahead(self, problem):
-    """What all keys of a sequence hold decides for each of its queries."""
+    """Plant a fault: later keys decide which blocks earlier queries see."""
     near = 1 + (problem.k.sum((1, 2, 3)) > 0).int()[:, None, None, None]
     return plan_of(NearBlocks(near).kept(problem))
 
@@ -409,7 +409,7 @@ def leaves_queries_without_keys(self, problem):
 
 
 def forgets_windows(self, problem):
-    """The first block alone, which a window hides from later queries."""
+    """Plant a fault: with a sliding window keep only the first block, which later queries do not see."""
     first = torch.arange(-(-problem.k.shape[2] // 2)) == 0
     return plan_of(NearBlocks().kept(problem) & first) if problem.sliding_window else NearBlocks.__call__(self, problem)
 
@@ -419,7 +419,7 @@ def is_narrow_inside_windows(self, problem):
 
 
 def knows_one_head_of_positions(self, problem):
-    problem.q_pos.expand(-1, 1, -1)  # after a stage that chooses by head there are more
+    problem.q_pos.expand(-1, 1, -1)  # more heads after a stage that chooses by head
     return NearBlocks.__call__(self, problem)
 
 
@@ -484,7 +484,7 @@ def test_a_spec_that_loses_a_parameter_is_told():
     @sk.register
     @dataclass(frozen=True)
     class Pair(NearBlocks):
-        nears: tuple = (1, 2)  # a spec brings a list
+        nears: tuple = (1, 2)  # a spec gives a list
 
     with pytest.raises(AssertionError, match=r"breaks the law that a stage is what its spec says: its spec 'pair\("):
         check_stage(Pair(nears=(2, 3)), dense=False)

@@ -1,4 +1,4 @@
-"""A row alone equals the row in a batch: what stands beside a sequence, padding above all, changes nothing of it."""
+"""Tests that a row alone equals the row in a batch: padding and other sequences change nothing in it."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ WITH_SINKS = st.builds(SlidingWindow, st.integers(1, 9), st.integers(0, 6))
 
 @st.composite
 def batches(draw, causal=None, most=20):
-    """Sequences with queries and keys of lengths of their own, noise in the slots behind them; and each alone."""
+    """Draw a batch of sequences of different lengths with noise in the padding, and each sequence alone."""
     causal = draw(st.booleans()) if causal is None else causal
     B, G = draw(st.integers(2, 3)), draw(st.sampled_from([1, 2]))
     H = G * draw(st.sampled_from([1, 2]))
@@ -40,7 +40,7 @@ def batches(draw, causal=None, most=20):
 
 
 def agree(pipeline, batch, alone):
-    """Pairs and output of each row are those of the row alone, and of padding there is nothing."""
+    """Check that pairs and output of each row equal those of the row alone, and that padding has none."""
     try:
         plan, out = pipeline.run(batch)
     except ValueError as refusal:
@@ -69,7 +69,7 @@ def test_a_row_alone_is_the_row_in_a_batch(stage, data):
 @settings(max_examples=50)
 @given(data=st.data())
 def test_a_fill_goes_by_the_row(data):
-    """After a stage that drops much, and a chain."""
+    """Check fills after a stage that drops many tokens, with a block stage and without."""
     batch, alone = data.draw(batches())
     fill = data.draw(WITH_SINKS)
     last = data.draw(st.sampled_from([0, 0, 1, 3]))
@@ -103,7 +103,7 @@ def test_break_even_goes_by_the_longest_sequence(data, more):
 @given(data=st.data())
 @settings(max_examples=40)
 def test_what_a_kernel_leaves_in_rows_that_nobody_reads_is_in_no_answer(data):
-    """It may leave anything in the padding rows of a problem that is marked so."""
+    """A kernel may write anything to the padding rows of a problem with `loose` set."""
     problem = data.draw(problems() | batches().map(lambda batch: batch[0]))
     plan, right = data.draw(plans(problem)), dispatch.run
     expected, unread = attend(problem, plan), []
@@ -123,7 +123,7 @@ def test_what_a_kernel_leaves_in_rows_that_nobody_reads_is_in_no_answer(data):
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_plain_torch_reads_all_padding_so_all_is_written(backend):
-    """Only for kernels, which read tiles, a problem is marked so before its tokens are gathered."""
+    """`loose` is set before the gather only for kernels, which read tiles."""
     q, k, v = (torch.linspace(-1, 1, h * 63).sin().view(1, h, 9, 7) for h in (2, 1, 1))
     problem, right = Problem.of(q, k, v), dispatch.run
     tokens = sk.Tokens.of(torch.arange(9) < torch.tensor([[[8], [3]]]))

@@ -1,4 +1,4 @@
-"""The Pipeline: what it prints, specs, reuse of plans, dtypes, the report."""
+"""Tests of Pipeline: its text, specs, reuse of plans, dtypes, the report."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Pictures show the plan: colours are looked up where the pairs are."""
+"""Tests that pictures show the plan: they read colours at the places of pairs."""
 
 import io
 
@@ -22,7 +22,7 @@ def picture_of(plan, tmp_path, K=64, head=0):
 
 
 def test_a_png_has_a_palette_and_text_of_black_and_white(tmp_path):
-    """A third of the bytes, and letters as sharp: their pixels are near what they were."""
+    """It has about a third of the bytes, and the pixels of letters hardly change."""
     path, figure = tmp_path / "a.png", new_figure(6, 3)
     axes = figure.subplots()
     axes.text(0.5, 0.5, "What a reader reads")

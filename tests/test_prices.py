@@ -1,4 +1,4 @@
-"""Times that a user measures: taken by calls, kept in a file, and used where a pipeline decides whether it pays."""
+"""Tests of the user's own prices: their measurement, the file that keeps them, and their use by break-even."""
 
 import json
 import threading
@@ -32,7 +32,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def measuring(cache, monkeypatch):
-    """The devices that are measured, which takes no time here."""
+    """Replace the measurement; return the list of devices that would be measured."""
     devices = []
     monkeypatch.setenv(SWITCH, "1")
     monkeypatch.setattr(prices, "measure", lambda device: devices.append(device) or FOUND)
@@ -50,7 +50,7 @@ def test_every_built_in_stage_is_timed_and_steps_are_told():
 
 @pytest.mark.parametrize("slow,over", [(1.0, 7.0), (1.7, 0.5)])
 def test_prices_give_back_the_times_they_are_of(slow, over, monkeypatch):
-    """Return prices of a device: dense attention takes 40 and 80 ms, every step takes `over` ms at any length."""
+    """Check prices from made-up times: dense attention takes 40 and 80 ms, each step `over` ms at any length."""
     dense = {256: 40.0, 512: 80.0}
 
     def attend(plan, p):
@@ -115,7 +115,7 @@ def test_a_union_costs_what_its_patterns_cost(known):
 @pytest.mark.parametrize("L,last,fill", [(512, 0, None), (512, 100, None), (300, 0, sk.SlidingWindow(40, sinks=3)),
                                          (512, 512, sk.SlidingWindow(1000, sinks=0))])  # fmt: skip
 def test_what_is_never_left_out_counts(L, last, fill, monkeypatch):
-    """Return the pairs of a plan that keeps nothing: those of its last queries, and of the fill of every query."""
+    """A plan that keeps nothing still computes the last queries' pairs and the fill's."""
     stage = sk.TokenCoverage()
     monkeypatch.setattr(break_even, "prices", lambda device: Prices(1e-3, {"TokenCoverage": Price(0.0, 0.0)}))
     p = Problem.of(*(torch.zeros(1, 2, L, 16) for _ in "qkv"))

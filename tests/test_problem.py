@@ -1,4 +1,4 @@
-"""What a Problem says of which keys are seen."""
+"""Tests of Problem's answers to which keys a query sees."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The README: its order, its links, and its snippets, which print what it says they print."""
+"""Tests of the README: its order, its links, and its snippets, which must print the output it shows."""
 
 import re
 import shutil
@@ -48,7 +48,7 @@ def test_a_snippet_prints_what_stands_below_it(number, capsys):
 
 
 def test_the_lines_on_a_public_model_print_what_they_do_on_any_other(tmp_path, monkeypatch, capsys):
-    """There is no hub here: the embedded model stands in for the name, so the figures are others."""
+    """The test has no hub: the embedded model replaces the public one, so the numbers differ."""
     code, said = PUBLIC
     shutil.copytree(MODEL_PATH, tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Recipes: what their names stand for, and that the pages about them are what the records say."""
+"""Tests of recipes: the pipelines that their names stand for, and pages about them that agree with the records."""
 
 import re
 
@@ -11,7 +11,7 @@ from sparsekit.layers import by_layer
 
 
 def test_the_page_and_the_table_are_those_of_the_records():
-    report.main(check=True)  # or it exits
+    report.main(check=True)  # it exits if a page is out of date
 
 
 @pytest.mark.parametrize("name", recipes.PIPELINES)
@@ -35,7 +35,7 @@ def test_a_recipe_chains_with_a_block_stage_of_the_users():
 
 
 def test_lossless_does_more_than_balanced_and_that_more_than_fast():
-    """Key blocks differ in how much every query looks for them, by up to 12 nats; the first token has more than all."""
+    """Scores of key blocks differ by up to 12 nats, the same for every query; the first token scores highest."""
     q, k, v = (torch.randn(1, h, 5000, 16, generator=torch.Generator().manual_seed(i)) for i, h in enumerate((4, 2, 2)))
     sought = torch.rand(40, generator=torch.Generator().manual_seed(3)).repeat_interleave(128)[:5000]
     k[..., 0], q[..., 0] = 12 * sought, 4.0

@@ -1,4 +1,4 @@
-"""Problems, plans and answers as text: a line, and no look at what tensors hold."""
+"""Tests of problems, plans and outputs as text: one line, without reading the tensors' entries."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_it_tells_shapes_dtypes_what_is_kept_and_what_is_not_the_default():
 
 @pytest.mark.parametrize("device", ["meta"])
 def test_no_device_is_waited_for(device):
-    """Of a tensor there nothing can be read at all."""
+    """No entry of a tensor on this device can be read."""
     x = torch.empty(1, 2, 6, 8, device=device)
     tokens = Tokens(torch.empty(1, 1, 3, dtype=torch.int32, device=device), 6)
     lists = Blocks(x[0, 0].int(), torch.empty(1, 1, 3, 2, dtype=torch.int32, device=device), (2, 2), 3)

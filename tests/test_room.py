@@ -1,4 +1,4 @@
-"""Choices with room for all, which the host need not wait for: the same choices, with padding."""
+"""Tests of choices with room for all, which need no wait of the host: the same choices with more padding."""
 
 import pytest
 import torch
@@ -30,10 +30,10 @@ def test_a_choice_with_room_for_all_is_the_same(stages, data):
 
 
 class _Sized(_Watch):
-    """Notes operators whose result is as large as the data say, or a whole tensor's truth."""
+    """Notes operators whose result has a size that depends on the data, and reads of a tensor's truth value."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default:  # of a number that the host knows, or not: all are here
+        if func is torch.ops.aten._local_scalar_dense.default:  # reads one number, which may be on the host already
             return func(*args, **(kwargs or {}))
         return super().__torch_dispatch__(func, types, args, kwargs)
 
@@ -49,7 +49,7 @@ def test_no_choice_waits_where_there_is_room_for_all(stages, monkeypatch):
         pytest.skip("tests/ops/test_gpu.py sees it on the GPU itself")
     monkeypatch.setitem(dispatch.AUTO, "cpu", ("triton", "reference"))
     monkeypatch.setattr(room, "KNOWN", ())
-    monkeypatch.setattr(torch.Tensor, "tolist", _refuse, raising=False)  # it passes no operator on a CPU
+    monkeypatch.setattr(torch.Tensor, "tolist", _refuse, raising=False)  # it calls no operator on a CPU
     q, k, v = (randn(i, 1, h, 24, 8, dtype=torch.float32) for i, h in enumerate((2, 1, 1)))
     p = Problem.of(q, k, v)
     with _Sized(host="none") as watch:

@@ -1,4 +1,4 @@
-"""Drift and calibration against the same figures got another way, and the schedule's own laws."""
+"""Tests that compare drift and calibration with other computations of the same figures, and of schedules."""
 
 import json
 
@@ -42,7 +42,7 @@ def ids(n, seed=1):
     return torch.randint(1, 64, (n,), generator=torch.Generator().manual_seed(seed))
 
 
-PROMPTS = [ids(150), ids(50, seed=2)]  # more rows than are looked at, and fewer
+PROMPTS = [ids(150), ids(50, seed=2)]  # more rows than are sampled, and fewer
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_drift_is_that_of_the_models_own_hidden_states(family):
     model, prompts = made(family), [ids(40), ids(7, seed=2)]
     found = profile_layers(model, prompts)
     assert list(found.drift) == [0, 1, 2, 3]
-    changes = {layer: [] for layer in range(3)}  # what the model shows of the last layer is normalized
+    changes = {layer: [] for layer in range(3)}  # the model normalizes the output of its last layer
     for prompt in prompts:
         hidden = model(prompt[None], output_hidden_states=True).hidden_states
         for layer in changes:
@@ -95,7 +95,7 @@ def test_the_model_is_as_it_was(model):
     before = model.config._attn_implementation, hooks()
     profile_layers(model, [ids(16)])
     calibrate(model, [ids(16)], CANDIDATES)
-    with pytest.raises(IndexError):  # a token the model does not have
+    with pytest.raises(IndexError):  # the model has no such token
         profile_layers(model, [torch.tensor([64])])
     assert (model.config._attn_implementation, hooks()) == before
 
@@ -147,7 +147,7 @@ def test_a_candidate_that_changes_nothing_loses_nothing(model):
 
 
 def test_short_prompts_are_measured_and_the_specs_stay_as_given(model):
-    """Below its break-even a pipeline runs dense: measuring that would say that it loses nothing."""
+    """Stages run in the measurement even below break-even: dense attention there would seem to have no error."""
     blind = "streaming(sinks=1, window=1, block_size=1) | attend(break_even=100000)"
     found = calibrate(model, [ids(64)], [blind])
     assert {one.pipeline for one in found.measured} == {"dense", blind}

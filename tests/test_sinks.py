@@ -1,4 +1,4 @@
-"""The attention on the first keys against its definition, and the warning against the pairs of the plan."""
+"""Tests of the attention on the first keys against its definition, and of the warning against the plan's pairs."""
 
 from dataclasses import replace
 
@@ -27,12 +27,12 @@ from sparsekit.problem import to_heads
 from sparsekit.report import sampled_rows
 from sparsekit.sinks import HEAD_RESTS, RESTS, Sinks, measure, over_prompts, share
 
-MOST = 3 * SINKS  # keys of a problem here, so that many queries see others than the sinks
+MOST = 3 * SINKS  # most keys of a problem here, so that many queries see more than the sinks
 ANY = st.one_of(problems(most=MOST), windowed(most=MOST), padded(most=MOST))
 
 
 def by_definition(p, plan, rows):
-    """Compute from the whole matrix which queries count, their mass on sinks, and the part that the plan drops."""
+    """Compute from the whole matrix which queries count, their mass on the sinks, and the part the plan drops."""
     k = to_heads(p.k, p.q.shape[1])
     probability = torch.where(p.visible(), (p.q @ k.mT * p.scale - oracle(p).lse[..., None]).exp(), 0.0)
     sink = to_heads(p.k_pos, p.q.shape[1])[:, :, None] < SINKS
@@ -63,7 +63,7 @@ def test_mass_is_that_of_a_full_softmax_and_the_warning_is_where_the_pairs_leave
 
 
 def resting(K=1024, sinks=True):
-    """Return a problem whose queries put most of their attention on the first key, or on no key in particular."""
+    """Return a problem whose queries attend mostly to the first key, or to no key in particular."""
     q, k, v = (randn(i, 1, 4, K, 16) for i in range(3))
     q[..., 0] = 4.0
     k[..., 0] = 0.0
@@ -112,7 +112,7 @@ def test_kept_queries_that_lose_the_sinks_are_told_apart():
     p = resting()
     rows, whole = sampled_rows(p), Streaming(sinks=16, window=32, block_size=16)(p)
     indices = whole.blocks.indices.clone()
-    indices[indices == 0] = 1  # the first block goes
+    indices[indices == 0] = 1  # drops the first block
     blind = replace(whole, blocks=replace(whole.blocks, indices=indices))
     assert measure(p, rows, blind).mend == "let the block stage keep the first block"
     plan = TokenCoverage(**PICKY)(p)
@@ -139,7 +139,7 @@ def test_few_keys_have_no_sinks_to_speak_of():
 
 
 class Largest(TorchDispatchMode):
-    """The number of entries of the largest tensor that was made."""
+    """Records the number of entries of the largest tensor."""
 
     entries = 0
 

@@ -1,4 +1,4 @@
-"""What a user sees of parameters: in `help`, and of their types in an editor or a type checker."""
+"""Tests of parameters as users see them in `help`, and of their types in an editor or a type checker."""
 
 import inspect
 import re
@@ -47,7 +47,7 @@ def test_a_type_checker_finds_what_would_be_refused(tmp_path):
     (tmp_path / "right.py").write_text(RIGHT)
     (tmp_path / "wrong.py").write_text(WRONG)
     command = [sys.executable, "-m", "mypy", "--no-error-summary", *map(str, sorted(tmp_path.glob("*.py")))]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)  # there what it knows of torch is kept
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)  # mypy keeps its cache there
     found = re.findall(r"(\w+)\.py:(\d+): error", ran.stdout)
     expected = {("wrong", str(number)) for number in range(3, WRONG.count("\n") + 1)}
     assert set(found) == expected, ran.stdout + ran.stderr

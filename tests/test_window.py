@@ -1,4 +1,4 @@
-"""The laws of a problem with a sliding window: the pairs of any plan, and of those the ones inside."""
+"""Tests of the laws for problems with a sliding window: a plan computes its pairs that lie inside the window."""
 
 from dataclasses import replace
 
@@ -51,7 +51,7 @@ def test_work_counts_the_pairs_inside_the_window(data):
 
 @given(data=st.data(), probe=st.integers(1, 9))
 def test_window_scores_are_what_the_last_queries_give_the_keys_they_see(data, probe):
-    """Of any windowed problem, what a plan leaves of one too: by hand from `visible`, row by row."""
+    """Compare with `visible`, row by row, also for the shorter problem of a plan."""
     p = data.draw(windowed())
     kept = data.draw(tokens(p, "q")) if p.q.shape[2] == p.k.shape[2] and data.draw(st.booleans()) else None
     p = Plan(kept, kept).compress(p)
@@ -106,7 +106,7 @@ def test_the_dense_setting_is_attention_inside_the_window(module, p, size):
 @settings(max_examples=30)
 @given(p=windowed())
 def test_a_stage_judges_each_sequence_alone(stage, p):
-    """Padding apart, too: it changes no choice."""
+    """Neither other sequences nor padding change a choice."""
     pairs = lawful(stage, p).pairs(p)
     for b in range(p.q.shape[0]):
         n = int((p.k_pos[b] != PAD).sum())
@@ -139,7 +139,7 @@ def test_stages_chain_with_the_nested_meaning(stage, p, fill):
 
 
 def some_tokens(p):
-    """A token stage that does drop under a window, so that what follows it meets positions with gaps."""
+    """Drop a third of the tokens even under a window, so that the next stage gets positions with gaps."""
     kept = torch.arange(p.q.shape[2]).remainder(3).bool() | (torch.arange(p.q.shape[2]) == p.q.shape[2] - 1)
     if p.q.shape[2] != p.k.shape[2]:
         return Plan()
@@ -149,7 +149,7 @@ def some_tokens(p):
 
 @given(p=windowed(), seed=SEEDS)
 def test_no_stage_looks_at_keys_that_none_of_its_probe_sees(p, seed):
-    """And none drops a token that its probe did not see."""
+    """No stage drops a token that its probe does not see."""
     assume(p.sliding_window is not None)
     coverage = sk.TokenCoverage(tau=0.7, voters=1, pool=1, min_tokens=0, sinks=2)
     assert coverage(p) == Plan()
@@ -164,14 +164,14 @@ def test_no_stage_looks_at_keys_that_none_of_its_probe_sees(p, seed):
 
 
 SCORED = [stage for stage in EXAMPLES if not isinstance(stage, sk.Streaming)]
-AWARE = [sk.FlexPrefill(gamma=0.7, tau=tau, block_size=2) for tau in (0.2, 0.4, 0.6)]  # in more heads, and in fewer
+AWARE = [sk.FlexPrefill(gamma=0.7, tau=tau, block_size=2) for tau in (0.2, 0.4, 0.6)]  # more or fewer query-aware heads
 
 
 @pytest.mark.parametrize("stage", **named([*SCORED, *AWARE]))
 @settings(max_examples=40)
 @given(p=problems(causal=True, most=16), window=st.integers(1, 8), seeds=st.tuples(SEEDS, SEEDS, SEEDS))
 def test_blocks_that_no_query_sees_change_no_choice(stage, p, window, seeds):
-    """The same chunk after twelve keys, whole blocks of any size here, that lie before every window."""
+    """The chunk follows twelve keys before every window: whole blocks, for each block size here."""
     n = 12 + window - 1
     far, other, near = (4 * randn(seed, *p.k.shape[:2], n, p.k.shape[3]) for seed in seeds)
     v = torch.cat([p.v[:, :, :1].expand(-1, -1, n, -1), p.v], 2)
@@ -208,7 +208,7 @@ def seen_tiles(p, m):
 
 @given(p=windowed(square=True), gamma=st.floats(0.1, 0.95))
 def test_flex_prefill_reaches_gamma_of_what_its_probe_sees(p, gamma):
-    """With blocks of one token the probe is the last query, and its row can be told by hand."""
+    """With blocks of one token the probe is the last query, so its row can be computed by hand."""
     assume(p.full and p.sliding_window is not None and p.k.shape[2] > 2)
     k, K = to_heads(p.k, p.q.shape[1]), p.k.shape[2]
     probability = (

@@ -1,4 +1,4 @@
-"""One pass over the right answer judges as generation does, whatever the prefill ran inside."""
+"""Tests that one pass over the right answer gives the score of generation, whatever the prefill ran inside."""
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ def test_values_are_the_runs_of_scored_bytes():
     "answer, right, found",
     [
         (b"12345\na = 67890", 10, 2),
-        (b"12345\nb = 67890", 10, 2),  # what is not scored does not count
+        (b"12345\nb = 67890", 10, 2),  # bytes that are not scored do not count
         (b"12344\na = 67890", 9, 1),
         (b"12345\na = 67", 7, 1),  # too short
         (b"", 0, 0),

@@ -1,4 +1,4 @@
-"""The embedded model itself: small, loadable as anybody would, and able to do its tasks."""
+"""Tests of the embedded model: it is small, transformers loads it, and it can do its tasks."""
 
 import json
 
@@ -33,7 +33,7 @@ def test_it_answers(model, task):
 
 
 def test_it_reads_the_text_and_not_its_memory(model):
-    """Without the fact in the prompt it can't know the digits."""
+    """Without the fact in the prompt it cannot know the digits."""
     sample = TASKS["single_key"](TEXT, 1024, 1)
     body, question = sample.prompt.rsplit(b"\n# Recall:\n", 1)
     gone = b"\n".join(line for line in body.split(b"\n") if sample.answer not in line)

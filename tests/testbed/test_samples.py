@@ -1,4 +1,4 @@
-"""The tasks: exact, repeatable, honest prompts on real text, and refusals that say what to do."""
+"""Tests of the tasks: exact, repeatable, fair prompts on real text, and errors that say what to do."""
 
 import random
 import subprocess
@@ -49,7 +49,7 @@ def test_facts_are_whole_lines_of_otherwise_real_text(name, length, seed):
     lines = sample.prompt.rsplit(ASK.encode(), 1)[0].split(b"\n")
     real = sum(line in LINES for line in lines[1:])
     assert real > len(lines) / 3, "most lines are the text's own"
-    if name != "question_answering":  # which asks in other words
+    if name != "question_answering":  # its question has other words than the text
         question = sample.prompt.rsplit(b"\n", 1)[1]
         first_line = question + sample.answer.split(b"\n")[0]
         assert any(line.startswith(first_line) for line in lines), "the fact asked for is a line of its own"

@@ -1,4 +1,4 @@
-"""What each task asks can be worked out from its prompt, by other means than made it, and only in one way."""
+"""Tests that each question has one answer, which independent code computes from the prompt."""
 
 import json
 import re
@@ -17,7 +17,7 @@ LENGTHS = st.integers(1024, 16_384)
 
 
 def drawn(name, length, seed):
-    """The sample, its text, its question, and the values of its answer."""
+    """Return a sample's answer, its text, its question, and the values of the answer."""
     sample = TASKS[name](TEXT, length, seed)
     body, question = sample.prompt.decode("latin-1").rsplit(ASK, 1)
     answer = sample.answer.decode()
@@ -46,7 +46,7 @@ def test_multi_query_names_keys_in_another_order_than_the_texts():
         _, body, question, _ = drawn("multi_query", 4096, seed)
         places = [body.index(key) for key in question.split("\n")[0].removeprefix("# ").split(", ")]
         differs += places != sorted(places)
-    assert differs >= 7  # of the 24 orders one is the text's
+    assert differs >= 7  # one of the 24 orders is that of the text
 
 
 @settings(max_examples=30)
@@ -127,7 +127,7 @@ PEOPLE = (
 
 
 def answered(seed, length):
-    """Which question was asked, and its answer, worked out from the text alone."""
+    """Return the kind of question, and its answer, computed from the text alone."""
     answer, body, question, values = drawn("question_answering", length, seed)
     people, said = {}, {}
     for pattern, order in PEOPLE:

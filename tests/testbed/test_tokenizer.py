@@ -1,4 +1,4 @@
-"""A text tokenizer of transformers between the tasks and the model changes no answer."""
+"""Tests that a text tokenizer between the tasks and the model changes no answer."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_a_tokenizer_without_offsets_is_refused():
 
 
 def test_a_leading_space_that_a_tokenizer_drops_is_kept():
-    """As sentencepiece does: the first token of a text loses its space, one after a prompt must not."""
+    """sentencepiece drops the space of a text's first token; a token after a prompt must keep it."""
     made = Tokenizer(models.WordLevel({"\u2581key": 0, "\u2581is": 1, "\u215112": 2, "\u258112": 3}, "\u2581key"))
     made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     tokenizer = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=made))
@@ -64,7 +64,7 @@ def test_a_leading_space_that_a_tokenizer_drops_is_kept():
 
 @torch.no_grad()
 def test_an_answer_ends_where_it_should():
-    """A token of several bytes may reach beyond the last one."""
+    """A token of several bytes may end after the answer's last byte."""
     tokenizer = TextTokenizer(byte_tokenizer(PAIRS))
     the = tokenizer.encode(b"the")
     torch.manual_seed(0)
