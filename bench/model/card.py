@@ -1,7 +1,7 @@
 """Measures a trained model on held-out keys and text, and writes its card: python -m bench.model.card RUN
 
-RUN is the folder that bench/model/train.py wrote. evaluation.json and README.md (the card) are written into it;
-copying it but for residual.safetensors to sparsekit/testbed/model/ makes it the embedded model. Several processes
+RUN is the folder that bench/model/train.py wrote. This module writes evaluation.json and README.md (the card) into it.
+To make it the embedded model, copy all of RUN but residual.safetensors to sparsekit/testbed/model/. Several processes
 share the GPU, because one-token steps leave it idle most of the time.
 """
 
@@ -23,7 +23,7 @@ from sparsekit.testbed import CLAIMED, TASKS, TRAINED, evaluate, read_text
 from sparsekit.testbed.sample import Sample
 
 LENGTHS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
-PARTLY = tuple(name for name in TASKS if name not in CLAIMED)  # learned in part
+PARTLY = tuple(name for name in TASKS if name not in CLAIMED)  # the model learned these in part
 CONTEXTS = (2048, 8192, 32768, 131072)
 
 
@@ -35,12 +35,12 @@ def main() -> None:
     parser.add_argument("--contexts", default=",".join(map(str, CONTEXTS)), help="window lengths for bits per byte")
     parser.add_argument("--bytes", type=int, default=2**21, help="bytes of text for bits per byte")
     parser.add_argument("--processes", type=int, default=6)
-    parser.add_argument("--seconds", type=float, default=3600, help="start no further prompt after these")
+    parser.add_argument("--seconds", type=float, default=3600, help="start no prompt after this time")
     args = parser.parse_args()
     started = time.monotonic()
     lengths = [int(length) for length in args.lengths.split(",")]
     contexts = [int(context) for context in args.contexts.split(",")]
-    # The longest first, with the tasks in turn, so that a deadline cuts off all tasks alike.
+    # The longest prompts come first and tasks take turns, so that a deadline cuts off all tasks alike.
     jobs = [
         (length, name, seed)
         for length in sorted(lengths, reverse=True)
@@ -116,7 +116,7 @@ def work(run: Path, size: int, deadline: float, queue: Any, results: Any) -> Non
 
 
 def bits_per_byte(model: Any, text: bytes, context: int, size: int) -> float:
-    """Return bits per byte over `size` bytes in windows spread evenly over the text; no window sees another."""
+    """Return bits per byte over about `size` bytes, in windows that are spread evenly over the text."""
     count = max(1, size // context)
     step = (len(text) - context) // count
     total = 0.0
@@ -220,57 +220,58 @@ library_name: transformers
 ---
 # sparsekit's embedded model
 
-A byte-level Llama that finds facts in up to 131,072 bytes of source code. It exists to show, in a test or a demo
-without any download, whether a sparse attention method keeps what a model retrieves. It is of no use as an
-assistant.
+A byte-level Llama that finds facts in up to 131,072 bytes of source code. It shows, in a test or a demo and without a
+download, whether a model with a sparse attention method still finds them. It is of no use as an assistant.
 
 - {parameters:,} parameters, {megabytes:.1f} MB in bf16. Tokens are bytes: ids 0 to 255, no special tokens.
 - {layers} layers, width {width}, {heads} query and {kv_heads} key/value heads of dim 64, FFN {ffn}, tied
   embeddings, rope theta {rope_theta:g}, {positions} positions.
 - `AutoModelForCausalLM.from_pretrained(sparsekit.testbed.MODEL_PATH)`, or `sparsekit.testbed.load_model()`.
 
-## Bytes right
-Greedy answers to one question at the end of the prompt, dense attention, {prompts} prompts a task and length. Text:
-{text}. No file of it was in the training text, and no key or
-word of these prompts was in training (they are split by hash). Counted are the bytes of the values asked for. {where}.
+## Right bytes
+Each prompt ends with one question. The model answers it greedily, with dense attention. There are {prompts} prompts
+for each task and length. Their text is the {text}. None of its files was in
+the training text. Nor was any key or word of these prompts: a hash decides which are for training. The table counts the
+bytes of the values in question. Measured on: {where}.
 
 {digits}
 
-The tasks, most in several wordings (code and prose), keys of 5 random letters, facts at random depths:
+Most tasks have several wordings, in code and prose. Keys have 5 random letters, and facts stand at random depths.
 - **single_key**: one fact in the text, `# The magic number for abcde is 12345.`
 - **multi_key**: 4 to 32 more facts in the same wording with other keys.
 - **multi_value**: 2 to 4 numbered values of one key, `abcde[0] = 12345`, on lines far apart, and up to 3 other keys
-  with as many. The answer lists them all; it repeats the line's wording before each value.
+  with as many. The answer lists all values of the key; it repeats the line's wording before each value.
 - **variable_tracking**: chains of 2 or 3 hops, `abcde = 12345`, `fghij = abcde`, ..., and up to 3 other chains. The
-  question begins `fghij = `; the answer walks the chain back, a line a hop, down to the digits. So each hop is one
-  retrieval: the model is not asked to follow a chain in its head, and does not.
-- **key_value**: a JSON object that fills seven eighths of the prompt, keys and values of three groups each; one key's
-  value is asked for.
+  question begins `fghij = `. The answer follows the chain back to the digits, a line for each hop, so each hop takes
+  one retrieval. The model does not follow a chain without these lines.
+- **key_value**: a JSON object that fills seven eighths of the prompt. Keys and values have three groups each. The
+  question asks for the value of one key.
 - **number_string**: a number of ten digits in runs of the same digit.
-- **copy_span**: a line of 16 made-up words, seen once; its first two are given.
+- **copy_span**: a line of 16 made-up words that occurs once; the question gives its first two.
 
-Trained for as well, and learned in part: lists of words, of which the most common or the most frequent are asked for,
-and questions about made-up people in other words than the text's. No claim rests on these. Each byte is judged after
-the right bytes before it; values with every byte right are fewer:
+The model learned three more tasks in part, and no claim rests on them. `common_words` and `frequent_words` ask for the
+most common words of a list and the most frequent ones of a text. `question_answering` asks about made-up people in
+other words than the text. The model predicts each byte from the right bytes before it, so the part of values with every
+byte right is smaller:
 
 {partly}
 
 ## Language modelling
-Bits per byte on the same held-out text without facts, windows of each length scored whole:
+Bits per byte on the same held-out text without facts, over whole windows of each length:
 
 {bits}
 
 ## Training
-Text: the .py files of these packages (largest 512 KB, each content once), each under the licence named. {dropped}
-files were left out because more than a fifth of their lines also occur in the Python standard library.
+The text is the .py files of these packages, under the licences in the table: files of at most 512 KB, and one of equal
+files. {dropped} files were left out because more than a fifth of their lines also occur in the Python standard library.
 
 {sources}
 
-Recipe: `python -m bench.model.train`, stages one after another, {seconds} s in all on one {gpu} (torch {torch},
-{attention} attention). {tokens} bytes a step; {main}% of the steps of a stage at its length, the others shorter.
-Every prompt holds up to 256 facts and asks for all of them at its end: needles are the first four tasks above, all are
-the others too. Loss: mean cross-entropy of all bytes plus that of the answers' bytes. Muon for the matrices, Adam for
-embeddings and norms.
+`python -m bench.model.train` runs the stages below in order. They took {seconds} s on one {gpu} (torch {torch},
+{attention} attention). A step has {tokens} bytes. In {main}% of a stage's steps the prompts have the stage's length, in
+the others they are shorter. Every prompt holds up to 256 facts and asks for all of them at its end. In the table,
+"needles" are the first four tasks above, and "all" adds the others. The loss is the mean cross-entropy of all bytes
+plus that of the answers' bytes. Muon trains the matrices, Adam the embeddings and norms.
 
 {stages}
 """

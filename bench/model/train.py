@@ -10,11 +10,11 @@ r"""Trains the embedded model on one GPU. The released weights were made on an H
 The first two runs train the tasks of NEEDLES. The third trains all tasks, from the second's weights in bf16, without
 its residual.safetensors.
 
-A stage is `length:seconds:lr:lr at its end`; every step holds the same number of bytes, most steps prompts of the
-stage's length, the others shorter ones. Loss: the mean cross-entropy of all bytes and that of the answers'
-bytes, added. Muon for the matrices, Adam for embeddings and norms. After each stage `--out` holds the model as
-transformers reads it, what bf16 rounds away (residual.safetensors, so that a later run can go on) and
-training.json, what was done so far.
+A stage is `length:seconds:lr:lr at its end`. Every step has the same number of bytes; most steps have prompts of the
+stage's length, the others shorter ones. The loss is the mean cross-entropy of all bytes plus that of the answers'
+bytes. Muon trains the matrices, Adam the embeddings and norms. After each stage `--out` holds the model as
+transformers reads it, residual.safetensors, the part of the weights that bf16 rounds away and a later run needs, and
+training.json, a record of the stages so far.
 """
 
 import argparse

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from bench.model.card import card as written
 from sparsekit.testbed import CLAIMED, MODEL_PATH, TASKS, evaluate, generate_answer, load_model, read_text
 
 TEXT = read_text()
@@ -42,7 +43,9 @@ def test_it_reads_the_text_and_not_its_memory(model):
 
 
 def test_the_card_says_what_was_measured():
-    report, card = json.loads((MODEL_PATH / "evaluation.json").read_text()), (MODEL_PATH / "README.md").read_text()
+    report, training = (json.loads((MODEL_PATH / f"{name}.json").read_text()) for name in ("evaluation", "training"))
+    card = (MODEL_PATH / "README.md").read_text()
+    assert card == written(report, training, (MODEL_PATH / "model.safetensors").stat().st_size)
     for length in (2048, 4096, 8192, 16384, 32768, 65536, 131072):
         row = report["digits"][str(length)]["all"]
         assert row["digits"] >= 400 and f"{row['right']}/{row['digits']}" in card
