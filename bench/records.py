@@ -67,7 +67,7 @@ def provenance(device: torch.device, commit: str | None = None) -> Record:
 
 
 def path_for(device: torch.device) -> Path:
-    """bench/records/cpu.jsonl, bench/records/nvidia-h200.jsonl."""
+    """Return the file of a chip's records, such as bench/records/nvidia-h200.jsonl."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return FOLDER / f"{slug(name)}.jsonl"
 

@@ -60,7 +60,7 @@ def fill_page() -> str:
     """Return a section per fill and per policy."""
     parts = [
         f"# Fills and policies\n\n{NOTE.format('sparsekit/fills.py` and `sparsekit/policies.py')}\n",
-        "A fill says what a query gets that a token stage dropped. It stands inside `decompress`:\n"
+        "A fill gives the output of queries that a token stage drops. It stands inside `decompress`:\n"
         "`token_coverage | decompress(fill=sliding_window(128))`. A policy says how a pipeline does its work. Each\n"
         "stands in a pipeline at most once; a pipeline adds those that are not named, with their defaults.\n",
         *map(_section, FILLS),
@@ -92,7 +92,7 @@ def command_page() -> str:
     """Return a section per command: what it does, its arguments and options."""
     parts = [
         f"# Commands\n\n{NOTE.format('sparsekit/commands/')}\n",
-        "`sparsekit COMMAND --help` prints the same. What goes wrong is one line and exit code 2.\n",
+        "`sparsekit COMMAND --help` prints the same. An error is one line and exit code 2.\n",
     ]
     for command in cli.app.registered_commands:
         name, rows = command.name or command.callback.__name__, list(options(command.callback))

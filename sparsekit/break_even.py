@@ -1,4 +1,4 @@
-"""Whether sparse attention can be worth its overhead, by a model of both times with constants measured on a device.
+"""Estimates whether sparse attention is faster than dense attention, from times measured on a device.
 
 dense       pairs x head dim over the rate that dense attention reaches
 overhead    time of the stages, compression included: for each stage the host's time of a call, or the device's, which
@@ -7,10 +7,11 @@ fixed       time of the fill and of the last queries, whatever the stages choose
             every query of a token stage were dropped; for the fill its measured time, where there is one
 attend      time of the pairs that the plan keeps, at the rate of block lists where there are some, and the fixed cost
             of such a plan
-How much a plan keeps is known only once the stages have run, and taken their time. Before that the estimate is what a
-stage must keep, and of the rest the part in USUAL. On a CPU a look at the plan costs nothing: there a plan that would
-take longer than dense attention is not run, and its search was in vain. Later calls are dense until VAIN of their dense
-times, and the time that other plans saved, make up for the search. `plan` and `explain` always search.
+Only a run of the stages, which takes time, shows how much a plan keeps. Before it the estimate adds the pairs that a
+stage must keep and the part USUAL of the others. On a CPU the size of a plan is known without a wait. If a plan would
+take longer than dense attention, dense attention runs instead, and the search was in vain. Later calls are dense until
+the part VAIN of their dense times, and the time that other plans saved, make up for the search. `plan` and `explain`
+always search.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -93,7 +93,7 @@ class _Watch(TorchDispatchMode):
             sized = torch.Tag.dynamic_output_shape in func.tags
         copied = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
         tensors = [x for x in (*given, *tree_leaves(out)) if isinstance(x, Tensor)]
-        devices = {x.device.type for x in tensors if copied or x.dim()}  # one of no axis needs no copy
+        devices = {x.device.type for x in tensors if copied or x.dim()}  # a 0-d tensor needs no copy
         asked = sized or torch.Tag.data_dependent_output in func.tags
         self.waits |= len(devices) > 1 or (asked and any(x.device.type != self.host for x in given))
         return out

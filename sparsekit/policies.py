@@ -56,7 +56,7 @@ class Attend:
 
 @dataclass(frozen=True)
 class Decompress:
-    """The output of queries that token stages drop, and the number of last queries that attend densely all the same.
+    """The output of queries that token stages drop, and the number of last queries that always attend densely.
 
     `dense_last` queries cost about 2 dense_last / length of dense attention. They change no stage's choice: they still
     vote. Each chunk of a prefill has its own last queries.
@@ -77,7 +77,7 @@ class Decompress:
 
 @runtime_checkable
 class Steps(Protocol):
-    """The part of a Pipeline that code needs which only reads its decisions."""
+    """The part of a Pipeline that is enough to read its decisions."""
 
     compress: Compress
     attend: Attend

@@ -198,7 +198,7 @@ class Problem(ByValue):
     def lengths(self) -> tuple[Tensor, Tensor]:
         """Count the queries and the keys that are no padding: int64 [B, h, 1] each.
 
-        If `full`, each is a CPU tensor of no axis: it combines with tensors of any device without a launch or a wait.
+        If `full`, each is a 0-d CPU tensor, which combines with tensors of any device without a launch or a wait.
         """
         if self.full:
             return torch.tensor(self.q.shape[2], device="cpu"), torch.tensor(self.k.shape[2], device="cpu")

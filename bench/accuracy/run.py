@@ -76,7 +76,7 @@ def main(
     packages: Annotated[str, typer.Option(help="Or the source of these installed packages, separated by commas")] = "",
     processes: Annotated[int, typer.Option(help="Processes that run at a time", min=1)] = 1,
     timed: Annotated[int, typer.Option(help="Prompts to time; 0: none", min=0)] = 2,
-    seconds: Annotated[float, typer.Option(help="Start no prompt after so many seconds", min=1)] = 540,
+    seconds: Annotated[float, typer.Option(help="Start no prompt after this many seconds", min=1)] = 540,
     out: Annotated[Path, typer.Option(help="File of records")] = Path("front.jsonl"),
     commit: Annotated[str | None, typer.Option(envvar="SPARSEKIT_COMMIT", help="Git revision to record")] = None,
 ) -> None:

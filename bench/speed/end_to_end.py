@@ -63,7 +63,7 @@ MODELS = {
     ),
 }  # fmt: skip
 BLOCKS = 0.04  # part of a length that FlexPrefill keeps in key blocks, and again in diagonals
-BEHIND, FROM = 1.1, 16384  # dense attention that is so many times slower at so many tokens stops there
+BEHIND, FROM = 1.1, 16384  # dense attention slower by BEHIND at FROM tokens or more is left out afterwards
 TIMED = "sparsekit, timed"
 progress = Console(stderr=True, width=120)
 

@@ -74,7 +74,7 @@ def from_model(length: int, shape: Shape, dtype: torch.dtype, device: torch.devi
 
     Each group of the shape is one of the model's two, taken in turn, with as many of its query heads, again in turn,
     as the shape has for a group. A head dim of r times 64 is the model's r times over, q scaled by 1 / sqrt(r): the
-    product is r times as large, the usual scale 1 / sqrt(D) is smaller by sqrt(r), so the scores stay what they were.
+    product is r times as large, the usual scale 1 / sqrt(D) is smaller by sqrt(r), so the scores do not change.
     """
     from sparsekit.integrations.transformers import LayerCall, sparsify
     from sparsekit.testbed import TASKS, load_model, read_text

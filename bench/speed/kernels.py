@@ -36,7 +36,7 @@ FASTEST = "FlashAttention-4"
 
 @dataclass
 class Times:
-    """In ms."""
+    """The times of a call, in ms."""
 
     alone: list[float] = field(default_factory=list)
     host: list[float] = field(default_factory=list)

@@ -12,7 +12,7 @@ import torch
 from bench.speed.contender import Contender
 from sparsekit import Problem, dispatch, stages
 
-ROWS, ROW = 5, 12  # rows of so many calls
+ROWS, ROW = 5, 12  # number of rows, calls in a row
 SYNC = "called a synchronizing CUDA operation"  # torch's warning
 STEPS = ("score", "select", "pattern", "compress", "attend", "decompress", "fill")
 OF_OP = {

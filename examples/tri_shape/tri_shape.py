@@ -1,8 +1,8 @@
 """Tri-shape: the first tokens, the nearest ones, and everything for the last queries, by block.
 
-Kept: every key block that holds one of the first `sinks` keys, every block that holds one of the last `window` keys a
-query sees, and for blocks with one of the last `last` queries all that these see. Nothing is scored.
-Source: the Tri-shape pattern of SCBench, arXiv:2412.10319, of the authors of MInference.
+Kept: every key block that holds one of the first `sinks` keys or one of a query's nearest `window` keys. Query blocks
+that hold one of the last `last` queries keep every block that they see. Nothing is scored.
+Source: the Tri-shape pattern of SCBench, arXiv:2412.10319, by authors of MInference.
 Differs from the authors' code: whole blocks are kept, so a query sees up to `block_size - 1` more keys on each side.
 """
 
@@ -17,12 +17,12 @@ from sparsekit.checks import check_amount, check_size
 
 @dataclass(frozen=True)
 class TriShape:
-    """Keeps sinks, a local band and the last rows; returns a Plan with blocks, alike for heads of the same positions.
+    """A stage that keeps sinks, a band and the last rows; its Plan has blocks, alike for heads of equal positions.
 
     Args:
-        sinks: first keys every query sees, in tokens, >= 0
-        window: nearest keys every query sees, itself among them, in tokens, >= 1
-        last: last queries that see all that dense attention shows them, in tokens, >= 0
+        sinks: first keys, which every query sees, in tokens, >= 0
+        window: nearest keys that every query sees, its own among them, in tokens, >= 1
+        last: number of last queries that see every key that dense attention shows them, in tokens, >= 0
         block_size: tokens, >= 1, of queries and of keys
     """
 
@@ -43,9 +43,9 @@ class TriShape:
             raise ValueError("TriShape: got a problem that is not causal; allowed is a causal one: use another stage")
         p, m = problem, self.block_size
         first, end, edge = (x[..., None] for x in p.block_range(m))  # [B, h, I, 1]
-        key = torch.arange(-(-p.k.shape[2] // m), device=p.k.device)  # the blocks
+        key = torch.arange(-(-p.k.shape[2] // m), device=p.k.device)  # number of each key block
         query = torch.arange(-(-p.q.shape[2] // m), device=p.q.device)[:, None]
-        near = key >= edge - (self.window + m - 2) // m  # the farthest of `window` keys lies so many blocks back
+        near = key >= edge - (self.window + m - 2) // m  # the farthest of `window` keys lies this many blocks back
         asked = (query + 1) * m > p.lengths()[0][..., None] - self.last  # padding is not among the last queries
         seen = (key >= first) & (key < end)  # [B, h, I, J]
         return Plan(blocks=Blocks.of(seen & (near | asked | (key * m < self.sinks)), (m, m)))

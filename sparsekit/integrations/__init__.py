@@ -1,1 +1,1 @@
-"""Where sparsekit meets other libraries: one file a library, imported when asked for."""
+"""Integrations with other libraries: one file or folder for each, imported only on request."""

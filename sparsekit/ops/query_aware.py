@@ -10,7 +10,7 @@ from ..samples import Arguments, Samples
 Probe = Float[Tensor, "B H D"]
 Means = Float[Tensor, "B _h J D"]
 Pooled = Float[Tensor, "B H J"]
-Blocks = Int[Tensor, "*blocks"]  # number of key blocks with tokens: [B, H, 1], or no axis and on the CPU
+Blocks = Int[Tensor, "*blocks"]  # number of key blocks with tokens: [B, H, 1], or 0-d and on the CPU
 Aware = Bool[Tensor, "B H"]
 
 

@@ -1,4 +1,4 @@
-"""The op `select_tokens`: the tokens with the largest scores, so many for each row."""
+"""The op `select_tokens`: the tokens with the largest scores, a given number for each row."""
 
 import torch
 from jaxtyping import Float, Int

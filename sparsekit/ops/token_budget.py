@@ -8,7 +8,7 @@ from ..samples import Arguments, Samples
 from . import coverage_count as definition
 
 Votes = Float[Tensor, "B K"]
-Most = Int[Tensor, "*most"]  # [B], or no axis and on the CPU
+Most = Int[Tensor, "*most"]  # [B], or 0-d and on the CPU
 Drop = Int[Tensor, "B"]
 
 

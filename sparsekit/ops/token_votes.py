@@ -9,7 +9,7 @@ from ..problem import to_heads
 from ..samples import Arguments, Samples
 
 Scores = Float[Tensor, "B H K"]
-Lengths = Int[Tensor, "*lengths"]  # [B, h, 1], or no axis and on the CPU
+Lengths = Int[Tensor, "*lengths"]  # [B, h, 1], or 0-d and on the CPU
 Mean = Float[Tensor, "B K"]
 
 

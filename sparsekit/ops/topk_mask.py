@@ -1,4 +1,4 @@
-"""The op `topk_mask`: the largest entries of each row, so many for each row, as a mask."""
+"""The op `topk_mask`: the largest entries of each row, a given number of them, as a mask."""
 
 import torch
 from jaxtyping import Bool, Int, Shaped

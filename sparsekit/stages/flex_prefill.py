@@ -3,8 +3,9 @@
 Scored: the attention of the probe, the last `block_size` queries, summed by key (vertical) and by distance (slash), and
 then by block. A head is query-aware if the Jensen-Shannon distance between its vertical scores by block and the
 estimate softmax(mean probe query . mean key of each block) is below `tau`.
-Kept, vertical-slash heads: the best key blocks and the best block diagonals. Their budgets are the single keys, and the
-single distances, that it takes to reach `gamma` of the probe's attention, in blocks, rounded up.
+Kept, vertical-slash heads: the best key blocks and the best block diagonals. The budget of key blocks is the least
+number of keys that together reach `gamma` of the probe's attention, in blocks, rounded up. The budget of diagonals
+counts distances in the same way.
 Kept, query-aware heads: the `min_budget` of both, and the best blocks of the map softmax(mean query . mean key) until
 they hold `gamma` of it.
 Always kept: the first key block and the main diagonal.
@@ -105,7 +106,7 @@ class FlexPrefill:
         return Plan(blocks=dispatch.run("vertical_slash_blocks", device.type, *pattern))
 
     def _before(self, p: Problem, n_q: Tensor) -> Tensor:
-        """Count the key blocks before the first that the probe sees: [B, H, 1], or no axis without a sliding window."""
+        """Count the key blocks before the first that the probe sees: [B, H, 1], or 0-d without a sliding window."""
         if p.sliding_window is None:
             return torch.tensor(0, device="cpu")
         row = (n_q - self.block_size).clamp(min=0)
@@ -124,7 +125,7 @@ class FlexPrefill:
         return first.int(), torch.where(start < n_q, last, -1).int()
 
     def _reaching(self, scores: Tensor, n_k: Tensor) -> Tensor:
-        """Return the budget of each row, in blocks: the entries it takes to reach gamma; [..., K] -> [..., 1]."""
+        """Return the budget of each row, in blocks: enough entries to reach gamma; [..., K] -> [..., 1]."""
         mass = scores.new_full(scores.shape[:-1], self.gamma)
         within = dispatch.run("coverage_count", scores.device.type, scores, mass, True)[..., None]
         if n_k.ndim:  # padding has attention 0 and would count

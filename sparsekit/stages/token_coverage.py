@@ -1,7 +1,7 @@
 """Dynamic Token Coverage: keep, in each head, the tokens the last queries attend to (Token Sparse Attention).
 
 Scored: every token before the last `voters`, by the mean attention probability that the last `voters` queries give it,
-averaged over `pool` neighbours. Kept: so many tokens that the mass of the dropped ones, averaged over heads and
+averaged over `pool` neighbours. Kept: enough tokens that the mass of the dropped ones, averaged over heads and
 normalised, stays near `tau`. The number is the same for all heads; each head keeps its own best tokens. Always kept:
 the last `voters` tokens, the first `sinks` tokens, to which pretrained models give the attention that a query needs
 nowhere else, and at least `min_tokens` besides the voters. Queries and keys keep the same tokens.
@@ -109,7 +109,7 @@ def _best(votes: Tensor, keep: Tensor) -> Tokens:
 
 
 def _to(x: Tensor, heads: int) -> Tensor:
-    """Repeat x for so many heads, unless it has no axis."""
+    """Repeat x for `heads` heads, unless it is 0-d."""
     return to_heads(x, heads) if x.ndim else x
 
 

@@ -1,4 +1,4 @@
-"""TriShape keeps the laws, shows what it promises, and is known by its name."""
+"""Tests of TriShape: it keeps the laws, shows the keys that it promises, and has a name in specs."""
 
 import pytest
 import torch

@@ -34,7 +34,7 @@ from .interface import NAME, decides_by_name, eager_forward, gives, stock
 from .masks import Carrier, Question, Rows, Sequences, added, is_traced, mask, packed_by
 from .ran import Ran
 
-DECODE = 32  # a call with at most so many new tokens over a cache is decode, as the verification of a draft is
+DECODE = 32  # at most this many new tokens over a cache are decode, as in the verification of a draft
 MARK = "_sparsekit"  # the attribute of an attention module that holds its Layer: a copy of the module has it too
 
 # the keyword arguments of transformers' attention functions that sparsekit understands
