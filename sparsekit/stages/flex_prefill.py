@@ -152,39 +152,23 @@ class FlexPrefill:
 
     def _block_map(self, p: Problem, means: Tensor, aware: Tensor, last: Tensor) -> Tensor | None:
         """Return the best blocks with gamma of the map of block means, in query-aware heads, as a mask [B, H, I, J]."""
-        I, J = last.shape[2], means.shape[2]
-        every = for_all(aware, aware.numel() * I * J, SCORE)
-        if every:  # compute all heads, so that the host need not wait to learn which
-            heads = torch.arange(aware.numel(), device=aware.device)
-        else:
-            heads = aware.flatten().nonzero().squeeze(-1)  # N heads, often 0; the host waits once
+        first = None if p.sliding_window is None else p.start()[:, :, :: self.block_size] // self.block_size
+        rest = p.scale, self.gamma, self.block_size
+        (H, I), J = last.shape[1:], means.shape[2]
+        if for_all(aware, aware.numel() * I * J, SCORE):  # room for all heads, so that the host need not wait
+            return dispatch.run("block_map", p.q.device.type, p.q, p.q_pos, means, aware, first, last, *rest)
+        heads = aware.flatten().nonzero().squeeze(-1)  # N heads, often 0; the host waits once
         if not len(heads):
             return None
-        H = p.q.shape[1]
 
         def of(x: Tensor) -> Tensor:
-            """Select the N heads: [B, h, ...] -> [N, ...], without a copy of all heads."""
-            if len(heads) == aware.numel():
-                return to_heads(x, H).flatten(0, 1)
-            return x.flatten(0, 1).index_select(0, heads // (H // x.shape[1]))
+            """Select the N heads: [B, h, ...] -> [N, 1, ...]."""
+            return x.flatten(0, 1).index_select(0, heads // (H // x.shape[1]))[:, None]
 
-        pos = of(p.q_pos)[:, None]
-        q = dispatch.run("block_means", p.q.device.type, of(p.q)[:, None], pos, self.block_size)[:, 0]
-        last = of(last)  # [N, I]
-        j = torch.arange(means.shape[2], device=means.device)
-        hidden = j > last[..., None]
-        if p.sliding_window is not None:
-            start = of(p.start())[
-                :, :: self.block_size, None
-            ]  # [N, I, 1]: starts ascend, so the first row's is the least
-            hidden = hidden | (j < start // self.block_size)
-        weights = (q @ of(means).mT * p.scale).masked_fill(hidden, float("-inf")).softmax(-1).nan_to_num(0.0)
-        mass = self.gamma * (last >= 0).sum(-1).to(weights.dtype)
-        chosen = dispatch.run("coverage_mask", weights.device.type, weights.flatten(1), mass, True).view_as(weights)
-        if every:
-            return chosen.unflatten(0, aware.shape[:2]) & aware[..., None, None]
+        of_heads = of(p.q), of(p.q_pos), of(means), of(aware), first if first is None else of(first), of(last)
+        chosen = dispatch.run("block_map", p.q.device.type, *of_heads, *rest)
         mask = torch.zeros(aware.numel(), I, J, dtype=torch.bool, device=means.device)
-        return mask.index_copy(0, heads, chosen).unflatten(0, aware.shape[:2])
+        return mask.index_copy(0, heads, chosen[:, 0]).unflatten(0, aware.shape)
 
 
 def _pooled(x: Tensor, size: int) -> Tensor:

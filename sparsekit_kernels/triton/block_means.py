@@ -19,12 +19,17 @@ def why_not(x: Tensor, pos: Tensor, size: int) -> str | None:
 
 
 def block_means(x: Rows, pos: Positions, size: int) -> Means:
+    return launch(x, pos, size)
+
+
+def launch(x: Rows, pos: Positions, size: int, heads: Tensor | None = None) -> Means:
+    """Return the block means; heads that a mask [B, heads] leaves out are not read, and have means of 0."""
     (B, g, n, D), h = x.shape, pos.shape[1]
-    heads, wide = max(g, h), torch.promote_types(x.dtype, torch.float32)
-    means = x.new_empty(B, heads, -(-n // size), D, dtype=wide)
+    each, wide = max(g, h), torch.promote_types(x.dtype, torch.float32)
+    means = x.new_empty(B, each, -(-n // size), D, dtype=wide)
     width = tile(D, D * 2)
-    _block_means[(B * heads * means.shape[2],)](
-        x, pos, means, *x.stride(), *pos.stride(), B, heads, heads // g, heads // h, n, size, D,
+    _block_means[(B * each * means.shape[2],)](
+        x, pos, heads, means, *x.stride(), *pos.stride(), B, each, each // g, each // h, n, size, D,
         N=tile(size, max(16, 8192 // width)), D_TILE=width, PAD=PAD,
         WIDE=tl.float64 if wide == torch.float64 else tl.float32,
     )  # fmt: skip
@@ -33,7 +38,7 @@ def block_means(x: Rows, pos: Positions, size: int) -> Means:
 
 @triton.jit
 def _block_means(
-    x, pos, means, x_b, x_h, x_l, x_d, pos_b, pos_h, pos_l, B, heads, per_x, per_pos, n, size, D,
+    x, pos, wanted, means, x_b, x_h, x_l, x_d, pos_b, pos_h, pos_l, B, heads, per_x, per_pos, n, size, D,
     N: tl.constexpr, D_TILE: tl.constexpr, PAD: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     block, line = tl.program_id(0) // (B * heads), (tl.program_id(0) % (B * heads)).to(tl.int64)
@@ -42,8 +47,11 @@ def _block_means(
     pos += b * pos_b + head // per_pos * pos_h
     d = tl.arange(0, D_TILE)
     first = block * size
+    end = tl.minimum(first + size, n)
+    if wanted is not None:
+        end = tl.where(tl.load(wanted + line) != 0, end, first)
     total, count = tl.zeros([D_TILE], WIDE), 0
-    for start in range(first, tl.minimum(first + size, n), N):
+    for start in range(first, end, N):
         slot = start + tl.arange(0, N)
         inside = (slot < n) & (slot < first + size)
         real = tl.load(pos + slot * pos_l, mask=inside, other=PAD) != PAD

@@ -6,6 +6,8 @@ settled bits. The next launch starts by adding up the bins of all shares, in a f
 the same key, without atomics. With MASS the bins sum the entries, otherwise they count them. The search is for the
 entry that exceeds the target, so a target of n entries is passed as n - 1. Another launch counts in each share the
 entries above the key and those equal to it. A last launch uses these counts to mark or write entries.
+
+A row whose mass is less than 0 has no entry within it: its programs end at once.
 """
 
 from typing import Any
@@ -20,7 +22,7 @@ from sparsekit.ops.coverage_mask import Mask, Mass, Scores
 from . import why_not_here
 from .topk_mask import AHEAD, HELD, choose, in_rows, keys, reached, search, sizes
 
-LONG = 2**18  # entries; longer rows are shared if their entries are marked
+LONG = 2**17  # entries; longer rows are shared if their entries are marked
 SPLIT, FEW = HELD, 256  # rows with more entries, if at most so many, are shared to count or compact their entries
 SHARE, SHARES = 8192, 256  # entries of a share, and most shares of a row: each program adds up the bins of all shares
 TILE = 4, 128  # entries of a step; a bin sums each column, so that a thread holds few sums and loads many entries
@@ -32,7 +34,7 @@ def why_not(scores: Tensor, mass: Tensor, largest: bool) -> str | None:
 
 def coverage_mask(scores: Scores, mass: Mass, largest: bool) -> Mask:
     rows = in_rows(scores)
-    mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+    mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     if rows.shape[1] > LONG:
         mark_shared(rows, limits(scores, mass), mask, not largest)
         return mask
@@ -85,13 +87,14 @@ def _coverage_mask(
     row = tl.program_id(0).to(tl.int64)
     scores += row * row_stride
     target = tl.load(limit + row)
-    low, high, above, within, spare = within_mass(scores, n, target, SMALLEST, N, WIDE)
-    tied = 0
-    for start in tl.range(0, n, N // 2, num_stages=AHEAD):
-        slot = start + tl.arange(0, N // 2)
-        key, x = keys(scores, slot, n, True, SMALLEST, WIDE)
-        chosen, tied = choose(key, low, high, spare, within, tied)
-        tl.store(mask + row * n + slot, chosen, mask=slot < n)
+    if target >= 0.0:
+        low, high, above, within, spare = within_mass(scores, n, target, SMALLEST, N, WIDE)
+        tied = 0
+        for start in tl.range(0, n, N // 2, num_stages=AHEAD):
+            slot = start + tl.arange(0, N // 2)
+            key, x = keys(scores, slot, n, True, SMALLEST, WIDE)
+            chosen, tied = choose(key, low, high, spare, within, tied)
+            tl.store(mask + row * n + slot, chosen, mask=slot < n)
 
 
 @triton.jit
@@ -123,6 +126,8 @@ def _bin_share(
     KEY: tl.constexpr = tl.int64 if BITS == 64 else tl.int32
     BINS: tl.constexpr = tl.uint64 if BITS == 64 else tl.uint32
     row, part, R = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(0)
+    if MASS:
+        n = tl.where(tl.load(limit + row) < 0.0, 0, n)
     low, mass = tl.full([], -(2 ** (BITS - 1)), KEY), tl.full([], 0.0, WIDE)
     if number > 0:
         low, mass = _settle(tl.load(limit + row), lows, masses, sums, number, SMALLEST, SHARES, WIDE)
@@ -164,6 +169,8 @@ def _count_share(
     MASS: tl.constexpr, SMALLEST: tl.constexpr, SHARES: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     row, part, R = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(0)
+    if MASS:
+        n = tl.where(tl.load(limit + row) < 0.0, 0, n)
     low, mass = _settle(tl.load(limit + row), lows, masses, sums, number, SMALLEST, SHARES, WIDE)
     if part == 0:
         tl.store(lows + number * R + row, low)
@@ -195,8 +202,10 @@ def _mark_share(
     low = tl.load(lows + row)
     spare = how_many_fit(low, tl.load(masses + row), tl.load(limit + row), SMALLEST, WIDE)
     within, tied = before(equals, part, SHARES)
+    mask += row * n
+    n = tl.where(tl.load(limit + row) < 0.0, 0, n)
     for start in range(part * share, tl.minimum(n, (part + 1) * share), N):
         slot = start + tl.arange(0, N)
         key, x = keys(scores + row * row_stride, slot, n, MASS, SMALLEST, WIDE)
         inside, tied = choose(key, low, low, spare, within, tied)
-        tl.store(mask + row * n + slot, inside, mask=slot < n)
+        tl.store(mask + slot, inside, mask=slot < n)

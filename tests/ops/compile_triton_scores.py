@@ -12,6 +12,7 @@ from compile_triton import compile_kernel, line, tensors
 
 from sparsekit.problem import PAD
 from sparsekit_kernels.triton import (
+    block_map,
     block_means,
     coverage_count,
     coverage_mask,
@@ -137,8 +138,17 @@ def block_kernels(name):
         yield f"query_aware D={D}", kernel
     for dtype, D in (("bf16", 64), ("bf16", 128), ("fp16", 128), ("fp32", 256)):
         pointers = tensors(dtype, "x", pos="i32", means="fp32")
-        constants = dict(N=8192 // D, D_TILE=D, PAD=PAD, WIDE=tl.float32, x_d=1, pos_l=1)
+        constants = dict(wanted=None, N=8192 // D, D_TILE=D, PAD=PAD, WIDE=tl.float32, x_d=1, pos_l=1)
         yield f"block_means {dtype} D={D}", compile_kernel(block_means._block_means, name, pointers, constants)
+    del constants["wanted"]
+    kernel = compile_kernel(block_means._block_means, name, pointers | {"wanted": "*i1"}, constants)
+    yield "block_means of some heads", kernel
+    for window in (False, True):
+        pointers = tensors("fp32", "q k weights mass", heads="i1", last="i32") | {"gamma": "fp32"}
+        constants = dict(M=threshold_blocks.ROWS, N=threshold_blocks.KEYS, D_STEP=threshold_blocks.DIMS)
+        constants |= dict(WIDE=tl.float32) | ({} if window else {"first": None})
+        pointers |= tensors("i32", "first") if window else {}
+        yield f"rows of a map window={window}", compile_kernel(block_map._rows, name, pointers, constants)
     pattern = tensors("i1", "verticals slashes extra", first="i32", last="i32")
     for extra in (False, True):
         constants = dict(EXTRA=extra, N=1024)

@@ -79,7 +79,7 @@ def hopper() -> None:
     for Q, K, H, G, D, sinks in ((389, 389, 4, 1, 128, 5), (300, 517, 3, 3, 64, 0), (389, 389, 16, 2, 128, 40)):
         q, k, v = (torch.randn(2, h, n, D, device="cuda").bfloat16() for h, n in ((H, Q), (G, K), (G, K)))
         spec = (
-            f"token_coverage(tau=0.3, window=200, min_tokens=30) | decompress(fill=sliding_window(70, sinks={sinks}))"
+            f"token_coverage(tau=0.3, voters=200, min_tokens=30) | decompress(fill=sliding_window(70, sinks={sinks}))"
         )
         pipeline, p = Pipeline([Pipeline.from_spec(spec)], break_even=0), Problem.of(q, k, v)
         plan = pipeline.decide(p)

@@ -18,7 +18,7 @@ from test_triton import not_interpreted, poisoned, poisoned_room
 
 import sparsekit as sk
 from sparsekit import Plan, Problem, dispatch
-from sparsekit.problem import PAD
+from sparsekit.problem import PAD, to_heads
 from sparsekit.stages import block_threshold, block_topk, flex_prefill, token_coverage
 
 pytest.importorskip("triton", reason="the kernels are Triton's, and it is only made for Linux")
@@ -191,7 +191,7 @@ def test_the_entries_within_a_mass_are_the_definition(data, largest):
         assume(x.isfinite().all())
         x = x.double().to(x.dtype)
     total = torch.nan_to_num(x, 0.0, 0.0, 0.0).sum(-1)
-    part = data.draw(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0, 2.0]))
+    part = data.draw(st.sampled_from([-1.0, 0.0, 0.2, 0.5, 0.9, 1.0, 2.0]))
     mass = (total * part).round() + (0.0 if torch.equal(x, x.round()) else 0.001)
     mask = plain("coverage_mask", x, mass, largest)
     assert torch.equal(fast("coverage_mask", x, mass, largest), mask)
@@ -290,7 +290,7 @@ def test_query_aware_heads_are_the_definition(h, seed, data):
         assert torch.equal(mine, theirs)
 
 
-# --- block_means, vertical_slash_blocks, seen_blocks --------------------------------------------------------------
+# --- block_means, block_map, vertical_slash_blocks, seen_blocks ---------------------------------------------------
 
 
 @interpreted
@@ -313,6 +313,28 @@ def test_the_error_of_block_means_is_that_of_plain_torch(dtype, n, D, size):
     mine, theirs, truth = fast("block_means", x, pos, size), plain("block_means", x, pos, size), x.double()
     assert mine.dtype == torch.float32
     no_worse(mine, theirs, plain("block_means", truth, pos, size), torch.float32)
+
+
+@interpreted
+@settings(max_examples=25)
+@given(data=st.data(), m=st.sampled_from([1, 3, 4]), gamma=st.sampled_from([0.3137, 0.7071, 0.9531]))
+def test_a_block_map_is_the_definition(data, m, gamma):
+    """The map has rows of padding, rows before a window, blocks that are no numbers, and heads that need none."""
+    p = data.draw(problems(causal=True, most=14) | windowed(most=14) | padded())
+    assume(p.causal and p.q.shape[2] <= p.k.shape[2])
+    bad = data.draw(st.sampled_from([None, None, math.nan, math.inf]))
+    if bad is not None:
+        p.k.view(-1)[data.draw(st.integers(0, p.k.numel() - 1))] = bad
+    (B, H), means = p.q.shape[:2], plain("block_means", p.k, p.k_pos, m)
+    last = to_heads(p.block_range(m)[1], H) - 1
+    first = p.start()[:, :, ::m] // m if p.sliding_window is not None else None
+    heads = randn(data.draw(SEEDS), B, H) > data.draw(st.sampled_from([-9.0, 0.0]))
+    given_ = p.q, p.q_pos, means, heads, first, last, p.scale, gamma, m
+    mine, theirs = (run("block_map", *given_) for run in (fast, plain))
+    assert torch.equal(mine, theirs)
+    assert not mine[~heads].any()
+    with shared():
+        assert torch.equal(fast("block_map", *given_), theirs)
 
 
 @settings(max_examples=30)
