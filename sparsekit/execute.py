@@ -52,7 +52,7 @@ def run(
 def begin(
     problem: Problem, plan: Plan, short: list[Problem], compress: str, backend: str, check: bool, clock: Clock
 ) -> Output | Step:
-    """Do as `run`, but return the step that decompresses, where there is one, instead of running it.
+    """Do as `run`, but return the step that writes the answer, where one step does, instead of running it.
 
     The step may be called with a problem that has other q, k and v of the same shapes: it holds no tensor of this one.
     """
@@ -68,12 +68,21 @@ def begin(
         return dispatch.run(op, device, *args, backend=backend if can else "auto")
 
     if plan.dense_last:
-        out = run(problem, replace(plan, dense_last=0), short, compress, backend, False, clock)
-        with clock("attend"):
-            return _with_last(problem, plan, out, call)
+        begun = begin(problem, replace(plan, dense_last=0), short, compress, backend, False, clock)
+
+        def with_last(problem: Problem) -> Output:
+            out = begun if isinstance(begun, Output) else begun(problem)
+            with clock("attend"):
+                return _with_last(problem, plan, out, call)
+
+        return with_last
     if plan.queries is None and plan.keys is None:
-        with clock("attend"):
-            return call("attend", problem, Plan(blocks=plan.blocks))
+
+        def attend_blocks(problem: Problem) -> Output:
+            with clock("attend"):
+                return call("attend", problem, Plan(blocks=plan.blocks))
+
+        return attend_blocks
     if compress == "indexed":
         with clock("attend"):
             out = call("attend", problem, replace(plan, fill=None))

@@ -310,7 +310,7 @@ class Pipeline:
         return plan, begun if isinstance(begun, Output) else begun(problem)
 
     def _begin(self, problem: Problem, plan: Plan | None, clock: Clock) -> tuple[Plan, Output | execute.Step]:
-        """Do as `run`, but return the last step, which decompresses, instead of running it."""
+        """Do as `run`, but return the last step, which writes the answer, instead of running it."""
         plan, short = self._decide_again(problem, clock) if plan is None else (plan, [])
         how = self.attend
         return plan, execute.begin(problem, plan, short, self.compress.mode, how.backend, how.check, clock)
