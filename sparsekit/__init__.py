@@ -31,9 +31,7 @@ if not TYPE_CHECKING:  # or every misspelt name would have a type
     def __getattr__(name: str) -> Any:
         """Return the version, or a public name where none was imported yet."""
         if name == "__version__":
-            from importlib.metadata import version
-
-            return version(__name__)
+            return import_module(f"{__name__}.version").version()
         is_room = any(Path(__file__).with_name(file).exists() for file in (name, f"{name}.py"))
         if not is_room:  # "from . import room" calls this first
             public = import_module(f"{__name__}.public")

@@ -27,6 +27,7 @@ from .report import Report, explain
 from .spec import brief, parse, step_text, write
 
 SHAPES = 256  # the most shapes for which a pipeline remembers something
+ATTENDED = 2**28  # bytes of queries: below, the host takes longer to launch attention than the GPU to copy its answer
 
 
 class Pipeline:
@@ -232,9 +233,12 @@ class Pipeline:
     ) -> Tensor | Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Run all but the last step; return that step as a function of q, k, v, or the output if no step is left."""
         problem = Problem.of(q, k, v, causal, scale)
-        begun = self._begin(problem, None, nullcontext)[1]
+        plan, begun = self._begin(problem, None, nullcontext)
         if isinstance(begun, Output):
             return begun.o
+        attends = plan.dense_last or (plan.queries is None and plan.keys is None)
+        if attends and q.nbytes < ATTENDED:
+            return begun(problem).o
         if problem.q is not q:  # a scale below zero: the problem holds changed queries
             return begun(problem).o
         rest = {field.name: getattr(problem, field.name) for field in fields(problem)[3:]}  # it holds no q, k, v

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
@@ -32,6 +31,7 @@ from .plan import Plan, Tokens
 from .policies import Stage
 from .problem import Output, Problem, is_abstract
 from .timing import now_ms
+from .version import version
 
 LOG = logging.getLogger("sparsekit")
 FOLDER = "SPARSEKIT_CACHE"  # environment variable: a folder instead of the user's cache
@@ -277,7 +277,7 @@ def _read(path: Path) -> dict:
 
 
 def _key(device: torch.device) -> str:
-    return f"{chip(device)}, torch {torch.__version__}, sparsekit {version('sparsekit')}"
+    return f"{chip(device)}, torch {torch.__version__}, sparsekit {version()}"
 
 
 def _stages() -> Iterator[Stage]:

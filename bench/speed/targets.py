@@ -158,10 +158,24 @@ def _over_dense(aim: float) -> Callable[[list[Record]], Measured | None]:
     return measure
 
 
-def _beyond(case: str, most: float, inputs: str = "structured") -> Callable[[list[Record]], Measured | None]:
+def _beyond(case: str, most: float) -> Callable[[list[Record]], Measured | None]:
     def measure(rows: list[Record]) -> Measured | None:
-        ms = _in_a_row(rows, case, inputs)
+        ms = _in_a_row(rows, case)
         return ms and Measured(f"{ms[2]:.2f} ms", most / ms[2])
+
+    return measure
+
+
+def _search(case: str, most: float, inputs: str) -> Callable[[list[Record]], Measured | None]:
+    """Measure a call minus its attention alone."""
+
+    def measure(rows: list[Record]) -> Measured | None:
+        mine = [row for row in _of(rows, case) if row.get("row_ms") and row["inputs"] == inputs]
+        whole = next((row["row_ms"]["p50"] for row in mine if row["case"] == case), None)
+        alone = min((row["row_ms"]["p50"] for row in mine if row["case"] != case), default=None)
+        if whole is None or alone is None:
+            return None
+        return Measured(f"{whole - alone:.2f} ms", most / (whole - alone))
 
     return measure
 
@@ -222,8 +236,8 @@ TARGETS = [
     *(
         Target(
             f"F{n}",
-            f"FlexPrefill .95 on a model's q, k, v, {length // 1024}K, in a row: at most {most} ms beyond its pairs",
-            LLAMA, length, _beyond("FlexPrefill, gamma 0.95, as published", most, "model"),
+            f"FlexPrefill .95 on a model's q, k, v, {length // 1024}K, in a row: at most {most} ms besides attention",
+            LLAMA, length, _search("FlexPrefill, gamma 0.95, as published", most, "model"),
         )
         for n, (length, most) in enumerate(SEARCHES, 1)
     ),

@@ -15,6 +15,8 @@ from .block_means import launch
 from .coverage_mask import coverage_mask
 from .threshold_blocks import DIMS, KEYS, ROWS, _scores
 
+WARPS = 8  # with fewer, registers spill
+
 
 def why_not(
     q: Queries,
@@ -48,7 +50,7 @@ def block_map(
     per_first = H // first.shape[1] if first is not None else 1
     _rows[(-(-I // ROWS), B * H)](
         queries, means, heads, first, last, weights, mass, *near, *last.stride(), H, H // G, per_first, I, J, D,
-        scale, gamma, M=ROWS, N=KEYS, D_STEP=DIMS,
+        scale, gamma, M=ROWS, N=KEYS, D_STEP=DIMS, num_warps=WARPS,
         WIDE=tl.float64 if queries.dtype == torch.float64 else tl.float32,
     )  # fmt: skip
     return coverage_mask(weights.flatten(2), mass, True).view(B, H, I, J)

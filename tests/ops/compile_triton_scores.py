@@ -70,9 +70,16 @@ def held_kernels(name):
         pointers = tensors("fp32", "scores", keep="i32")
         for op, result in ((topk_mask._topk_mask, {"mask": "*i1"}), (select_tokens._select_tokens, {"idx": "*i32"})):
             yield f"{op.__name__[1:]} held n={n}", compile_kernel(op, name, pointers | result, given, warps)
+        pointers = tensors("fp32", "scores", keep="i32", bounds_of="i32", counts="i32")
+        yield f"select_tokens search n={n}", compile_kernel(select_tokens._search, name, pointers, given, warps)
         pointers = tensors("fp32", "votes", drop="i64") | {"tau": "fp32"}
         kernel = compile_kernel(token_budget._token_budget, name, pointers, given | dict(PER_ROW=False), warps)
         yield f"token_budget held n={n}", kernel
+
+    pointers = tensors("fp32", "scores", keep="i32", bounds_of="i32", counts="i32", idx="i32")
+    constants = dict(SHARE=select_tokens.SHARE, WIDE=tl.float32)
+    kernel = compile_kernel(select_tokens._take, name, pointers, constants, select_tokens.WARPS)
+    yield "select_tokens take", kernel
 
 
 def row_kernels(name):
@@ -148,7 +155,8 @@ def block_kernels(name):
         constants = dict(M=threshold_blocks.ROWS, N=threshold_blocks.KEYS, D_STEP=threshold_blocks.DIMS)
         constants |= dict(WIDE=tl.float32) | ({} if window else {"first": None})
         pointers |= tensors("i32", "first") if window else {}
-        yield f"rows of a map window={window}", compile_kernel(block_map._rows, name, pointers, constants)
+        kernel = compile_kernel(block_map._rows, name, pointers, constants, block_map.WARPS)
+        yield f"rows of a map window={window}", kernel
     pattern = tensors("i1", "verticals slashes extra", first="i32", last="i32")
     for extra in (False, True):
         constants = dict(EXTRA=extra, N=1024)

@@ -242,4 +242,6 @@ def test_it_compiles_without_spills(target):
 def not_interpreted():
     import os
 
-    return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(Path.cwd())}
+    return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {
+        "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+    }

@@ -157,8 +157,12 @@ def shared(tile=(2, 16)):
         yield
 
 
+@contextmanager
 def rows_held(held, tile=(2, 16)):
-    return shared(tile) if held is None else mock.patch("sparsekit_kernels.triton.topk_mask.HELD", held)
+    """Inside, a program holds a row of at most so many entries, and several write it; None: several search it, too."""
+    with mock.patch("sparsekit_kernels.triton.select_tokens.SHARE", 16):
+        with shared(tile) if held is None else mock.patch("sparsekit_kernels.triton.topk_mask.HELD", held):
+            yield
 
 
 @held_or_not
@@ -177,7 +181,7 @@ def test_the_largest_are_the_definition(held, data):
 def test_zeros_of_both_signs_are_equal():
     x, keep = torch.tensor([[[-0.0, 0.0, -0.0, 0.0, 1.0]]], device=WHERE), torch.tensor([[3]], device=WHERE)
     assert fast("topk_mask", x, keep).tolist() == [[[True, True, False, False, True]]]
-    assert fast("select_tokens", x, keep).idx.tolist() == [[[0, 1, 4]]]
+    assert fast("select_tokens", x, keep).idx[..., :3].tolist() == [[[0, 1, 4]]]  # a GPU has room for all
 
 
 @settings(max_examples=20)
@@ -435,7 +439,7 @@ def test_a_stage_decides_the_same(stage, p):
 
 
 def test_it_says_why_not():
-    x = randn(0, 1, 1, 8, 300, dtype=torch.float32)
+    x = randn(0, 1, 1, 8, 300, dtype=torch.float32).to(WHERE)
     assert "300 is larger than 256" in sk.why_not("triton", "window_scores", Problem.of(x, x, x), 4)
     if WHERE == "cpu":
         half = x[..., :8].bfloat16()
