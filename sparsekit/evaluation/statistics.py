@@ -80,7 +80,9 @@ def certainty(ours: Sequence[float], theirs: Sequence[float]) -> float:
     observed = abs(sum(round(gap * scale) for gap in gaps))
     chances = np.ones(1)  # probability of each sum from -all to all, in steps of one
     for step in filter(None, steps):
-        chances = np.convolve(chances, [0.5, *[0.0] * (2 * step - 1), 0.5])
+        half, chances = chances / 2, np.zeros(len(chances) + 2 * step)
+        chances[: len(half)] += half
+        chances[-len(half) :] += half
     middle = len(chances) // 2
     sums = np.abs(np.arange(len(chances)) - middle)
     return min(1.0, float(chances[sums >= observed].sum()))
