@@ -51,5 +51,5 @@ clean:
 
 $(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c $(CONSTRAINTS) -e ".[dev]"
+	$(BIN)/pip install -q $(PIP_OPTIONS) -c $(CONSTRAINTS) -e ".[dev]"
 	touch $@

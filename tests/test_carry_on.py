@@ -24,7 +24,8 @@ def test_the_workflow_calls_the_script_that_ci_runs():
         assert (ROOT / constraints).exists()
     named = re.findall(r"Python :: (3\.\d+)", PYPROJECT)
     assert sorted(named) == sorted(re.findall(r'python(?:-version)?: "(.*)"', jobs)), "what is claimed is tried"
-    assert "CONSTRAINTS" in read("Makefile") and "make check test" in read(".ci/run")
+    script = read(".ci/run")
+    assert "CONSTRAINTS" in read("Makefile") and "make check" in script and "make test docs" in script
 
 
 def test_the_hooks_are_those_of_make_check_and_fetch_nothing():
