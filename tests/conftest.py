@@ -1,4 +1,5 @@
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -21,3 +22,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_interpreter_is_quick():
+    if os.environ.get("TRITON_INTERPRET") != "1" or not find_spec("triton"):
+        yield
+        return
+    from quick_interpreter import quick_interpreter
+
+    with quick_interpreter():
+        yield
