@@ -25,13 +25,11 @@ class Claim:
         return "; ".join(parts)
 
 
-TARGETS: Mapping[str, Claim] = {  # what the names of the recipes promise
+CLAIMS: Mapping[str, Claim] = {
     "lossless": Claim(sure_loss=False, text=0.003),
     "balanced": Claim(answers=0.97, average=0.99, text=0.01),
     "fast": Claim(answers=0.95),
 }
-KEPT = ("lossless", "balanced")  # not yet `fast`: it was chosen anew, and no other seeds were asked since
-CLAIMS: Mapping[str, Claim] = {name: TARGETS[name] for name in KEPT}  # the records confirm these everywhere
 ENOUGH = 200  # answers that a claim needs, at each model and length
 
 

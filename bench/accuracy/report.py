@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bench.accuracy.claims import CLAIMS, ENOUGH, TARGETS
+from bench.accuracy.claims import CLAIMS, ENOUGH
 from bench.accuracy.measured import Measured, read_all, runs_of_times
 from bench.accuracy.pipelines import PAPERS, PUBLISHED
 from bench.records import FOLDER, ROOT
@@ -56,7 +56,6 @@ CLAIMED = (
     f"These claims rest on at least {ENOUGH} answers at each model and length. The tests check them, and other seeds "
     "and another text do not contradict them:"
 )
-NOT_CLAIMED = "These are aims, not claims yet. Check a recipe before you rely on it:"
 STEPS = "| | pipeline | spec | answers | difference | text, nats | density | speed-up |"
 
 
@@ -96,8 +95,8 @@ def page(models: Sequence[Measured], others: Sequence[Measured]) -> str:
     parts = [PAGE, "## Recipes\n", table(models), "", *specs(), *claims()]
     if others:
         late = (
-            "Each model was asked these prompts once, after the recipes were chosen. The results of the embedded "
-            "model were known\nwhen `fast` got its parameters.\n"
+            "Each model was asked these prompts once, after the recipes were chosen. `fast` got its parameters anew "
+            "after the\nother two had been asked; then it was asked the same prompts.\n"
         )
         parts += ["## Other seeds, another text\n", late, table(others), ""]
     for measured in models:
@@ -151,11 +150,8 @@ def specs() -> list[str]:
 
 
 def claims() -> list[str]:
-    """Return the claims about recipes, which the tests check on every model in the tables, and the aims."""
-    listed = lambda some: "\n".join(f"- `{name}`: {claim}" for name, claim in some.items()) + "\n"  # noqa: E731
-    parts = [f"{CLAIMED}\n", listed(CLAIMS)] if CLAIMS else []
-    meant = {name: claim for name, claim in TARGETS.items() if name not in CLAIMS}
-    return parts + ([f"{NOT_CLAIMED}\n", listed(meant)] if meant else [])
+    """Return the claims about recipes, which the tests check on every model in the tables."""
+    return [f"{CLAIMED}\n", "\n".join(f"- `{name}`: {claim}" for name, claim in CLAIMS.items()) + "\n"]
 
 
 def tasks(measured: Measured) -> list[str]:
