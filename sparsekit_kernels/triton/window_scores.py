@@ -39,7 +39,7 @@ TILES = {
     },
     "sm_100": {
         "exponentials": ((128, 64, 8, 2), (64, 64, 8, 2)),
-        "columns": ((128, 64, 8, 2), (64, 64, 8, 2)),
+        "columns": ((128, 64, 8, 2), (64, 32, 8, 2)),
         "diagonals": ((128, 64, 8, 2), (64, 64, 8, 2)),
     },
     "gfx942": {
@@ -259,7 +259,7 @@ def _probabilities(
             # inf - inf in a row that gives nothing. On a GPU the larger of NaN and a number is the number, and the
             # assembler drops the comparison, as no power of two fails it; Triton's interpreter needs the comparison
             p = tl.exp2(tl.maximum(p, -1e3))
-            p = tl.where(p >= 0.0, p, 0.0)
+            p = tl.where(p >= 0.0, tl.minimum(p, 1.0), 0.0)  # the passes may differ in a huge score's last place
             if first is not None:
                 p = tl.where(key[:, None] >= tl.load(first + at + m), p, 0.0)
             if (end > sure) | (end < N + R):  # some row may not see a key, or a slot lies before the first
