@@ -173,7 +173,7 @@ FAULTS = [
  ("triton: a window row sees one key too many", "sparsekit_kernels/triton/window_scores.py", "(key[:, None] < tl.load(last + at + m))", "(key[:, None] <= tl.load(last + at + m))"),
  ("triton: diagonals folded the wrong way", "sparsekit_kernels/triton/window_scores.py", "key = slot - (R - 1) + r", "key = slot - r"),
  ("triton: parts of a long window lost", "sparsekit_kernels/triton/window_scores.py", "for x in range(per_head * R):", "for x in range(R):"),
- ("triton: NaN rows give NaN to their keys", "sparsekit_kernels/triton/window_scores.py", "p = tl.where(p >= 0.0, p, 0.0)", "p = p + 0.0"),
+ ("triton: NaN rows give NaN to their keys", "sparsekit_kernels/triton/window_scores.py", "p = tl.where(p >= 0.0, tl.minimum(p, 1.0), 0.0)", "p = p + 0.0"),
  ("triton: NaN is no largest entry", "sparsekit_kernels/triton/topk_mask.py", "return tl.where(x != x, float(\"inf\"), x)", "return x"),
  ("triton: -0 below 0", "sparsekit_kernels/triton/topk_mask.py", "bits = tl.where(x == 0.0, 0, bits)  # -0 is 0", "bits = tl.where(x == 0.0, bits, bits)"),
  ("triton: the last of equal entries win", "sparsekit_kernels/triton/topk_mask.py", "(inside & (rank <= spare))", "(inside & (rank > within - spare))"),

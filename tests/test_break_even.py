@@ -157,7 +157,7 @@ EVERY = [row for row in read(FOLDER / "nvidia-h200.jsonl") if row.get("speed_up"
 RECORDS = [row for row in EVERY if row["kind"] == "ours"]
 
 
-IN_ROWS = [row for row in RECORDS if row.get("row_ms")]
+IN_ROWS = [row for row in RECORDS if row.get("row_ms") and row["what"] != "attend"]  # whole pipelines
 OF_A_MODEL = [
     (row, dense[row["length"]])
     for rows in [[x for x in Records(FOLDER / "front" / "qwen2.5-coder-1.5b.jsonl").lines if x["kind"] == "price"]]
