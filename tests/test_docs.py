@@ -44,7 +44,8 @@ def section(page, title):
 
 
 def test_what_is_written_from_the_code_is_up_to_date():
-    subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=ROOT, check=True)
+    found = subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert not found.returncode, f"run python docs/generate.py: {found.stdout}{found.stderr}"
 
 
 def test_the_results_are_those_of_the_records():

@@ -22,6 +22,11 @@ def test_a_name_stands_for_its_steps(name):
         Pipeline.from_spec(f"{name}(tau=0.1)")
 
 
+def test_the_reference_names_every_recipe():
+    (named,) = re.findall(r"sparsekit\.recipes\n   :members: (.*)", (report.ROOT / "docs" / "api.md").read_text())
+    assert set(named.split(", ")) >= set(recipes.PIPELINES)
+
+
 def test_no_figure_of_the_records_stands_in_a_docstring():
     for text in (recipes.__doc__, recipes.paper.__doc__, *(recipe.__doc__ for recipe in recipes.PIPELINES.values())):
         assert not re.search(r"\d%|\d x |\d ms|\[[-+\d]", text)
