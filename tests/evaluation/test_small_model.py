@@ -28,8 +28,16 @@ def test_the_task_of_the_page_is_asked(folder, tmp_path, monkeypatch, capsys):
     names: dict = {}
     exec(re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1], names)
     monkeypatch.setitem(TASKS, "code_of_the_door", names["code_of_the_door"])
-    line = next(line for line in PAGE.read_text().splitlines() if line.startswith("    sparsekit eval small_model "))
-    words = line.replace("small_model", str(folder)).split() + ["--pipelines", "streaming", "--timed", "0", "--out"]
+    line = next(
+        line for line in PAGE.read_text().splitlines() if line.startswith("    sparsekit eval /tmp/small_model ")
+    )
+    words = line.replace("/tmp/small_model", str(folder)).split() + [
+        "--pipelines",
+        "streaming",
+        "--timed",
+        "0",
+        "--out",
+    ]
     monkeypatch.setattr(sys, "argv", [*words, str(tmp_path / "records.jsonl")])
     with pytest.raises(SystemExit) as ended:
         main()
