@@ -5,6 +5,7 @@ import threading
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib import metadata
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch._subclasses import FakeTensorMode
 import sparsekit as sk
 from sparsekit import Pipeline, Plan, Problem, break_even, dispatch, prices
 from sparsekit.prices import FOLDER, LEAST, SWITCH, Price, Prices, Shape, keep, may_measure, measure, price_name
+from sparsekit.version import version
 
 CPU = torch.device("cpu")
 SMALL = Shape(2, 1, 16, torch.float32, (256, 512))
@@ -82,6 +84,19 @@ def test_times_of_another_torch_or_machine_do_not_count(cache, monkeypatch):
     assert prices.prices(CPU) is None
     keep(CPU, FOUND)
     assert len(json.loads(cache.read_text())) == 2, "nothing is lost"
+
+
+def test_a_source_tree_that_is_not_installed_keeps_prices_too(cache, monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metadata, "version", missing)
+        version.cache_clear()
+        assert sk.__version__ == "unknown" and prices.prices(CPU) is None
+        keep(CPU, FOUND)
+        assert prices.prices(CPU) == FOUND
+    version.cache_clear()
 
 
 def test_a_file_that_cannot_be_read_is_said_and_nothing_is_known(cache, caplog):
