@@ -31,7 +31,7 @@ AUTO: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu", "reference"),
     "cuda": ("hopper", "flash", "triton", "cpu", "reference"),
 }  # the backends that "auto" tries, in order, by device type: a backend is listed once it has been measured there
-ALLOWED = ("auto", *(name for name in BACKENDS if name != "hopper"))  # values of `Attend.backend`: hopper has no attend
+ALLOWED = ("auto", *BACKENDS)  # values of `Attend.backend`
 
 
 _clock: ContextVar[Callable[[str], AbstractContextManager]] = ContextVar("clock", default=nullcontext)

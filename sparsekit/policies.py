@@ -43,7 +43,7 @@ class Attend:
         break_even: number of keys from which on the stages run, else dense; "auto": by measured times; 0: always run
     """
 
-    backend: Literal["auto", "flash", "triton", "cpu", "reference"] = "auto"
+    backend: Literal["auto", "hopper", "flash", "triton", "cpu", "reference"] = "auto"
     check: bool = False
     break_even: Literal["auto"] | int = "auto"
 

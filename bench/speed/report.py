@@ -206,7 +206,10 @@ WHOLE = (
 )  # fmt: skip
 
 
-FIXED = "Parameters fix how much each pipeline computes: random weights cannot say how much a trained model needs."
+FIXED = (
+    "Parameters fix how much each pipeline computes: random weights cannot say how much a trained model needs.\n"
+    "With `auto` a recipe runs as break-even decides; it finds little to skip here, so this shows what it costs."
+)
 REAL = "Recipes run by force, and, with `auto`, as break-even decides. The prompt is real text."
 
 

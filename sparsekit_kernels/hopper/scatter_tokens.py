@@ -13,7 +13,6 @@ import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
@@ -25,6 +24,7 @@ from sparsekit.problem import Output, Problem
 
 from ..triton.scatter_tokens import put_rows
 from . import COMPUTING, COPYING, REGISTERS, described, programs, readable, why_not_here
+from .attend import barriers, step_of
 
 LN2 = gl.constexpr(math.log(2))
 KEYS = 64  # keys of a tile
@@ -133,42 +133,6 @@ def _copy(
 
 
 @gluon.jit
-def _step(
-    q, weights, top, total, acc, bars, room, step, key, place, window, scale, more,
-    N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, WHOLE: gl.constexpr,
-):  # fmt: skip
-    """Compute the scores of the tile of keys `key` [N] while the weights of the last tile are multiplied by its values.
-
-    The caller has waited for the tile's barrier. If it is WHOLE, every row sees all of it.
-    """
-    q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
-    q_room, k_room, v_room, k_sink_room, v_sink_room = room
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
-    OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    before, last = step % STAGES, (step // STAGES) & 1
-    step += 1
-    s = step % STAGES
-    x = gl.zeros([64, N], gl.float32, SCORES)
-    x = warpgroup_mma(q, k_room.index(s).reshape([N, D]).permute((1, 0)), x, use_acc=False, is_async=True)
-    mbarrier.wait(v_full.index(before), last)
-    acc = warpgroup_mma(weights, v_room.index(before).reshape([N, D]), acc, is_async=True)
-    x = warpgroup_mma_wait(1, deps=(x,))
-    mbarrier.arrive(k_empty.index(s), count=1)
-    if not WHOLE:
-        x = gl.where((key[None, :] <= place[:, None]) & (key[None, :] > place[:, None] - window), x, -float("inf"))
-    new = gl.maximum(top, gl.max(x, 1) * scale)
-    x = gl.exp2(x * scale - new[:, None])
-    decay = gl.exp2(top - new)
-    total = total * decay + gl.sum(x, 1)
-    weights = gl.convert_layout(x.to(k_room.dtype), gl.DotOperandLayout(0, OUT, 2))
-    # wait here: the compiler moves a wait for the tensor cores up to the last wait for a barrier
-    mbarrier.wait(k_full.index((step + 1) % STAGES), ((step + 1) // STAGES) & 1, pred=more)
-    acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
-    mbarrier.arrive(v_empty.index(before), count=1)
-    return step, weights, new, total, acc * gl.convert_layout(decay, gl.SliceLayout(1, OUT))[:, None]
-
-
-@gluon.jit
 def _attend(
     bars, room, k_pos, o, lse, p_b, o_b, o_h, o_l, scale, sinks, H, tiles, n_rows, chunks, G, R, Q, K, window,
     GROUP: gl.constexpr, HEADS: gl.constexpr, ROWS: gl.constexpr, BOTH: gl.constexpr, N: gl.constexpr,
@@ -194,7 +158,7 @@ def _attend(
         else:
             at += GROUP * ROWS
         begin = K - Q + at  # index of the first row among the keys
-        place = begin + row % ROWS
+        low, high = begin + row % ROWS - window + 1, begin + row % ROWS + 1  # the keys that a row sees
         u, s = turn % 2, step % STAGES
         mbarrier.wait(q_full.index(u), (turn // 2) & 1)
         q = q_room.index(u * 2 + GROUP).reshape([64, D]).load(gl.DotOperandLayout(0, SCORES, 2))
@@ -211,14 +175,14 @@ def _attend(
             x = warpgroup_mma_wait(0, deps=(x,))
         mbarrier.arrive(k_empty.index(s), count=1)
         near = first + key
-        x = gl.where((near[None, :] <= place[:, None]) & (near[None, :] > place[:, None] - window), x, -float("inf"))
+        x = gl.where((near[None, :] >= low[:, None]) & (near[None, :] < high[:, None]), x, -float("inf"))
         top = gl.max(x, 1) * scale
         acc = gl.zeros([64, D], gl.float32, OUT)
         if SINKS:
             slot = gl.arange(0, SINKS, layout=gl.SliceLayout(0, FAR))
-            last = gl.convert_layout(place, gl.SliceLayout(1, FAR)) - window
+            before = gl.convert_layout(low, gl.SliceLayout(1, FAR))
             real = slot < sinks - gl.load(k_pos + b * p_b)  # sinks are the lowest positions
-            y = gl.where(real[None, :] & (slot[None, :] <= last[:, None]), y, -float("inf"))
+            y = gl.where(real[None, :] & (slot[None, :] < before[:, None]), y, -float("inf"))
             top = gl.maximum(top, gl.convert_layout(gl.max(y, 1) * scale, gl.SliceLayout(1, SCORES)))
             safe = gl.where(top == -float("inf"), 0.0, top)
             y = gl.exp2(y * scale - gl.convert_layout(safe, gl.SliceLayout(1, FAR))[:, None])
@@ -236,18 +200,18 @@ def _attend(
         free = gl.maximum(gl.cdiv(begin + ROWS - window - first, N), 1)  # no row's window begins in this tile or later
         late = gl.maximum((begin + 1 - first) // N, free)  # some row's window ends in this tile or later
         for t in range(1, gl.minimum(free, n)):
-            step, weights, top, total, acc = _step(
-                q, weights, top, total, acc, bars, room, step, first + t * N + key, place, window, scale, t + 1 < n,
+            step, weights, top, total, acc = step_of(
+                q, weights, top, total, acc, bars, room, step, first + t * N + key, low, high, scale, t + 1 < n,
                 N, D, STAGES, False,
             )  # fmt: skip
         for t in range(free, gl.minimum(late, n)):
-            step, weights, top, total, acc = _step(
-                q, weights, top, total, acc, bars, room, step, first + t * N + key, place, window, scale, t + 1 < n,
+            step, weights, top, total, acc = step_of(
+                q, weights, top, total, acc, bars, room, step, first + t * N + key, low, high, scale, t + 1 < n,
                 N, D, STAGES, True,
             )  # fmt: skip
         for t in range(late, n):
-            step, weights, top, total, acc = _step(
-                q, weights, top, total, acc, bars, room, step, first + t * N + key, place, window, scale, t + 1 < n,
+            step, weights, top, total, acc = step_of(
+                q, weights, top, total, acc, bars, room, step, first + t * N + key, low, high, scale, t + 1 < n,
                 N, D, STAGES, False,
             )  # fmt: skip
         s = step % STAGES
@@ -280,22 +244,7 @@ def _window(
         gl.allocate_shared_memory(k.dtype, [2, 1, 1, MOST, D], k_sinks.layout),
         gl.allocate_shared_memory(v.dtype, [2, 1, 1, MOST, D], v_sinks.layout),
     )
-    q_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    q_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(2):
-        mbarrier.init(q_full.index(i), count=1)
-        mbarrier.init(q_empty.index(i), count=2)
-    for i in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(i), count=1)
-        mbarrier.init(k_empty.index(i), count=2)
-        mbarrier.init(v_full.index(i), count=1)
-        mbarrier.init(v_empty.index(i), count=2)
-    fence_async_shared()
-    bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
+    bars = barriers(STAGES)
     gl.warp_specialize(
         [
             (_attend, (bars, room, k_pos, o, lse, p_b, o_b, o_h, o_l, scale, sinks, H, tiles, n_rows, chunks, G, R, Q,

@@ -9,7 +9,19 @@ import typer
 from bench.records import append, read
 from bench.speed import end_to_end
 from bench.speed.contender import Skipped
-from bench.speed.end_to_end import CASES, MODELS, behind, build, first_token, look, main, named, prompt, watched
+from bench.speed.end_to_end import (
+    CASES,
+    DECIDED,
+    MODELS,
+    behind,
+    build,
+    first_token,
+    look,
+    main,
+    named,
+    prompt,
+    watched,
+)
 from bench.speed.report import BEGIN, END, layers
 from bench.speed.report import main as report
 from bench.speed.run import main as measure
@@ -32,8 +44,8 @@ def model():
 
 def test_every_case_is_timed_beside_the_fastest_dense_one(records):
     rows = read(records)
-    assert [row["length"] for row in rows] == [256] * len(CASES) + [1024] * len(CASES)
-    assert {row["case"] for row in rows} == {named(case) for case in CASES}
+    assert [row["length"] for row in rows] == [256] * len(CASES + DECIDED) + [1024] * len(CASES + DECIDED)
+    assert {row["case"] for row in rows} == {named(case) for case in CASES + DECIDED}
     for length in (256, 1024):
         mine = {row["case"]: row for row in rows if row["length"] == length}
         fastest = min(mine[named(case)]["ms"]["p50"] for case in CASES if case.dense)
@@ -168,7 +180,7 @@ def test_it_has_a_table_of_its_own_and_changes_no_other(records, tmp_path):
         ({"model": "gpt"}, "model: got 'gpt'; allowed are llama-3.1-8b, tiny"),
         ({"tokens": "16Q"}, "lengths: got '16Q'"),
         ({"only": "no such case"}, "2 cases and 3 repeats"),
-        ({"repeats": 2}, "5 cases and 2 repeats"),
+        ({"repeats": 2}, "10 cases and 2 repeats"),
     ],
 )
 def test_bad_options_say_what_is_allowed(tmp_path, options, message):

@@ -14,7 +14,7 @@ from compile_triton import line
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from sparsekit_kernels.hopper import COMPUTING, COPYING, REGISTERS, layout, scatter_tokens, window_scores
+from sparsekit_kernels.hopper import COMPUTING, COPYING, REGISTERS, attend, layout, scatter_tokens, window_scores
 
 NAME = "sm_90"
 
@@ -51,6 +51,15 @@ def window_kernels():
         yield f"scatter_tokens D={D} heads={heads} sinks={sinks} {dtype}", kernel
 
 
+def block_kernels():
+    for D, N, per in ((128, 128, 1), (64, 128, 2), (128, 64, 1)):
+        boxes = dict(q=[1, 1, attend.ROWS // 2, D], k=[1, 1, N, D], v=[1, 1, N, D])
+        pointers = dict.fromkeys(("counter", "whole", "part", "indices"), "*i32")
+        pointers |= dict(reach="*i64", o="*bf16", lse="*fp32")
+        constants = dict(N=N, D=D, PER=per, STAGES=attend.STAGES)
+        yield f"attend D={D} N={N}", compile_kernel(attend._attend, boxes, pointers, constants, torch.bfloat16)
+
+
 def score_kernels():
     for D in (128, 64):
         boxes, pointers = dict(q=[1, 1, 64, D], k=[1, 1, window_scores.HELD, D]), dict(top="*fp32", total="*fp32")
@@ -75,7 +84,7 @@ def serialized(kernel):
 
 
 def main():
-    for kernels in (window_kernels, score_kernels):
+    for kernels in (block_kernels, window_kernels, score_kernels):
         for what, kernel in kernels():
             print(line(NAME, what, kernel) + serialized(kernel), flush=True)
 

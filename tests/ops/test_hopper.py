@@ -11,12 +11,14 @@ from closeness import no_worse, plain_torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import randn
-from test_cpu import some
+from test_cpu import some, tiles
 
 pytest.importorskip("triton.experimental.gluon", reason="the kernels are Gluon's, which comes with Triton on Linux")
 
 import sparsekit as sk
-from sparsekit import Output, Plan, Problem, SlidingWindow, Tokens, dispatch, oracle
+from sparsekit import Blocks, Output, Plan, Problem, SlidingWindow, Tokens, attend, dispatch, oracle
+from sparsekit.problem import PAD
+from sparsekit_kernels.hopper import attend as hopper_attend
 from sparsekit_kernels.hopper import scatter_tokens, window_scores
 
 HERE = torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability()[0] == 9
@@ -68,9 +70,23 @@ def test_it_says_which_scores_are_not_its_own(reason, p, asked):
     assert reason in window_scores.why_not(p, *asked)
 
 
-def test_it_is_not_named_to_attend():
-    with pytest.raises(ValueError, match="backend: got 'hopper'"):
-        sk.policies.Attend("hopper")
+BLOCKS = tiles(1, 4, 300, 300, 128, 0.5)
+
+
+@pytest.mark.parametrize(
+    "reason, p, plan",
+    [
+        ("this plan has none", problem(), Plan()),
+        ("gather first", problem(), Plan(FEW, FEW, BLOCKS)),
+        ("sliding window", problem(sliding_window=50), Plan(blocks=BLOCKS)),
+        (r"block size (64, 64)", problem(), Plan(blocks=tiles(1, 4, 300, 300, 64, 0.5))),
+        (r"block size (128, 96)", problem(), Plan(blocks=Blocks.of(torch.ones(1, 1, 3, 4).bool(), (128, 96)))),
+        ("float32 is not supported", problem(dtype=torch.float32), Plan(blocks=BLOCKS)),
+        ("head dim 96 is not supported", problem(D=96), Plan(blocks=BLOCKS)),
+    ],
+)
+def test_it_says_which_block_lists_are_not_its_own(reason, p, plan):
+    assert reason in hopper_attend.why_not(p, plan)
 
 
 @given(st.integers(1, 64))
@@ -86,8 +102,9 @@ def test_they_compile():
     ran = subprocess.run([sys.executable, script], capture_output=True, text=True, env=given)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     lines = ran.stdout.splitlines()
-    assert len(lines) == 8 and all(line.endswith("KiB fits") for line in lines), ran.stdout
-    assert all("spills 0" in line or ("scatter_tokens" in line and "spills 24" in line) for line in lines), ran.stdout
+    assert len(lines) == 11 and all(line.endswith("KiB fits") for line in lines), ran.stdout
+    spilled = {line: int(line.split("spills ")[1].split()[0]) for line in lines}
+    assert all(n <= (0 if "window_scores" in line else 24) for line, n in spilled.items()), ran.stdout
 
 
 def poisoned(x):
@@ -150,6 +167,43 @@ class TestOnHopper:
         mask = kept.kept()
         assert (out.o[mask] == 7).all() and (out.lse[mask] == 5).all()
         no_worse(out.o[~mask], plain_torch(p, plan).o[~mask], oracle(p, plan).o[~mask], torch.bfloat16)
+
+    @pytest.mark.parametrize("padding", [False, True])
+    @pytest.mark.parametrize(
+        "B,H,G,Q,K,D,size,density,dtype,causal",
+        [
+            (1, 4, 1, 2048, 2048, 128, (128, 128), 0.3, torch.bfloat16, True),
+            (2, 6, 2, 1500, 1500, 128, (128, 128), 1.0, torch.bfloat16, True),
+            (1, 7, 1, 1000, 1000, 128, (128, 64), 0.2, torch.float16, True),
+            (1, 8, 2, 2100, 2100, 64, (256, 256), 0.3, torch.bfloat16, True),
+            (2, 4, 4, 700, 1900, 128, (128, 192), 0.4, torch.bfloat16, True),
+            (1, 16, 2, 4097, 4097, 128, (128, 128), 0.05, torch.bfloat16, True),
+            (1, 4, 2, 500, 300, 64, (128, 128), 0.5, torch.bfloat16, False),
+            (3, 2, 1, 5, 5, 128, (128, 128), 1.0, torch.bfloat16, True),
+            (1, 32, 8, 16384, 16384, 128, (128, 128), 0.05, torch.bfloat16, True),
+        ],
+    )
+    def test_block_lists(self, B, H, G, Q, K, D, size, density, dtype, causal, padding):
+        """Some lists are empty."""
+        p = there(B, H, G, Q, K, D, dtype, causal=causal)
+        I, J = -(-Q // size[0]), -(-K // size[1])
+        mask = torch.rand(B, H, I, J, generator=torch.Generator().manual_seed(Q)) < density
+        mask[:, ::3, ::4] = False
+        plan = Plan(blocks=Blocks.of(mask.cuda(), size))
+        if padding:
+            k_pos, ends = torch.arange(K, device="cuda"), torch.arange(B, 0, -1, device="cuda") * (K - 1) // B
+            q_pos = (k_pos[-Q:] if causal else torch.arange(Q, device="cuda")).expand(B, 1, Q).int()
+            k_pos = k_pos.expand(B, 1, K).masked_fill(k_pos >= ends[:, None, None], PAD).int()
+            p = Problem(p.q, p.k, p.v, k_pos if Q == K else q_pos, k_pos, p.scale, causal)
+        rows = torch.linspace(0, Q - 1, min(Q, 200), device="cuda").long().unique()
+        truth, plain = oracle(p, plan, rows), plain_torch(p, plan, rows)
+        out = attend(p, plan, backend="hopper")
+        no_worse(out.o[:, :, rows], plain.o, truth.o, dtype)
+        seen = truth.lse.isfinite()
+        assert torch.equal(out.lse[:, :, rows].isfinite(), seen)
+        no_worse(out.lse[:, :, rows][seen], plain.lse[seen], truth.lse[seen], torch.float32)
+        again = attend(p, plan, backend="hopper")
+        assert torch.equal(out.o, again.o) and torch.equal(out.lse, again.lse)
 
     @pytest.mark.parametrize(
         "B,H,G,Q,K,D,window,dtype,causal",
