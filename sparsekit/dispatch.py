@@ -31,6 +31,7 @@ AUTO: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu", "reference"),
     "cuda": ("hopper", "flash", "triton", "cpu", "reference"),
 }  # the backends that "auto" tries, in order, by device type: a backend is listed once it has been measured there
+FIRST = {"attend": "flash"}  # ops of which "auto" tries another backend first: with short lists it is faster there
 ALLOWED = ("auto", *BACKENDS)  # values of `Attend.backend`
 
 
@@ -95,13 +96,19 @@ def capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
+def order(op: str, device: str) -> tuple[str, ...]:
+    """Return the backends that "auto" tries for an op, in this order."""
+    names = AUTO.get(device, AUTO["cpu"])
+    return tuple(sorted(names, key=lambda name: name != FIRST.get(op)))
+
+
 def choose(op: str, device: str, *args: Any, backend: str = "auto") -> str:
-    """Return the backend that runs the op: the named one, or for "auto" the first of AUTO that can.
+    """Return the backend that runs the op: the named one, or for "auto" the first of `order` that can.
 
     Raises NoBackendError if it cannot run.
     """
     reasons = {}
-    for name in AUTO.get(device, AUTO["cpu"]) if backend == "auto" else (backend,):
+    for name in order(op, device) if backend == "auto" else (backend,):
         reasons[name] = why_not(name, op, *args)
         if reasons[name] is None:
             return name
@@ -125,7 +132,7 @@ def kernel(op: str, device: str, *args: Any, backend: str = "auto") -> Callable[
 def no_gpu_kernel(*args: Any) -> str | None:
     """Return in words why no GPU kernel can run attend on these arguments, or None if one can."""
     reasons = {}
-    for name in reversed([name for name in AUTO["cuda"] if name not in AUTO["cpu"] and has(name, "attend")]):
+    for name in reversed([name for name in order("attend", "cuda") if name not in AUTO["cpu"] and has(name, "attend")]):
         reasons[name] = why_not(name, "attend", *args)
         if reasons[name] is None:
             return None

@@ -397,7 +397,7 @@ def test_backends_prints_each_op_and_why_not(here, monkeypatch):
     if not torch.cuda.is_available():
         reasons = [line for line in ran.stdout.splitlines() if line.startswith("(")]
         assert [line[4:] for line in reasons if not line[4:].startswith("cpu: ")] == [
+            "hopper: it needs a Hopper GPU, and there is none here",
             "flash: it needs an NVIDIA GPU, and there is none here",
             "triton: it needs a GPU, and there is none here",
-            "hopper: it needs a Hopper GPU, and there is none here",
         ]

@@ -100,10 +100,12 @@ def _stacked(rows: list[Record]) -> Measured | None:
     return Measured(f"{row['ms']['p50']:.1f} ms, allowed {allowed:.1f} ms", allowed / row["ms"]["p50"])
 
 
-def _triton(rows: list[Record]) -> Measured | None:
+def _without_flash(rows: list[Record]) -> Measured | None:
+    """Measure our fastest block-sparse kernel other than FlashAttention-4."""
+    mine = _of(rows, "FlexPrefill", "hopper") or _of(rows, "FlexPrefill", "triton")
     pairs = [
         (ours, theirs)
-        for ours in _of(rows, "FlexPrefill", "triton")
+        for ours in mine
         for theirs in _of(rows, ours["case"], "authors")
         if ours["case"] == theirs["case"] and ours["case"].endswith("attend alone")
     ]
@@ -116,7 +118,7 @@ def _triton(rows: list[Record]) -> Measured | None:
         return 4 * s["H"] * s["D"] * row["active"] * L * (L + 1) / 2 / row["ms"]["p50"] / 1e9
 
     least, ratio = min(rate(ours) for ours, _ in pairs), min(rate(ours) / rate(theirs) for ours, theirs in pairs)
-    return Measured(f"{ratio:.2f} x, {least:.0f} TFLOP/s", min(ratio / 1.4, least / 400))
+    return Measured(f"{ratio:.2f} x, {least:.0f} TFLOP/s", min(ratio / 1.5, least / 450))
 
 
 def _memory(rows: list[Record]) -> Measured | None:
@@ -219,8 +221,8 @@ TARGETS = [
     Target("T5", "stacked, 128K: at most 1.15 x (dense FA4 x density + 3 ms)", LLAMA, K128, _stacked),
     Target(
         "T6",
-        "the Triton backend, 128K: 1.4 x the authors' block-sparse kernel and 400 TFLOP/s, on active blocks",
-        LLAMA, K128, _triton,
+        "without FA4, 128K: 1.5 x the authors' block-sparse kernel and 450 TFLOP/s, on active blocks",
+        LLAMA, K128, _without_flash,
     ),
     Target("T7", "1M tokens: at most 1.25 x (Q + K + V + O) of memory", LLAMA, M1, _memory),
     Target("T8", "block-sparse on a CPU, 16K: 75% of 1/density over torch SDPA", "cpu", 16384, _cpu),

@@ -53,7 +53,8 @@ def backends(
     for number, line in enumerate(reasons, 1):
         console.print(f"({number}) {line}", markup=False, highlight=False, soft_wrap=True)
     for kind, order in dispatch.AUTO.items():
-        console.print(f'"auto" on {kind}: {", then ".join(order)}', highlight=False)
+        other = "".join(f"; for {op}, {name} first" for op, name in dispatch.FIRST.items() if name in order)
+        console.print(f'"auto" on {kind}: {", then ".join(order)}{other}', highlight=False, soft_wrap=True)
     console.print(_times(prices(device)), highlight=False, soft_wrap=True)
 
 
