@@ -24,6 +24,7 @@ CHOOSING = (  # stages whose choices have a size that depends on the data
     "token_coverage(tau=0.3, min_tokens=100) | block_threshold(alpha=0.1, queries='mean')",
 )
 BACKENDS = [b for b in dispatch.BACKENDS if b != "reference" and dispatch.table()["attend"][b] is None]
+DENSE = [b for b in BACKENDS if b != "hopper"]  # backends that attend without block lists, too
 # queries, keys, key/value heads, head dim, dtype
 CASES = [
     (1, 1, 1, 64, torch.bfloat16),
@@ -218,7 +219,8 @@ def test_a_scale_that_is_not_above_zero(backend, scale):
     seen = torch.ones(515, 515, dtype=torch.bool, device="cuda").tril()
     x = [t.double() for t in (q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1))]
     scores = (x[0] @ x[1].mT * scale).masked_fill(~seen, float("-inf"))
-    no_worse(attend(p, backend=backend).o, plain_torch(p).o, scores.softmax(-1) @ x[2], torch.bfloat16)
+    if backend in DENSE:
+        no_worse(attend(p, backend=backend).o, plain_torch(p).o, scores.softmax(-1) @ x[2], torch.bfloat16)
     for name, plan in plans(1, 4, 515, 515):
         plan = on_gpu(plan)
         try:
@@ -229,7 +231,7 @@ def test_a_scale_that_is_not_above_zero(backend, scale):
         no_worse(out.o, plain_torch(p, plan).o, oracle(p, plan).o, torch.bfloat16)
 
 
-@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "cpu"])
+@pytest.mark.parametrize("backend", [b for b in DENSE if b != "cpu"])
 @pytest.mark.parametrize("window,sinks", [(2**31, 0), (2**40, 2**33), (3, 2**31 + 3)])
 def test_a_window_or_sinks_too_large_for_a_position_mean_all(backend, window, sinks):
     q, k, v = (randn(i, 1, h, 515, 64, dtype=torch.float32).to("cuda", torch.bfloat16) for i, h in enumerate((4, 2, 2)))
