@@ -18,7 +18,8 @@ _EFFICIENT = torch.ops.aten._scaled_dot_product_efficient_attention
 def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool = False, mask: Tensor | None = None) -> Output:
     """Compute attention of q [B, H, M, D] over k [B, G, N, D], v [B, G, N, Dv]; no key head is copied.
 
-    `causal` compares indices. `mask` [B, 1, M, N], on a CPU only, is added to the scores: 0, or -inf for a hidden pair.
+    `causal` compares indices. `mask` [B or 1, 1, M, N], on a CPU only, is added to the scores: 0, or -inf for a hidden
+    pair.
     """
     (B, H, M, D), (G, Dv) = q.shape, (v.shape[1], v.shape[3])
     if not (q.is_cpu or (q.is_cuda and q.dtype != torch.float64)):
@@ -31,7 +32,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool = False
     if H != G:
         q = q.unflatten(1, (G, H // G)).flatten(0, 1)
         k, v = (x.flatten(0, 1)[:, None].expand(-1, H // G, -1, -1) for x in (k, v))
-        mask = mask if mask is None else mask.repeat_interleave(G, 0)
+        mask = mask.repeat_interleave(G, 0) if mask is not None and len(mask) > 1 else mask
     if q.is_cpu:
         o, lse = _FLASH(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
     else:
@@ -40,12 +41,13 @@ def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool = False
 
 
 def masked(q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Tensor) -> Output:
-    """Compute attention over the visible pairs [B, 1, M, N]; a row that sees no key gets zeros and an lse of -inf."""
+    """Compute attention over the visible pairs [B or 1, 1, M, N]; zeros and an lse of -inf if a row sees none."""
     if not q.is_cpu:
         return _plain(q, k, v, scale, visible)
     mask = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill_(~visible, float("-inf"))
     done, blind = fused(q, k, v, scale, mask=mask), ~visible.any(-1)
-    done = Output(done.o.masked_fill(blind[..., None], 0.0), done.lse.masked_fill(blind, float("-inf")))
+    if blind.any():
+        done = Output(done.o.masked_fill(blind[..., None], 0.0), done.lse.masked_fill(blind, float("-inf")))
     if done.lse.isnan().any():  # NaN - inf is NaN: hidden scores must be replaced, not added to
         return _plain(q, k, v, scale, visible)
     return done

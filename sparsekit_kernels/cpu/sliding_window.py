@@ -1,10 +1,9 @@
 """The sliding-window fill: fused attention of runs of rows over the keys that their windows cover.
 
-If windows are narrow, one masked call computes many runs. If they are wide, all rows of a run see most of its keys,
-and those need no mask.
+If windows are narrow, one masked call computes many runs in all heads: as many as fit the cache with their gathered
+keys. Most runs see alike and share a mask. If windows are wide, all rows of a run see most of its keys, and those need
+no mask.
 """
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -17,9 +16,10 @@ from sparsekit.problem import Output, Problem, to_heads
 from . import head_slices, masked
 from .attend import between
 
-RUN = 512  # rows of a run, at most: longer runs read keys less often, but more keys that few of their rows see
+RUN = 32  # rows of a run: torch's kernel takes so many at a time; more rows see more keys that few of them need
+GATHERED = 8192  # keys gathered at a time, in all heads: 2 MiB at 64 floats per key
 WIDE = 2048  # tokens of a window; from this width on each run has calls of its own, unmasked if all rows see all keys
-MOST = 2**24  # masked pairs at a time: 64 MiB in float32
+WIDE_RUN = 256  # rows of such a run: longer runs read keys less often
 
 
 def why_not(problem: Problem, plan: Plan) -> str | None:
@@ -29,66 +29,66 @@ def why_not(problem: Problem, plan: Plan) -> str | None:
 def sliding_window(problem: Problem, plan: Plan) -> Output:
     p, fill = problem, plan.fill
     assert isinstance(fill, SlidingWindow)
-    (B, H, Q, _), G = p.q.shape, p.k.shape[1]
+    B, H, Q, _ = p.q.shape
     wide = torch.promote_types(p.q.dtype, torch.float32)
     out = Output(p.q.new_zeros(B, H, Q, p.v.shape[3]), p.q.new_full((B, H, Q), float("-inf"), dtype=wide))
 
-    low, high, sinks = fill.spans(p)  # [B, heads, Q]
-    heads = low.shape[1]
-    spans = torch.stack([low, high, sinks, to_heads(p.start(), heads)], 2)  # [B, heads, 4, Q]
-    asked, n, m = to_heads(plan.dropped(p), H), max(heads, G), min(max(fill.window // 2, 64), RUN)
+    low, high, sinks = fill.spans(p)  # [B, h, Q]
+    h = low.shape[1]
+    spans = torch.stack([low, high, sinks, to_heads(p.start(), h)], 2)  # [B, h, 4, Q]
+    asked = to_heads(plan.dropped(p), H)
     runs = _wide if fill.window >= WIDE else _narrow
     for b in range(B):
-        for x in range(n):
-            mine, (group,) = head_slices(p, x, n)[0], range(G)[head_slices(p, x, n)[1]]
-            needed = asked[b, mine].any(0)
-            for rows, done in runs(
-                p.q[b, mine], p.k[b, group], p.v[b, group], p.scale, spans[b, x * heads // n], needed, m
-            ):
-                out.o[b, mine, rows], out.lse[b, mine, rows] = done.o[0], done.lse[0]
+        for x in range(h):
+            heads, groups = head_slices(p, x, h)
+            needed, part = asked[b, heads].any(0), Output(out.o[b, heads], out.lse[b, heads])
+            runs(p.q[b, heads], p.k[b, groups], p.v[b, groups], p.scale, spans[b, x], needed, part)
     out.o.masked_fill_(~asked[..., None], 0.0)
     out.lse.masked_fill_(~asked, float("-inf"))
     return out
 
 
-def _narrow(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, spans: Tensor, needed: Tensor, m: int
-) -> Iterator[tuple[slice, Output]]:
-    """Yield rows of q [R, Q, D] and their output over k, v [K, D], batch of one: as many m-row runs as MOST allows."""
-    (R, Q, _), K = q.shape, len(k)
+def _narrow(q: Tensor, k: Tensor, v: Tensor, scale: float, spans: Tensor, needed: Tensor, out: Output) -> None:
+    """Write to `out` [R, Q, Dv] the attention of q [R, Q, D] over k [g, K, D] and v [g, K, Dv], many runs per call."""
+    Q, (g, K), m = q.shape[1], k.shape[:2], RUN
     low, high, sinks, start = pad(spans, (0, -Q % m)).unflatten(1, (-1, m))  # [I, m]
-    begin = low.masked_fill(high <= low, K).amin(-1)  # [I]
-    slot = torch.arange(int((high.amax(-1) - begin).clamp(min=0).max()), device=q.device)
+    begin = low.masked_fill(high <= low, K).amin(-1, keepdim=True)  # [I, 1]
+    slot = torch.arange(int((high - begin).clamp(min=0).max()), device=q.device)
     sink = torch.arange(int(sinks.max()), device=q.device)
-    if not len(slot) + len(sink):  # all rows are padding
+    width = len(sink) + len(slot)
+    if not width:  # all rows are padding
         return
-    step = max(1, MOST // (m * (len(slot) + len(sink)) * R))
+    far = [y.clamp(max=len(sink)) for y in (low, high, sinks, start)]
+    views = torch.stack([low - begin, high - begin, *far], 1)[..., None]  # [I, 6, m, 1]: most runs have the same view
+    last = visible = views.new_empty(0)
+    step = min(max(1, GATHERED // (g * width)), len(low))
+    buffers = [y.new_empty(g, step * width, y.shape[2]) for y in (k, v)]
     for i in range(0, len(low), step):
-        these = slice(i, min(i + step, len(low)))
-        rows = slice(i * m, min(these.stop * m, Q))
+        runs, rows = slice(i, i + step), slice(i * m, min((i + step) * m, Q))
         if not needed[rows].any():
             continue
-        lows, highs, seen, starts = (y[these, :, None] for y in (low, high, sinks, start))  # [i, m, 1]
-        near = begin[these, None] + slot  # [i, width]
-        visible = (near[:, None] >= lows) & (near[:, None] < highs)
-        first = sink.expand(len(near), -1)
-        far = _far(first[:, None], lows, highs, seen, starts)
-        visible = torch.cat([far, visible], -1)
-        index = torch.cat([first, near.clamp(max=K - 1)], -1)
-        ragged = (0, 0, 0, (these.stop - i) * m - (rows.stop - rows.start))
-        queries = pad(q[:, rows], ragged).unflatten(1, (-1, m)).transpose(0, 1)  # [i, R, m, D]
-        done = masked(queries, k[index][:, None], v[index][:, None], scale, visible[:, None])
-        o, lse = (y.transpose(0, 1).flatten(1, 2)[None, :, : rows.stop - rows.start] for y in (done.o, done.lse))
-        yield rows, Output(o, lse)
+        view, near = views[runs], begin[runs] + slot
+        if (view == view[:1]).all():
+            view = view[:1]
+        if not torch.equal(view, last):
+            last, (lows, highs, *far) = view, view.unbind(1)
+            visible = torch.cat([_far(sink, *far), (slot >= lows) & (slot < highs)], -1)  # [i or 1, m, width]
+        index = torch.cat([sink.expand(len(near), -1), near.clamp(max=K - 1)], -1).flatten()
+        keys, values = (
+            torch.index_select(y, 1, index, out=at[:, : len(index)]).unflatten(1, (-1, width)).transpose(0, 1)
+            for y, at in zip((k, v), buffers, strict=True)
+        )  # [i, g, width, D]
+        queries = pad(q[:, rows], (0, 0, 0, (rows.start - rows.stop) % m)).unflatten(1, (-1, m)).transpose(0, 1)
+        done = masked(queries, keys, values, scale, visible[:, None])
+        for y, new in ((out.o, done.o), (out.lse, done.lse)):
+            y[:, rows] = new.transpose(0, 1).flatten(1, 2)[:, : rows.stop - rows.start]
 
 
-def _wide(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, spans: Tensor, needed: Tensor, m: int
-) -> Iterator[tuple[slice, Output]]:
-    """Yield the rows and outputs that `_narrow` yields, one run at a time."""
-    keys, values = k[None, None], v[None, None]
-    for i in range(0, q.shape[1], m):
-        rows = slice(i, i + m)
+def _wide(q: Tensor, k: Tensor, v: Tensor, scale: float, spans: Tensor, needed: Tensor, out: Output) -> None:
+    """Do as `_narrow`, one run per call."""
+    keys, values = k[None], v[None]
+    for i in range(0, q.shape[1], WIDE_RUN):
+        rows = slice(i, i + WIDE_RUN)
         if not needed[rows].any():
             continue
         low, high, sinks, start = spans[:, rows]
@@ -96,7 +96,7 @@ def _wide(
         if far := int(sinks.max()):
             seen = _far(torch.arange(far, device=q.device), *(y[:, None] for y in (low, high, sinks, start)))
             done = done.merge(masked(q[None, :, rows], keys[:, :, :far], values[:, :, :far], scale, seen[None, None]))
-        yield rows, done
+        out.o[:, rows], out.lse[:, rows] = done.o[0], done.lse[0]
 
 
 def _far(slot: Tensor, low: Tensor, high: Tensor, sinks: Tensor, start: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def test_work_cut_into_pieces_gives_the_same(backend, data):
     with pytest.MonkeyPatch.context() as patch:
         for op in ("attend", "sliding_window"):
             module = importlib.import_module(f"{dispatch.BACKENDS[backend]}.{op}")
-            for name, size in {"RUN": 3, "GATHERED": 4, "MOST": 6, "WIDE": 4}.items():
+            for name, size in {"RUN": 3, "GATHERED": 4, "MOST": 6, "WIDE": 4, "WIDE_RUN": 3}.items():
                 if hasattr(module, name):
                     patch.setattr(module, name, size)
         same(attend(p, plan, backend=backend), oracle(p, plan))
