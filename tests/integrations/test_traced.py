@@ -26,15 +26,16 @@ def llama():
 @pytest.mark.parametrize("backend,dynamic", [("aot_eager", None), ("eager", True)])
 @torch.no_grad()
 def test_a_compiled_model_takes_prompts_of_several_lengths(llama, backend, dynamic):
-    lengths = (90, 61, 45)
+    lengths, calls = (90, 61, 45), []
     del llama.model.layers[1:]  # one layer is enough: each takes as long, and all are alike
     llama.config.num_hidden_layers = 1
-    with sparsify(llama, FILLED):
+    with sparsify(llama, FILLED, watch=calls.append):
         expected = [llama(ids(1, n)).logits for n in lengths]
         torch._dynamo.reset()
         compiled = torch.compile(llama, backend=backend, dynamic=dynamic)
         for n, answer in zip(lengths, expected, strict=True):
             assert error(compiled(ids(1, n)).logits, answer) < 1e-5
+    assert [call.problem.q.shape[2] for call in calls] == [*lengths, *lengths], "a compiled call is watched like any"
     torch._dynamo.reset()
 
 

@@ -320,7 +320,13 @@ def _real(attention_mask: Tensor | None, slots: int) -> Bool[Tensor, "B slots"] 
 
 def is_traced(x: Tensor) -> bool:
     """Return whether a tensor has a shape but no values: on the meta device, fake, or while a model is exported."""
-    return is_abstract(x) or torch.compiler.is_exporting()
+    return is_abstract(x) or _is_exporting()
+
+
+@torch.compiler.assume_constant_result
+def _is_exporting() -> bool:
+    """Return torch.compiler.is_exporting(), read outside the graph: torch 2.11 compiles it as always true."""
+    return torch.compiler.is_exporting()
 
 
 def packed_by(
