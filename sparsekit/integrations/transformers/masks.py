@@ -275,12 +275,9 @@ def _moved(carrier: Carrier, device: torch.device) -> Carrier:
     return _carrier(carrier.arguments | on_device, carrier)
 
 
-_DEFAULTS = {
-    name: parameter.default
-    for function in (eager_mask, sdpa_mask)
-    for name, parameter in inspect.signature(function).parameters.items()
-    if parameter.default is not inspect.Parameter.empty
-}
+_DEFAULTS: dict[str, Any] = dict(  # of the arguments that are read here; others may be deprecated ones
+    q_offset=0, kv_offset=0, mask_function=causal_mask_function, attention_mask=None, dtype=torch.float32, device="cpu"
+)
 
 
 def understand(
@@ -384,7 +381,7 @@ def _same_sequence(sequences: Sequences, mask: Tensor) -> Tensor:
 
 
 def _packed() -> Callable:
-    """Return a pattern for the mask function of packed sequences. Since transformers 5.17 it also holds positions."""
+    """Return a pattern for the mask function of packed sequences. After transformers 5.17 it also holds positions."""
     if hasattr(masking_utils, "packed_sequence_compatibility_function"):
         return masking_utils.packed_sequence_compatibility_function(*[_any_value] * 3)  # type: ignore[arg-type]
     return masking_utils.and_masks(_any_value, masking_utils.packed_sequence_mask_function(_any_value))  # type: ignore[arg-type]
