@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 from typer.models import ArgumentInfo
 
@@ -106,9 +106,8 @@ def command_page() -> str:
 
 def options(command: Any) -> Iterator[Row]:
     """Yield name, type, default and meaning of each argument and option of a command, as its signature says."""
-    hints = get_type_hints(command, include_extras=True)
-    for name, given in inspect.signature(command).parameters.items():
-        kind, info = get_args(hints[name])[:2]
+    for name, given in inspect.signature(command, eval_str=True).parameters.items():
+        kind, info = get_args(given.annotation)[:2]
         words = [
             word for word in (info.default, *(info.param_decls or ())) if isinstance(word, str) and word[:1] == "-"
         ]

@@ -9,7 +9,7 @@ from sparsekit.testbed import TASKS, Sample, TextTokenizer, ask, evaluate, gener
 from sparsekit.testbed.evaluate import score
 
 TEXT = read_text()
-LOSSY = "streaming(sinks=32, window=256)"  # sees the last quarter of a prompt: finds the facts there and no others
+LOSSY = "streaming(sinks=32, window=256)"  # finds some facts and loses others
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def samples():
-    return [TASKS[name](TEXT, 1024, seed) for seed in range(2) for name in ("single_key", "multi_value")]
+    """Return samples some of which LOSSY answers, and some not, in the text of Python 3.10, 3.11, 3.12 and 3.13."""
+    return [TASKS[name](TEXT, 1024, seed) for seed in (1, 2) for name in ("single_key", "multi_value")]
 
 
 @pytest.mark.parametrize("pipeline", ["dense", LOSSY])
@@ -53,8 +54,8 @@ def test_only_the_prompt_is_read_inside(model, samples):
 def test_other_tokenizers_generate_inside(model, samples):
     tokenizer = TextTokenizer(byte_tokenizer())
     with sparsify(model, LOSSY):
-        generated = [score(s, generate_answer(model, s.prompt, len(s.answer))) for s in samples[:3]]
-    assert evaluate(model, samples[:3], tokenizer=tokenizer, how=lambda: sparsify(model, LOSSY)) == generated
+        generated = [score(s, generate_answer(model, s.prompt, len(s.answer))) for s in samples[1:]]
+    assert evaluate(model, samples[1:], tokenizer=tokenizer, how=lambda: sparsify(model, LOSSY)) == generated
     assert not all(one.whole for one in generated)
 
 

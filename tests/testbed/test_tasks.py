@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import SEEDS
 
@@ -94,9 +94,10 @@ def test_copy_span_goes_on_with_a_line_seen_once(length, seed):
 
 @settings(max_examples=30)
 @given(LENGTHS, SEEDS)
+@example(9405, 0)  # the last row holds one word
 def test_common_words_are_the_ten_most_common(length, seed):
     answer, body, question, values = drawn("common_words", length, seed)
-    listed = re.findall(r"^((?:\d+\. [a-z]{6} ?){2,})$", body, re.MULTILINE)
+    listed = re.findall(r"^((?:\d+\. [a-z]{6} ?)+)$", body, re.MULTILINE)
     items = re.findall(r"(\d+)\. ([a-z]{6})", " ".join(listed))
     assert [int(number) for number, _ in items[:-1]] == list(range(1, len(items))), "numbered through"
     ranked = Counter(word for _, word in items).most_common()
