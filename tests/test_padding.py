@@ -10,7 +10,7 @@ from strategies import EXAMPLES, SEEDS, named, plans, problems, randn
 import sparsekit as sk
 from sparsekit import Output, Pipeline, Problem, SlidingWindow, attend, dispatch, oracle
 from sparsekit.break_even import worth_it
-from sparsekit.problem import PAD
+from sparsekit.problem import PAD, to_heads
 
 WITH_SINKS = st.builds(SlidingWindow, st.integers(1, 9), st.integers(0, 6))
 
@@ -112,7 +112,7 @@ def test_what_a_kernel_leaves_in_rows_that_nobody_reads_is_in_no_answer(data):
         out = right(op, device, *args, **kwargs)
         if op == "attend" and args[0].loose:
             unread.append(args[0])
-            out.o.masked_fill_((args[0].q_pos == PAD).unsqueeze(-1).expand_as(out.o), float("nan"))
+            out.o.masked_fill_((to_heads(args[0].q_pos, out.o.shape[1]) == PAD).unsqueeze(-1), float("nan"))
         return out
 
     with pytest.MonkeyPatch.context() as patch:

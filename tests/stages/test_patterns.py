@@ -40,8 +40,10 @@ def own_and_first(p, m):
 def test_block_topk_keeps_the_first_block_the_diagonal_and_its_budget(p, m, keep):
     pairs = BlockTopK(keep, m)(p).pairs(p)
     assert (pairs | ~own_and_first(p, m)).all()
-    blocks = BlockTopK(keep, m)(p).blocks
-    assert (blocks.counts <= torch.arange(1, blocks.n + 1)[-blocks.counts.shape[2] :].mul(keep).ceil() + 3).all()
+    own = torch.arange(p.k.shape[2])[-p.q.shape[2] :] // m  # each query's key block
+    first, seen = own[::m], own[[*range(m - 1, len(own) - 1, m), -1]] + 1  # of each query block
+    forced = seen - first + (first > 0)
+    assert (BlockTopK(keep, m)(p).blocks.counts <= seen.mul(keep).ceil() + forced).all()
 
 
 @given(p=problems(causal=True), m=SIZES, gamma=st.floats(0.01, 0.99), tau=st.sampled_from([0, 0.1, 1]))
