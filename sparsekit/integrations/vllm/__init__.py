@@ -1,14 +1,14 @@
-"""Sparse prefill inside vLLM, as a plugin: `pip install sparsekit[vllm]`, then one flag.
+"""Sparse prefill inside vLLM, as a plugin: `pip install ".[vllm]"`, then one flag.
 
     vllm serve MODEL --additional-config '{"sparsekit": {"pipeline": "balanced"}}'
 
 On CUDA also `--attention-backend CUSTOM`. The engine keeps everything else: its scheduler, its paged cache, chunked
-prefill, prefix caching, tensor parallel. Of the requests in a step, a pipeline attends to those that bring many new
-tokens; the engine's own kernel attends to all others, and to every decoded token.
+prefill, prefix caching. Of the requests in a step, a pipeline attends to those that bring many new tokens; the engine's
+own kernel attends to all others, and to every decoded token.
 Settings are those of settings.py. Without them the engine's own attention runs.
 """
 
-VERSIONS = {"cpu": ("0.32",), "cuda": ("0.26",)}  # of vLLM, by platform, that the tests ran
+VERSIONS = {"cpu": ("0.32",), "cuda": ()}  # of vLLM, by platform, that the tests ran
 
 
 def register() -> None:

