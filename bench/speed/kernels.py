@@ -2,8 +2,9 @@
 
 Each page also gives the time of the GPU, the time of the host to launch the kernels, the time of a call alone that
 begins on an idle device, and the time per call of many in a row, where the host runs ahead as it does in a model. If a
-call alone takes much longer than the GPU, the host is too slow. Dense attention comes first, for comparison. All take
-turns, because a GPU that was just busy is slower.
+call alone takes much longer than the GPU, the host is too slow. The host's launches are counted, a CUDA graph as one;
+beside them stands the time of so many of torch's smallest calls on this host. Dense attention comes first, for
+comparison. All take turns, because a GPU that was just busy is slower.
 The result is a text file beside the records. The kernels' times are the profiler's: compare them with each other, and
 take speed-ups from bench.speed.run.
 """
@@ -32,6 +33,7 @@ from sparsekit.files import write_whole
 CALLS, LEAST_US = 5, 3.0  # profiled calls; kernels that take less time per call are summed up
 TURNS, ROW = 21, 20  # turns, each with one call alone; calls in a row, in every third turn
 FASTEST = "FlashAttention-4"
+LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")  # how calls begin
 
 
 @dataclass
@@ -107,6 +109,17 @@ def _idle() -> float:
     return time.perf_counter()
 
 
+def bare(launches: float) -> float:
+    """Return the host's ms for so many of torch's smallest calls: each sets one number to zero."""
+    one, each = torch.zeros(1, device="cuda"), []
+    for _ in range(TURNS):
+        started = _idle()
+        for _ in range(ROW):
+            one.zero_()
+        each.append((time.perf_counter() - started) * 1e3 / ROW)
+    return statistics.median(each) * launches
+
+
 def page(contender: Contender, length: int, times: Times) -> str:
     """Return the page of one case: a line about the whole call, then its kernels, the longest first."""
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
@@ -116,10 +129,12 @@ def page(contender: Contender, length: int, times: Times) -> str:
     found = [e for e in seen.key_averages() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
     kernels = sorted(((e.self_device_time_total / CALLS, e.count / CALLS, e.key) for e in found), reverse=True)
     kernels = [(us, n, name) for us, n, name in kernels if name != "Activity Buffer Request"]
+    calls = [e.count for e in seen.key_averages() if e.device_type == DeviceType.CPU and e.key.startswith(LAUNCHES)]
+    launches = sum(calls) / CALLS
     lines = [
         f"{contender.case}, {contender.backend}, {length // 1024}K: "
         f"{sum(us for us, _, _ in kernels) / 1e3:.2f} ms on the GPU in {sum(n for _, n, _ in kernels):.0f} kernels; "
-        f"{times}"
+        f"{times}; {launches:.0f} launches by the host, so many of the smallest calls take {bare(launches):.3f} ms"
     ]
     lines += [f"{us:10.1f} us {n:5.1f} x  {name[:90]}" for us, n, name in kernels if us >= LEAST_US]
     few = [(us, n) for us, n, _ in kernels if us < LEAST_US]
