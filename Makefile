@@ -19,7 +19,7 @@ test: $(VENV)/ready  ## run the whole CPU suite
 	SPARSEKIT_HYPOTHESIS=typed OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/test_laws.py tests/ops/test_cpu.py $(TYPED)
 
 test-vllm: $(VLLM_VENV)/ready  ## run real engines on a CPU; they need an environment of their own, 3.5 GB
-	cd tests/vllm && $(abspath $(VLLM_VENV))/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --confcutdir .
+	cd tests/engines && $(abspath $(VLLM_VENV))/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --confcutdir .
 
 check: $(VENV)/ready  ## check format, lint and types
 	$(BIN)/ruff format --check .

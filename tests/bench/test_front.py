@@ -19,6 +19,10 @@ from sparsekit.testbed import TASKS, read_text
 RECORDS = FOLDER / "front"
 
 
+def test_the_pages_agree_with_the_committed_records():
+    report.main(check=True)
+
+
 @pytest.fixture(scope="module")
 def short():
     """Return the embedded model's records at one length, with today's recipes in place of three old pipelines."""

@@ -191,7 +191,8 @@ def test_what_no_gpu_kernel_attends_is_refused_with_all_reasons():
     small, wide = (torch.randn(1, 1, 16, D) for D in (16, 512))
     assert no_gpu_kernel(Problem.of(small, small, small), Plan()) is None
     reason = no_gpu_kernel(Problem.of(wide, wide, wide), Plan())
-    assert "triton: head dim 512 is larger than 256; flash: " in reason
+    assert "triton: head dim 512 is larger than 256; " in reason
+    assert all(f"; {name}: " in reason for name in ("hopper", "flash"))
 
 
 @pytest.mark.gpu

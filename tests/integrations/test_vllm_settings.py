@@ -1,4 +1,4 @@
-"""Tests of the settings of the plugin for vLLM, which need no vLLM; tests/vllm has those that do."""
+"""Tests of the settings of the plugin for vLLM, which need no vLLM; tests/engines has those that do."""
 
 import json
 import subprocess
