@@ -37,6 +37,7 @@ def backend(
     `pages` reads a request's keys and values from the cache: [1, G, K, D] each. `unreadable` says in words why it
     cannot. `name` is the backend's in vLLM.
     """
+    mine, attention = builder(own_builder, unreadable, platform), implementation(own_impl, pages)
 
     class Backend(base):  # type: ignore[misc, valid-type]
         @staticmethod
@@ -45,11 +46,11 @@ def backend(
 
         @staticmethod
         def get_builder_cls() -> type:
-            return builder(own_builder, unreadable, platform)
+            return mine
 
         @staticmethod
         def get_impl_cls() -> type:
-            return implementation(own_impl, pages)
+            return attention
 
     return Backend
 
