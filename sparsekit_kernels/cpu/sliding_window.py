@@ -20,6 +20,7 @@ RUN = 32  # rows of a run: torch's kernel takes so many at a time; more rows see
 GATHERED = 8192  # keys gathered at a time, in all heads: 2 MiB at 64 floats per key
 WIDE = 2048  # tokens of a window; from this width on each run has calls of its own, unmasked if all rows see all keys
 WIDE_RUN = 256  # rows of such a run: longer runs read keys less often
+Answer = tuple[Tensor, Tensor]  # of the heads of one sequence: output [R, Q, Dv] and log-sum-exp [R, Q]
 
 
 def why_not(problem: Problem, plan: Plan) -> str | None:
@@ -41,15 +42,15 @@ def sliding_window(problem: Problem, plan: Plan) -> Output:
     for b in range(B):
         for x in range(h):
             heads, groups = head_slices(p, x, h)
-            needed, part = asked[b, heads].any(0), Output(out.o[b, heads], out.lse[b, heads])
+            needed, part = asked[b, heads].any(0), (out.o[b, heads], out.lse[b, heads])
             runs(p.q[b, heads], p.k[b, groups], p.v[b, groups], p.scale, spans[b, x], needed, part)
     out.o.masked_fill_(~asked[..., None], 0.0)
     out.lse.masked_fill_(~asked, float("-inf"))
     return out
 
 
-def _narrow(q: Tensor, k: Tensor, v: Tensor, scale: float, spans: Tensor, needed: Tensor, out: Output) -> None:
-    """Write to `out` [R, Q, Dv] the attention of q [R, Q, D] over k [g, K, D] and v [g, K, Dv], many runs per call."""
+def _narrow(q: Tensor, k: Tensor, v: Tensor, scale: float, spans: Tensor, needed: Tensor, out: Answer) -> None:
+    """Write to `out` the attention of q [R, Q, D] over k [g, K, D] and v [g, K, Dv], many runs per call."""
     Q, (g, K), m = q.shape[1], k.shape[:2], RUN
     low, high, sinks, start = pad(spans, (0, -Q % m)).unflatten(1, (-1, m))  # [I, m]
     begin = low.masked_fill(high <= low, K).amin(-1, keepdim=True)  # [I, 1]
@@ -80,11 +81,11 @@ def _narrow(q: Tensor, k: Tensor, v: Tensor, scale: float, spans: Tensor, needed
         )  # [i, g, width, D]
         queries = pad(q[:, rows], (0, 0, 0, (rows.start - rows.stop) % m)).unflatten(1, (-1, m)).transpose(0, 1)
         done = masked(queries, keys, values, scale, visible[:, None])
-        for y, new in ((out.o, done.o), (out.lse, done.lse)):
+        for y, new in zip(out, (done.o, done.lse), strict=True):
             y[:, rows] = new.transpose(0, 1).flatten(1, 2)[:, : rows.stop - rows.start]
 
 
-def _wide(q: Tensor, k: Tensor, v: Tensor, scale: float, spans: Tensor, needed: Tensor, out: Output) -> None:
+def _wide(q: Tensor, k: Tensor, v: Tensor, scale: float, spans: Tensor, needed: Tensor, out: Answer) -> None:
     """Do as `_narrow`, one run per call."""
     keys, values = k[None], v[None]
     for i in range(0, q.shape[1], WIDE_RUN):
@@ -96,7 +97,7 @@ def _wide(q: Tensor, k: Tensor, v: Tensor, scale: float, spans: Tensor, needed: 
         if far := int(sinks.max()):
             seen = _far(torch.arange(far, device=q.device), *(y[:, None] for y in (low, high, sinks, start)))
             done = done.merge(masked(q[None, :, rows], keys[:, :, :far], values[:, :, :far], scale, seen[None, None]))
-        out.o[:, rows], out.lse[:, rows] = done.o[0], done.lse[0]
+        out[0][:, rows], out[1][:, rows] = done.o[0], done.lse[0]
 
 
 def _far(slot: Tensor, low: Tensor, high: Tensor, sinks: Tensor, start: Tensor) -> Tensor:
