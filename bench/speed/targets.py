@@ -148,6 +148,21 @@ def _cpu(rows: list[Record]) -> Measured | None:
     return Measured(f"{max(shares):.0%} at density .27", max(shares) / 0.75) if shares else None
 
 
+FILLED_ON_CPU = "TokenCoverage, window fill"
+
+
+def _filled_on_cpu(rows: list[Record]) -> Measured | None:
+    found = [row["speed_up"] for row in _of(rows, FILLED_ON_CPU)]
+    return Measured(f"{found[0]:.1f} x", found[0] / 12) if found else None
+
+
+def _search_on_cpu(rows: list[Record]) -> Measured | None:
+    """Measure the search of the same call as a part of the dense time."""
+    mine = [row for row in _of(rows, FILLED_ON_CPU) if row.get("steps")]
+    found = [(row["steps"]["score"] + row["steps"]["select"]) / row["dense_ms"]["p50"] for row in mine]
+    return Measured(f"{found[0]:.1%}", 0.03 / found[0]) if found else None
+
+
 def fastest_in_a_row(row: Record, records: list[Record]) -> float:
     """Return the ms per call of the fastest dense attention in a row of calls, in a record's run, on its tensors."""
     same = (x for x in records if all(x[name] == row[name] for name in ("run", "length", "shape", "inputs")))
@@ -237,6 +252,8 @@ TARGETS = [
     Target("T6b", "without FA4, 128K: 270 TFLOP/s on active blocks, density .02 and less", LLAMA, K128, _short_lists),
     Target("T7", "1M tokens: at most 1.25 x (Q + K + V + O) of memory", LLAMA, M1, _memory),
     Target("T8", "block-sparse on a CPU, 16K: 75% of 1/density over torch SDPA", "cpu", 16384, _cpu),
+    Target("C1", "TokenCoverage with a window fill on a CPU, 16K: 12 x torch SDPA", "cpu", 16384, _filled_on_cpu),
+    Target("C2", "its search on a CPU, 16K: at most 3% of torch SDPA's time", "cpu", 16384, _search_on_cpu),
     *(
         Target(
             f"S{n}",
