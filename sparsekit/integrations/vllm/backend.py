@@ -130,13 +130,11 @@ def implementation(base: type, pages: Pages) -> type:
         ) -> Tensor:  # fmt: skip
             found = getattr(attn_metadata, "sparsekit", ())  # no metadata: a run that measures memory
             pipeline = None
-            if (
-                found
-                and self.settings
-                and self.reason is None
-                and not any(x is not None for x in (*scales, *more.values()))
-            ):
+            if found and self.settings and self.reason is None:
                 pipeline = self.settings.pipelines[extract_layer_index(layer.layer_name)]
+            if pipeline and any(x is not None for x in (*scales, *more.values())):
+                LOG.warning_once("sparsekit: layers run dense, because their kernel also quantizes the output")
+                pipeline = None
             if pipeline is None:
                 return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *scales, **more)
             for part in found:

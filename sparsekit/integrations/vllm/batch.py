@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from vllm.logger import init_logger
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.worker.ubatch_utils import UBatchSlice, split_attn_metadata
 
 from .settings import Settings
+
+LOG = init_logger("vllm.sparsekit")
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,10 @@ def parts(how: Settings, common: CommonAttentionMetadata, build: Callable[[Any],
 
     `build` makes the engine's metadata of some requests.
     """
-    if common.max_query_len < how.min_tokens or common.causal is not True or common.mm_req_doc_ranges:
+    if common.max_query_len < how.min_tokens:
+        return ()
+    if common.causal is not True or common.mm_req_doc_ranges:
+        LOG.warning_once("sparsekit: a step ran dense, because some of its tokens see later ones")
         return ()
     if common.is_prefilling is None or common.seq_lens_cpu_upper_bound is None:  # a call of the model that drafts
         return ()
